@@ -1,0 +1,1 @@
+"""The bus between partitions: channel messages, GPADLs, rings, channels. Both sides."""
