@@ -1,0 +1,44 @@
+# `make demo` and `make test` need nothing but Python 3.11 or later and make: each builds the virtual environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types bench fuzz wheel clean help
+
+help: ## what can be done here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Partita needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## boot two children, give them disks, show their traffic
+	$(BIN)/partita run 03-disk -v
+
+test: $(READY) ## the fast test suite
+	$(BIN)/python -m pytest -q
+
+check: lint types ## everything that reads code without running it
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY) ## speed, as ratios against what one would use instead
+	$(BIN)/python -m benchmarks
+
+fuzz: $(READY) ## long random campaigns against every decoder and state machine
+	$(BIN)/python -m pytest -q tests/hostile --hypothesis-profile=long
+
+wheel: $(READY) ## build the wheel and run an example from it, outside the checkout
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,7 @@
-"""The one source of time: integer 100 ns units. Hypervisor.
+"""The one source of time: integer 100 ns units. Both sides.
 
-Nothing else reads a clock. The host hands in a function, so the same code runs on real time and on Trio's virtual clock.
+Nothing else reads a clock. The host hands in a function, so the same code runs on real time and on Trio's virtual
+clock.
 """
 
 from __future__ import annotations

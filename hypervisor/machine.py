@@ -50,7 +50,10 @@ class Machine(Protocol):
         """RDTSC, at HV_X64_MSR_TSC_FREQUENCY ticks a second."""
 
     def hypercall(self, control: int, input_gpa: int = 0, output_gpa: int = 0) -> int:
-        """The call through the hypercall page: RCX, RDX, R8 in, RAX out (rep calls run to their end). Raises `InvalidOpcode`."""
+        """The call through the hypercall page: RCX, RDX, R8 in, RAX out; rep calls run to their end.
+
+        Raises `InvalidOpcode`, and `VpStopped` where the call ended in an intercept.
+        """
 
     def port_in(self, port: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes; an intercept."""

@@ -1,4 +1,4 @@
-"""HV_STATUS: what a hypercall answers. Hypervisor."""
+"""HV_STATUS: what a hypercall answers. Both sides."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class HvStatus(enum.IntEnum):
 
 
 class HvError(Exception):
-    """A hypercall handler's refusal; the dispatcher turns it into the status. `completed` counts whole reps before it."""
+    """A hypercall handler's refusal; dispatch turns it into the status. `completed` counts whole reps before it."""
 
     def __init__(self, status: HvStatus, completed: int = 0) -> None:
         super().__init__(status.name)

@@ -7,9 +7,9 @@
         status: u32 = at(0x08, default=0)
 
 From the declaration follow the constructor (keywords or positions, seen by type checkers), `decode`, `encode` and
-`encode_into`. Gaps between fields are padding: zero when written, ignored when read. Overlaps and a wrong size are refused
-when the module is imported. Enumerations are decoded as plain integers on purpose: the peer may send any value, and an
-`IntEnum` member compares equal to its integer.
+`encode_into`. Gaps between fields are padding: zero when written, ignored when read. Overlaps and a wrong size are
+refused when the module is imported. Enumerations are decoded as plain integers on purpose: the peer may send any value,
+and an `IntEnum` member compares equal to its integer.
 
 The values are `msgspec.Struct`s because they cost 55 ns to make, a fifth of a frozen attrs class.
 """

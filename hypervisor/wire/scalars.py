@@ -1,6 +1,6 @@
 """The field types of wire layouts: integers, fixed bytes and GUIDs. Both sides.
 
-Each is an `Annotated` alias whose metadata is a `struct` code, so a declaration reads `flags: u32 = at(0x04)` and a type
+Each is an `Annotated` alias whose metadata is a `struct` code: a declaration reads `flags: u32 = at(0x04)`, and a type
 checker sees a plain `int`.
 """
 
