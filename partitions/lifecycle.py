@@ -1,8 +1,8 @@
-"""The states of a virtual machine, the one table of transitions, and Hyper-V's numbers for both. Root side.
+"""The states of a virtual machine, the one table of transitions, and Hyper-V's numbers. Root side.
 
-The table is the lock: while an operation runs, its VM is in a passing state (Starting, Pausing, ...) from which the table
-lets nothing start but turning off. Numbers are those of Msvm_ComputerSystem in namespace root\\virtualization\\v2;
-which transitions are allowed follows Hyper-V's usual behaviour.
+The table is the lock: while an operation runs, its VM is in a passing state (Starting, Pausing, ...) from which the
+table lets nothing start but turning off. Numbers are those of Msvm_ComputerSystem in namespace
+root\\virtualization\\v2; which transitions are allowed follows Hyper-V's usual behaviour.
 """
 
 from __future__ import annotations

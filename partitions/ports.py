@@ -1,13 +1,13 @@
-"""I/O ports of the boot devices: the few intercepts that a child has besides hypercalls, and what they mean. Both sides.
+"""I/O ports of the boot devices: the few intercepts that a child has besides hypercalls. Both sides.
 
     0x3F8..0x3FF  COM1, a 16550: bytes out at the transmit register, line status reads "ready"
-    0x604         power: write 2 bytes 0x2000 to power off (ACPI S5); read 2 bytes, bit 8 = the power button was pressed;
-                  write 2 bytes with bit 8 set to acknowledge the button
+    0x604         power: write 2 bytes 0x2000 to power off (ACPI S5); read 2 bytes, bit 8 = the power button was
+                  pressed; write 2 bytes with bit 8 set to acknowledge the button
     0xCF9         reset: write 1 byte with bit 2 set (0x06 by custom)
     0x0E8         exit code of the guest's program, 4 bytes, written before power off; a model device, no PC has it
 
-The power button also raises `POWER_BUTTON_VECTOR` in virtual processor 0. A guest that does not react is turned off after
-a grace period, as a person would hold the button down.
+The power button also raises `POWER_BUTTON_VECTOR` in virtual processor 0. A guest that does not react is turned off
+after a grace period, as a person would hold the button down.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COM1_LINE_STATUS: Final = COM1 + 5
 LINE_STATUS_IDLE: Final = 0x60
 
 POWER: Final = 0x604
-"""The control half of ACPI's PM1 block, two bytes; where QEMU's PC has it, so that kernels and people know the number."""
+"""The control half of ACPI's PM1 block, two bytes; at the number that QEMU's PC made known."""
 POWER_OFF: Final = 0x2000
 """Sleep enable (bit 13) with sleep type 0: soft off."""
 POWER_BUTTON: Final = 0x0100

@@ -1,0 +1,117 @@
+"""What a VM prints on COM1: the last 64 KiB, lines with their times, and readers that follow. Root side.
+
+Bytes come one by one out of port intercepts. The guest decides how many and which, so everything here is bounded, and
+text is made with replacement characters: a console never raises over what a guest prints.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from hypervisor.clock import Clock
+from partitions.root.feed import Feed, Subscription
+
+KEPT_BYTES: Final = 64 * 1024
+MAX_LINE: Final = 4096
+"""A line longer than this is broken, so that a guest that never ends a line still reaches its readers."""
+_LINE_OVERHEAD: Final = 64
+"""What a kept line is charged beside its bytes, so that a guest printing empty lines cannot make us keep millions."""
+_NEWLINE: Final = 0x0A
+
+
+class ConsoleLine(msgspec.Struct, frozen=True, gc=False):
+    """One line of output, without its line end."""
+
+    time: int
+    """When its last byte came, 100 ns units on the host's clock."""
+    text: str
+
+
+class Console:
+    """COM1's output of one VM. It outlives the worker: a new start appends, `clear` empties."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._bytes = bytearray()
+        self._open_line = bytearray()
+        self._lines: deque[ConsoleLine] = deque()
+        self._lines_charge = 0
+        self._feed: Feed[ConsoleLine] = Feed()
+        self.total_bytes = 0
+        """All that was ever printed, kept or not."""
+
+    def write_byte(self, byte: int) -> None:
+        """One byte from the transmit register."""
+        self.total_bytes += 1
+        self._bytes.append(byte)
+        if len(self._bytes) > 2 * KEPT_BYTES:  # trimmed by halves: one move a 64 KiB, not one a byte
+            del self._bytes[:-KEPT_BYTES]
+        if byte == _NEWLINE:
+            self._end_line()
+        else:
+            self._open_line.append(byte)
+            if len(self._open_line) >= MAX_LINE:
+                self._end_line()
+
+    def write(self, data: bytes) -> None:
+        """Several bytes, in order."""
+        for byte in data:
+            self.write_byte(byte)
+
+    def flush_line(self) -> None:
+        """Give out a line that was begun and not ended: its guest is gone."""
+        if self._open_line:
+            self._end_line()
+
+    def close(self) -> None:
+        """The VM's definition is gone: followers end after what they have."""
+        self.flush_line()
+        self._feed.close()
+
+    def clear(self) -> None:
+        """Forget what was printed so far."""
+        self._bytes.clear()
+        self._open_line.clear()
+        self._lines.clear()
+        self._lines_charge = 0
+
+    @property
+    def data(self) -> bytes:
+        """The last 64 KiB as they came."""
+        return bytes(self._bytes[-KEPT_BYTES:])
+
+    @property
+    def text(self) -> str:
+        """The last 64 KiB as text, CR LF as one line end."""
+        return self.data.decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def lines(self) -> list[str]:
+        """The lines kept, oldest first; one that was begun and not ended is the last."""
+        kept = [line.text for line in self._lines]
+        if self._open_line:
+            kept.append(_text(self._open_line))
+        return kept
+
+    def timed_lines(self) -> list[ConsoleLine]:
+        """The ended lines kept, with their times."""
+        return list(self._lines)
+
+    def follow(self, *, capacity: int = 1024) -> Subscription[ConsoleLine]:
+        """New lines from now on: `async for line in console.follow()`. A slow reader loses the oldest (`.dropped`)."""
+        return self._feed.subscribe(capacity)
+
+    def _end_line(self) -> None:
+        line = ConsoleLine(self._clock(), _text(self._open_line))
+        self._open_line.clear()
+        self._lines.append(line)
+        self._lines_charge += len(line.text) + _LINE_OVERHEAD
+        while self._lines_charge > KEPT_BYTES:
+            self._lines_charge -= len(self._lines.popleft().text) + _LINE_OVERHEAD
+        self._feed.put(line)
+
+
+def _text(raw: bytearray) -> str:
+    return raw.decode("utf-8", "replace").rstrip("\r")
