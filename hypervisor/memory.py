@@ -1,0 +1,381 @@
+"""Guest physical memory: host blocks, and a partition's GPA space as sorted extents over them. Hypervisor.
+
+Every mapping is an anonymous reservation by `mmap.mmap` with pages of a memfd fixed on top of it. The reservation's
+object is what each memoryview keeps alive, so memory is unmapped when its last view dies, with no descriptor of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, Access, pages_for
+from hypervisor.wire import Buffer
+
+_MAP_FIXED = 0x10  # the same number on Linux and macOS; the mmap module does not name it
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_FAILED = ctypes.c_void_p(-1).value
+_RIGHTS = int(Access.ALL)
+
+
+class GpaFault(Exception):
+    """A guest physical address that is not mapped, or not with that right."""
+
+    def __init__(self, gpa: int, access: Access) -> None:
+        super().__init__(f"{access.name} of GPA {gpa:#x}")
+        self.gpa = gpa
+        self.access = access
+
+
+class MapWatcher(Protocol):
+    """Told around every change of the map; overlay pages get out of the way and come back."""
+
+    def about_to_change(self, gpn: int, count: int) -> None:
+        """The pages' present contents are still in place."""
+
+    def changed(self, gpn: int, count: int) -> None:
+        """The new map is in place."""
+
+
+class MemoryBlock:
+    """Host memory behind guest pages: one descriptor, one mapping, sparse until touched."""
+
+    __slots__ = ("_map", "fd", "name", "size", "view")
+
+    def __init__(self, fd: int, size: int, name: str) -> None:
+        self.fd: int | None = fd
+        self.size = size
+        self.name = name
+        self._map = _stitch(size, [(fd, 0, size)])
+        self.view = memoryview(self._map)
+        """All of it, writable, format `B`."""
+
+    @classmethod
+    def allocate(cls, size: int, name: str) -> MemoryBlock:
+        """`size` bytes, a page multiple, all zero. Raises OSError when the host has no more."""
+        if size <= 0 or size & PAGE_MASK:
+            raise ValueError(f"{size} bytes are not a whole number of pages")
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        else:  # no memfd on this system: an unlinked file serves the same mappings, only slower to start
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        try:
+            os.ftruncate(fd, size)
+            return cls(fd, size, name)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def zero(self, page: int, count: int) -> None:
+        """Make pages read as zero and give their memory back to the host where it can take it."""
+        offset, length = page << PAGE_SHIFT, count << PAGE_SHIFT
+        try:
+            self._map.madvise(mmap.MADV_REMOVE, offset, length)
+        except (AttributeError, OSError):
+            # Page by page: a fill of the whole would need as much memory again.
+            for start in range(offset, offset + length, 1 << PAGE_SHIFT):
+                self.view[start : start + (1 << PAGE_SHIFT)] = bytes(1 << PAGE_SHIFT)
+
+    def close(self) -> None:
+        """Give up our references; the memory goes with its last view. Harmless when repeated."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+            del self._map
+            self.view = memoryview(b"")
+
+
+@attrs.define
+class _Extent:
+    """A run of guest pages that is contiguous in one block and has one set of rights."""
+
+    gpn: int
+    count: int
+    block: MemoryBlock
+    block_page: int
+    rights: int
+    view: memoryview
+
+    @property
+    def end(self) -> int:
+        return self.gpn + self.count
+
+
+class GuestMemory:
+    """A partition's GPA space: extents in order of address, normally one.
+
+    Addresses and lengths may be a guest's; anything not wholly mapped with the wanted rights raises `GpaFault` before a
+    byte moves. Lengths are never negative.
+    """
+
+    __slots__ = ("_extents", "_fast_gpa", "_fast_size", "_fast_view", "_starts", "end", "watcher")
+
+    def __init__(self) -> None:
+        self._extents: list[_Extent] = []
+        self._starts: list[int] = []
+        self.end = 0
+        """First GPA past the highest mapped page."""
+        self.watcher: MapWatcher | None = None
+        # The largest extent with all rights, for the common access: no search, no test of rights.
+        self._fast_gpa = 0
+        self._fast_size = 0
+        self._fast_view = memoryview(b"")
+
+    # --- the map
+
+    def map_block(self, gpn: int, block: MemoryBlock, block_page: int, count: int, access: Access) -> None:
+        """Put `count` pages of `block` at `gpn`; supersedes what was there."""
+        if count <= 0:
+            return
+        assert block.size >= (block_page + count) << PAGE_SHIFT, "the caller names pages that the block has"
+        if self.watcher is not None:
+            self.watcher.about_to_change(gpn, count)
+        self._cut(gpn, count)
+        start = block_page << PAGE_SHIFT
+        view = block.view[start : start + (count << PAGE_SHIFT)]
+        self._extents.append(_Extent(gpn, count, block, block_page, int(access), view))
+        self._settle()
+        if self.watcher is not None:
+            self.watcher.changed(gpn, count)
+
+    def unmap(self, gpn: int, count: int) -> None:
+        """Take pages away; pages that are not mapped are no error."""
+        if count <= 0:
+            return
+        if self.watcher is not None:
+            self.watcher.about_to_change(gpn, count)
+        self._cut(gpn, count)
+        self._settle()
+        if self.watcher is not None:
+            self.watcher.changed(gpn, count)
+
+    def source(self, gpn: int) -> tuple[MemoryBlock, int, Access] | None:
+        """Where a guest page lives: block, page of the block, rights; None where nothing is mapped."""
+        extent = self._find(gpn)
+        if extent is None:
+            return None
+        return extent.block, extent.block_page + gpn - extent.gpn, Access(extent.rights)
+
+    def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
+        """Every extent as (gpn, block, block page, pages, rights), by address: what a backend maps."""
+        return [(e.gpn, e.block, e.block_page, e.count, Access(e.rights)) for e in self._extents]
+
+    def flat_from_zero(self) -> memoryview:
+        """The extent that holds GPA 0, writable; empty where there is none."""
+        extent = self._find(0)
+        return memoryview(bytearray()) if extent is None else extent.view
+
+    def clear(self) -> None:
+        """Zero every mapped page, for a reset."""
+        for extent in self._extents:
+            extent.block.zero(extent.block_page, extent.count)
+
+    # --- access
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A private copy; the whole range is checked before a byte moves."""
+        start = gpa - self._fast_gpa
+        if start >= 0 and start + length <= self._fast_size:
+            return bytes(self._fast_view[start : start + length])
+        return b"".join(self._pieces(gpa, length, Access.READ))
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Store bytes; the whole range is checked before a byte moves."""
+        length = len(data)
+        start = gpa - self._fast_gpa
+        if start >= 0 and start + length <= self._fast_size:
+            self._fast_view[start : start + length] = data
+            return
+        taken = 0
+        for piece in self._pieces(gpa, length, Access.WRITE):
+            piece[:] = data[taken : taken + len(piece)]
+            taken += len(piece)
+
+    def view(self, gpa: int, length: int, access: Access = Access.READ_WRITE) -> memoryview:
+        """One contiguous view; read-only if `access` has no WRITE and the pages have none either.
+
+        A range that is not contiguous in host memory is stitched together, which costs a system call a piece.
+        """
+        start = gpa - self._fast_gpa
+        if start >= 0 and start + length <= self._fast_size:
+            return self._fast_view[start : start + length]
+        pieces = self._pieces(gpa, length, access)
+        if len(pieces) == 1:
+            return pieces[0]
+        if not pieces:
+            return memoryview(bytearray())
+        first = gpa >> PAGE_SHIFT
+        offset = gpa & PAGE_MASK
+        whole = self.flat(range(first, first + pages_for(length, offset)), access)
+        return whole[offset : offset + length]
+
+    def page_views(self, gpns: Sequence[int], offset: int, length: int, access: Access) -> list[memoryview]:
+        """A byte range over a page list, as the fewest contiguous views; the range lies within the list.
+
+        `offset` counts from the start of the first page. Adjacent pages become one view.
+        """
+        count = len(gpns)
+        if offset < 0 or length < 0 or offset + length > count << PAGE_SHIFT:
+            raise ValueError(f"{offset} + {length} bytes are not within {count} pages")
+        if not length:
+            return []
+        first = gpns[0]
+        start = (first << PAGE_SHIFT) - self._fast_gpa
+        # A guest's list can look contiguous at both ends and not be; only the whole comparison counts.
+        if (
+            start >= 0
+            and start + (count << PAGE_SHIFT) <= self._fast_size
+            and (count == 1 or (gpns[-1] - first == count - 1 and list(range(first, first + count)) == list(gpns)))
+        ):
+            start += offset
+            return [self._fast_view[start : start + length]]
+        skip = offset >> PAGE_SHIFT
+        offset &= PAGE_MASK
+        views: list[memoryview] = []
+        for run, pages in _runs(gpns[skip : skip + pages_for(length, offset)]):
+            part = min((pages << PAGE_SHIFT) - offset, length)
+            views += self._pieces((run << PAGE_SHIFT) + offset, part, access)
+            length -= part
+            offset = 0
+        return views
+
+    def flat(self, gpns: Sequence[int], access: Access) -> memoryview:
+        """One contiguous view of any page list, in its order, pages repeated if it repeats them.
+
+        A slice where the pages are contiguous, else a new mapping of them that goes with its last view. Raises
+        `GpaFault`, and MemoryError when the host refuses another mapping.
+        """
+        views = self.page_views(gpns, 0, len(gpns) << PAGE_SHIFT, access)
+        if len(views) == 1:
+            return views[0]
+        if not views:
+            return memoryview(bytearray())
+        parts: list[tuple[int, int, int]] = []
+        for run, pages in _runs(gpns):
+            gpn, last = run, run + pages
+            while gpn < last:
+                extent = self._find(gpn)
+                assert extent is not None, "page_views has checked every page"
+                assert extent.block.fd is not None, "a mapped block is open"
+                here = min(last, extent.end) - gpn
+                offset = (extent.block_page + gpn - extent.gpn) << PAGE_SHIFT
+                parts.append((extent.block.fd, offset, here << PAGE_SHIFT))
+                gpn += here
+        whole = memoryview(_stitch(len(gpns) << PAGE_SHIFT, parts))
+        return whole.toreadonly() if any(view.readonly for view in views) else whole
+
+    # --- inside
+
+    def _find(self, gpn: int) -> _Extent | None:
+        index = bisect_right(self._starts, gpn) - 1
+        if index < 0:
+            return None
+        extent = self._extents[index]
+        return extent if gpn < extent.end else None
+
+    def _pieces(self, gpa: int, length: int, access: Access) -> list[memoryview]:
+        """The range as one view for each extent that it touches, every right checked first."""
+        needed = int(access)
+        views: list[memoryview] = []
+        while length > 0:
+            extent = self._find(gpa >> PAGE_SHIFT) if gpa >= 0 else None
+            if extent is None or needed & ~extent.rights:
+                raise GpaFault(gpa, access)
+            start = gpa - (extent.gpn << PAGE_SHIFT)
+            piece = extent.view[start : start + length]
+            if not extent.rights & Access.WRITE:
+                piece = piece.toreadonly()
+            views.append(piece)
+            gpa += len(piece)
+            length -= len(piece)
+        return views
+
+    def _cut(self, gpn: int, count: int) -> None:
+        """Remove a range from the extents, splitting those that reach over its ends."""
+        end = gpn + count
+        kept: list[_Extent] = []
+        for extent in self._extents:
+            if extent.end <= gpn or extent.gpn >= end:
+                kept.append(extent)
+                continue
+            if extent.gpn < gpn:
+                kept.append(_part(extent, extent.gpn, gpn))
+            if extent.end > end:
+                kept.append(_part(extent, end, extent.end))
+        self._extents = kept
+
+    def _settle(self) -> None:
+        """Sort, join neighbours that are contiguous in their block, and choose the extent for fast access."""
+        joined: list[_Extent] = []
+        for extent in sorted(self._extents, key=lambda extent: extent.gpn):
+            last = joined[-1] if joined else None
+            if (
+                last is not None
+                and last.end == extent.gpn
+                and last.block is extent.block
+                and last.block_page + last.count == extent.block_page
+                and last.rights == extent.rights
+            ):
+                start, count = last.block_page << PAGE_SHIFT, last.count + extent.count
+                view = last.block.view[start : start + (count << PAGE_SHIFT)]
+                joined[-1] = attrs.evolve(last, count=count, view=view)
+            else:
+                joined.append(extent)
+        self._extents = joined
+        self._starts = [extent.gpn for extent in joined]
+        self.end = joined[-1].end << PAGE_SHIFT if joined else 0
+        fast = max((e for e in joined if e.rights == _RIGHTS), key=lambda extent: extent.count, default=None)
+        self._fast_gpa = fast.gpn << PAGE_SHIFT if fast else 0
+        self._fast_size = fast.count << PAGE_SHIFT if fast else 0
+        self._fast_view = fast.view if fast else memoryview(b"")
+
+
+def _part(extent: _Extent, gpn: int, end: int) -> _Extent:
+    skipped = gpn - extent.gpn
+    view = extent.view[skipped << PAGE_SHIFT : (end - extent.gpn) << PAGE_SHIFT]
+    return _Extent(gpn, end - gpn, extent.block, extent.block_page + skipped, extent.rights, view)
+
+
+def _runs(gpns: Sequence[int]) -> list[tuple[int, int]]:
+    """A page list as runs of (first page, pages)."""
+    runs: list[tuple[int, int]] = []
+    first = following = -1
+    for gpn in gpns:
+        if gpn != following:
+            if following != -1:
+                runs.append((first, following - first))
+            first = gpn
+        following = gpn + 1
+    if following != -1:
+        runs.append((first, following - first))
+    return runs
+
+
+def _stitch(size: int, parts: Sequence[tuple[int, int, int]]) -> mmap.mmap:
+    """A mapping of `size` bytes made of (descriptor, offset, length) one after the other."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        whole = mmap.mmap(-1, size, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"the host refuses a mapping of {size} bytes: {error}") from None
+    anchor = ctypes.c_char.from_buffer(whole)
+    address = ctypes.addressof(anchor)
+    del anchor  # else it would hold the mapping's buffer
+    for fd, offset, length in parts:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        got = _libc.mmap(address, length, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+        if got == _FAILED:
+            number = ctypes.get_errno()
+            raise MemoryError(f"the host refuses a mapping of {length} bytes: {os.strerror(number)}")
+        address += length
+    return whole
