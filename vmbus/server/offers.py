@@ -1,0 +1,90 @@
+"""What the host offers: devices, their offers, and the order and numbers that channels get. Root side."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from hypervisor.wire import Guid
+from vmbus.protocol.identifiers import MAX_CHANNELS
+
+if TYPE_CHECKING:
+    from vmbus.channel import Channel
+    from vmbus.server.opened import OpenedChannel
+
+
+@attrs.frozen
+class Offer:
+    """A device as the guest is told of it."""
+
+    interface: Guid
+    instance: Guid
+    flags: int = 0
+    """`OfferFlag` bits; those that the guest did not negotiate are masked when the offer is sent."""
+    user_defined: bytes = bytes(120)
+    mmio_megabytes: int = 0
+    subchannel_index: int = 0
+    """0 for a primary channel. A subchannel has its primary's interface and instance."""
+    order: int | None = None
+    """Place among the offers of one interface; those without come last, by instance."""
+    name: str = ""
+    """For people."""
+
+    @property
+    def key(self) -> OfferKey:
+        """No two live offers have the same."""
+        return self.interface, self.instance, self.subchannel_index
+
+    @property
+    def sort_key(self) -> tuple[str, bool, int, str, int]:
+        """Interface, order, instance: so a guest that boots again sees the same channel IDs."""
+        return str(self.interface), self.order is None, self.order or 0, str(self.instance), self.subchannel_index
+
+    def __str__(self) -> str:
+        return self.name or f"{self.interface}/{self.instance}"
+
+
+OfferKey = tuple[Guid, Guid, int]
+
+
+class Device(Protocol):
+    """What a VSP is to the bus."""
+
+    @property
+    def offer(self) -> Offer:
+        """What the guest is told."""
+
+    async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
+        """Run while the channel is open; cancelled when the guest closes it.
+
+        Return, or raise `WireError` or `GpaFault`, to stop before that: the guest's fault, which is traced. The channel
+        stays open, unserved, until the guest closes it. Any other exception is our own bug and is let through.
+        """
+
+
+class ChannelIds:
+    """The lowest free channel ID, 1 to 2047. IDs are given when an offer is sent and come back at release."""
+
+    __slots__ = ("_free",)
+
+    def __init__(self) -> None:
+        self._free = list(range(1, MAX_CHANNELS + 1))
+
+    def take(self) -> int | None:
+        """The lowest free ID; None if the guest holds them all."""
+        return heapq.heappop(self._free) if self._free else None
+
+    def give_back(self, channel_id: int) -> None:
+        """The guest holds this ID no longer."""
+        heapq.heappush(self._free, channel_id)
+
+
+def check_offer(offer: Offer, live: Iterable[OfferKey]) -> None:
+    """ValueError for an offer that cannot be made: the caller's mistake, not a guest's."""
+    if len(offer.user_defined) != 120:
+        raise ValueError(f"{offer}: user_defined has {len(offer.user_defined)} bytes, not 120")
+    if offer.key in live:
+        raise ValueError(f"{offer}: offered already")
