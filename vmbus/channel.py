@@ -1,0 +1,263 @@
+"""A channel: two rings and a way to signal, as a Trio channel of packets. Both sides.
+
+Batches are the core; `send` and `receive` are the convenience on top. Whoever owns the channel's interrupt calls
+`wake()`, and whoever owns the bus calls `close()`; both are synchronous and may come from inside our own `signal`.
+
+A batch costs one look at the ring, one signal at most and one turn of Trio's scheduler. `send` and `receive` notice a
+cancellation at each call, but let others run once in 64 packets only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import attrs
+import trio
+
+from vmbus.bell import Bell
+from vmbus.ring import BATCH_PACKETS, Packet, RingReader, RingWriter, ring_bytes
+
+RECEIVED = "received"
+SENT = "sent"
+PacketTap = Callable[[str, list[Packet]], None]
+"""Is shown each batch, with `RECEIVED` or `SENT`, as this end sees it."""
+
+
+class ChannelClosed(trio.EndOfChannel, trio.BrokenResourceError):
+    """The bus or the peer has closed the channel. To a receiver it is the end, to a sender a broken channel."""
+
+
+@attrs.frozen
+class ChannelStatistics:
+    """Counts since the channel was opened."""
+
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    """In the ring, descriptors, padding and trailers included; so is `bytes_out`."""
+    bytes_out: int
+    signals_sent: int
+    wakes: int
+    """Interrupts that arrived."""
+    spurious_wakes: int
+    """Those after which a receiver found nothing."""
+    ring_full_waits: int
+    """How often a sender had to wait for room."""
+
+
+class Channel(trio.abc.Channel[Packet]):
+    """One open channel, as one of its ends sees it.
+
+    One task may receive and one may send at a time; a second one gets `trio.BusyResourceError`. After a local `close`
+    everything raises `trio.ClosedResourceError`, after the peer's `ChannelClosed`, which is a `trio.EndOfChannel` and a
+    `trio.BrokenResourceError`. A peer that writes nonsense into the rings causes `RingError`, then and ever after; the
+    channel stays open until somebody closes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        outgoing: memoryview,
+        incoming: memoryview,
+        signal: Callable[[], object],
+        shared: bool,
+        on_packets: PacketTap | None = None,
+    ) -> None:
+        """`outgoing` and `incoming` are rings as `vmbus.ring` says; `shared` if the peer runs on another thread."""
+        self._writer = RingWriter(outgoing, shared=shared)
+        self._reader = RingReader(incoming, shared=shared)
+        self._signal = signal
+        self.on_packets = on_packets
+        self._arrived = Bell()
+        self._room = Bell()
+        self._ahead: deque[Packet] = deque()
+        self._unyielded = 0
+        self._receiving = False
+        self._sending = False
+        self._closed: type[trio.ClosedResourceError] | type[ChannelClosed] | None = None
+        self._packets_in = 0
+        self._packets_out = 0
+        self._signals_sent = 0
+        self._wakes = 0
+        self._spurious_wakes = 0
+        self._ring_full_waits = 0
+        # The peer need not signal what we are going to look for anyway. Only a receiver about to sleep wants it.
+        self._reader.mask()
+
+    # ------------------------------------------------------------------------------------------------ interrupts, end
+
+    def wake(self) -> None:
+        """The channel's interrupt: packets may have come, or room."""
+        self._wakes += 1
+        self._arrived.ring()
+        if self._room.awaited:
+            self._room.ring()
+
+    def close(self, *, by_peer: bool = False) -> None:
+        """End the channel at this end: waiting tasks wake and raise, and the rings' memory is given up."""
+        if self._closed is not None:
+            return
+        self._closed = ChannelClosed if by_peer else trio.ClosedResourceError
+        self._ahead.clear()
+        self._reader.release()
+        self._writer.release()
+        self._arrived.ring()
+        self._room.ring()
+
+    async def aclose(self) -> None:
+        """`close()`, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def closed(self) -> bool:
+        """Whether either side has closed it."""
+        return self._closed is not None
+
+    def statistics(self) -> ChannelStatistics:
+        """What went through so far; works after the end too."""
+        return ChannelStatistics(
+            packets_in=self._packets_in,
+            packets_out=self._packets_out,
+            bytes_in=self._reader.bytes_read,
+            bytes_out=self._writer.bytes_written,
+            signals_sent=self._signals_sent,
+            wakes=self._wakes,
+            spurious_wakes=self._spurious_wakes,
+            ring_full_waits=self._ring_full_waits,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ receiving
+
+    def try_receive_batch(self, limit: int = BATCH_PACKETS) -> list[Packet]:
+        """Up to `limit` packets that are there now, perhaps none. Does not ask the peer for a signal: it only looks."""
+        if self._closed is not None:
+            raise self._closed
+        if self._ahead:
+            return [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
+        packets = self._reader.read_batch(limit)
+        if packets:
+            self._packets_in += len(packets)
+            if self.on_packets is not None:
+                self.on_packets(RECEIVED, packets)
+            if self._reader.signal_needed():
+                self._send_signal()
+        return packets
+
+    async def receive_batch(self, limit: int = BATCH_PACKETS) -> list[Packet]:
+        """Up to `limit` packets, at least one. A cancelled call has taken none."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task receives on this channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._receiving = True
+        try:
+            packets = self.try_receive_batch(limit)
+            if packets:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return packets
+            return await self._wait_for_packets(limit)
+        finally:
+            self._receiving = False
+
+    async def receive(self) -> Packet:
+        """The next packet."""
+        if not self._ahead:
+            self._ahead.extend(await self.receive_batch())
+            if self._closed is not None:  # while others ran
+                self._ahead.clear()
+                raise self._closed
+        else:
+            if self._receiving:
+                raise trio.BusyResourceError("another task receives on this channel")
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return self._ahead.popleft()
+
+    async def _wait_for_packets(self, limit: int) -> list[Packet]:
+        reader, arrived = self._reader, self._arrived
+        while True:
+            # Old rings are forgotten before the last look, so a ring that is kept came after it.
+            arrived.clear()
+            waited = False
+            try:
+                if not reader.unmask():
+                    await arrived.wait()
+                    waited = True
+            finally:
+                if self._closed is None:
+                    reader.mask()
+            packets = self.try_receive_batch(limit)
+            if not waited:
+                # Also where nothing came of it: a peer that moves its index to and fro must not starve others.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            if packets:
+                return packets
+            if self._closed is not None:
+                raise self._closed
+            self._spurious_wakes += waited
+
+    # -------------------------------------------------------------------------------------------------------- sending
+
+    def try_send_batch(self, packets: Sequence[Packet]) -> int:
+        """Send as many packets as there is room for now, in order, and return how many."""
+        if self._closed is not None:
+            raise self._closed
+        sent = self._writer.write_batch(packets)
+        if sent:
+            self._packets_out += sent
+            if self.on_packets is not None:
+                self.on_packets(SENT, list(packets[:sent]))
+            if self._writer.signal_needed():
+                self._send_signal()
+        return sent
+
+    async def send_batch(self, packets: Sequence[Packet]) -> None:
+        """Send all, and wait for room where there is none. A cancelled call has sent the first of them, each whole."""
+        if self._sending:
+            raise trio.BusyResourceError("another task sends on this channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._sending = True
+        try:
+            sent = self.try_send_batch(packets)
+            if sent == len(packets):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self._send_rest(packets[sent:])
+        finally:
+            self._sending = False
+
+    async def send(self, packet: Packet) -> None:
+        """Send one packet, and wait for room where there is none."""
+        if self._sending:
+            raise trio.BusyResourceError("another task sends on this channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        one = (packet,)
+        if not self.try_send_batch(one):
+            await self.send_batch(one)
+            return
+        self._unyielded += 1
+        if self._unyielded >= BATCH_PACKETS:
+            self._unyielded = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send_rest(self, packets: Sequence[Packet]) -> None:
+        """Send what had no room yet. Waits at least once, or yields."""
+        while True:
+            self._room.clear()
+            if self._writer.wait_for(ring_bytes(len(packets[0].body))):
+                await trio.lowlevel.checkpoint()
+            else:
+                self._ring_full_waits += 1
+                try:
+                    await self._room.wait()
+                finally:
+                    if self._closed is None:
+                        self._writer.stop_waiting()
+            sent = self.try_send_batch(packets)
+            if sent == len(packets):
+                return
+            packets = packets[sent:]
+
+    def _send_signal(self) -> None:
+        self._signals_sent += 1
+        self._signal()
