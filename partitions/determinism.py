@@ -2,8 +2,8 @@
 
 Trio shuffles tasks on purpose. For Hypothesis it carries a private hook: with `_ALLOW_DETERMINISTIC_SCHEDULING` set,
 each batch of tasks is first sorted by age and then shuffled by the module's own generator `_r`. Seeding that generator
-gives one order per seed. The hook is private, so nothing else in the project may touch it, and `check_hook` says clearly
-when a version of Trio has dropped it.
+gives one order per seed. The hook is private, so nothing else in the project may touch it, and `check_hook` says
+clearly when a version of Trio has dropped it.
 
 What is repeatable under the same seed: on the virtual clock, everything, to the last byte of a trace. On the real clock
 only the order of tasks that become ready together; what the machine's own timing decides stays free.
@@ -31,7 +31,7 @@ class NotRepeatable(RuntimeError):
 
 
 def check_hook() -> None:
-    """Raise `NotRepeatable` unless this Trio's run loop still sorts its batches and shuffles them by a seedable generator."""
+    """Raise `NotRepeatable` unless this Trio's run loop sorts its batches and shuffles them by a known generator."""
     loop = getattr(_hook, "unrolled_run", None)
     read_by_loop = getattr(getattr(loop, "__code__", None), "co_names", ())
     if not isinstance(getattr(_hook, "_r", None), random.Random) or not {

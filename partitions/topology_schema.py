@@ -1,0 +1,206 @@
+"""The tables of a topology file as typed structs, with the words that editors show beside each key. Root side.
+
+Everything here comes from outside, so every struct refuses unknown keys. Rules that need more than one key (duplicates,
+files, sums) are in `partitions.topology`; tables whose feature is not built yet are read here and refused there.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+UNITS = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+MAX_PROCESSORS = 64
+"""Virtual processors a VM; one 64-bit mask holds them all, and so do the guest's interrupt targets."""
+
+
+class Size(int):
+    """A number of bytes, written in the file as a whole number or with a unit: `"64MiB"`."""
+
+    @classmethod
+    def parse(cls, written: object) -> Size:
+        """Bytes from what stands in the file. Raises `ValueError` with words for people."""
+        if isinstance(written, bool) or not isinstance(written, int | str):
+            raise ValueError('must be a size such as "64MiB" or a whole number of bytes')
+        if isinstance(written, int):
+            if written < 0:
+                raise ValueError(f"must not be negative, is {written}")
+            return cls(written)
+        match = _SIZE.fullmatch(written.strip())
+        if match is None:
+            raise ValueError(f'must be a size such as "64MiB", is "{written}"')
+        number, unit = match.groups()
+        if (factor := UNITS.get(unit.upper() or "B")) is None:
+            meant = f"{unit[0].upper()}iB"
+            if unit.upper() in {"K", "M", "G", "T", "KB", "MB", "GB", "TB"}:
+                raise ValueError(f'has the unit "{unit}"; write "{number}{meant}" (powers of 1024)')
+            raise ValueError(f'has the unknown unit "{unit}"; known are B, KiB, MiB, GiB, TiB')
+        size = float(number) * factor if "." in number else int(number) * factor
+        if size != int(size):
+            raise ValueError(f'must be a whole number of bytes, "{written}" is not')
+        return cls(int(size))
+
+
+def size_words(size: int) -> str:
+    """Bytes for people: the largest unit that divides them, so nothing is rounded."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size and size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} bytes"
+
+
+class Backend(enum.StrEnum):
+    """How a VM's virtual processors execute."""
+
+    TASK = "task"
+    PROCESS = "process"
+    KVM = "kvm"
+
+
+class Restart(enum.StrEnum):
+    """What the VMMS does when a VM has ended."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+def _size(description: str, default: str | None = None) -> Meta:
+    return Meta(description=description, extra_json_schema={} if default is None else {"default": default})
+
+
+Percent = Annotated[int, Meta(ge=0, le=100)]
+Weight = Annotated[int, Meta(ge=1, le=10000)]
+Name = Annotated[
+    str,
+    Meta(
+        description="1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit; unique among its kind.",
+        extra_json_schema={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"},
+    ),
+]
+
+
+class HostTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the machine under all partitions has, as model figures: real memory is used only when touched."""
+
+    logical_processors: Annotated[int, Meta(ge=1, le=512, description="Logical processors of the host.")] = 4
+    memory: Annotated[Size, _size("Memory for all VMs together.", "8GiB")] = msgspec.field(
+        default_factory=lambda: Size(8 << 30)
+    )
+    seed: Annotated[int, Meta(ge=0, description="Fixes task order and random numbers; `--seed` wins.")] | None = None
+
+
+class CpuTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Processor controls, in percent of one logical processor for each virtual one. Not in this version."""
+
+    reserve: Percent = 0
+    limit: Percent = 100
+    weight: Weight = 100
+    pool: str = ""
+
+
+class IopsTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Disk controls in normalized I/O operations a second. Not in this version."""
+
+    reserve: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=0)] = 0
+    weight: Weight = 100
+
+
+class DiskTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A SCSI disk of the VM; the first is LUN 0."""
+
+    path: Annotated[str, Meta(description="Raw image, from the topology's folder if relative.")]
+    size: Annotated[Size, _size("The image is made with this size if it is missing.")] | None = None
+    read_only: Annotated[bool, Meta(description="Never written; several VMs may share it.")] = False
+    iops: IopsTable | None = None
+
+
+class NicTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A network adapter on a switch. Not in this version."""
+
+    switch: str
+    mac: str = ""
+    vlan: Annotated[int, Meta(ge=0, le=4094)] = 0
+
+
+class DeviceTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A VMBus device of your own; the guest program brings its VSC."""
+
+    vsp: Annotated[str, Meta(description='File and class of the VSP, such as "echo.py:Echo".')]
+
+
+class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One virtual machine."""
+
+    name: Name
+    backend: Annotated[Backend, Meta(description='"task" in this version.')] = Backend.TASK
+    program: Annotated[str, Meta(description="Python file with the guest's `async def main(guest)`.")] = ""
+    args: Annotated[dict[str, Any], Meta(description="For the guest program, as `guest.args`.")] = msgspec.field(
+        default_factory=dict
+    )
+    memory: Annotated[Size, _size("A multiple of 4096 bytes.", "64MiB")] = msgspec.field(
+        default_factory=lambda: Size(64 << 20)
+    )
+    processors: Annotated[int, Meta(ge=1, le=MAX_PROCESSORS, description="Virtual processors.")] = 1
+    restart: Annotated[Restart, Meta(description='"never" in this version.')] = Restart.NEVER
+    cpu: CpuTable | None = None
+    disk: list[DiskTable] = msgspec.field(default_factory=list)
+    nic: list[NicTable] = msgspec.field(default_factory=list)
+    device: list[DeviceTable] = msgspec.field(default_factory=list)
+
+
+class SwitchTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A virtual switch. Not in this version."""
+
+    name: Name
+    kind: str = "private"
+
+
+class PoolTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A resource pool. Not in this version."""
+
+    name: Name
+    parent: str = ""
+    cpu: CpuTable | None = None
+
+
+class TopologyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A Partita topology: the host and its virtual machines."""
+
+    host: HostTable = msgspec.field(default_factory=HostTable)
+    vm: Annotated[list[VmTable], Meta(min_length=1)]
+    switch: list[SwitchTable] = msgspec.field(default_factory=list)
+    pool: list[PoolTable] = msgspec.field(default_factory=list)
+
+
+class Topology(TopologyFile, kw_only=True):
+    """A topology that was read and checked. `load_topology` makes it; change a copy with `msgspec.structs.replace`."""
+
+    folder: Path
+    """Where relative paths start: the folder that holds the file."""
+
+
+def decode_hook(kind: type, value: object) -> object:
+    """msgspec's hook for the one type here that it does not know."""
+    if kind is Size:
+        return Size.parse(value)
+    raise NotImplementedError(kind)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a topology file, for editors; `partita schema` prints it."""
+
+    def hook(kind: type) -> dict[str, Any]:
+        assert kind is Size, kind
+        text = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([KMGT]iB|B)?\s*$"}
+        return {"anyOf": [{"type": "integer", "minimum": 0}, text]}
+
+    made = msgspec.json.schema(TopologyFile, schema_hook=hook)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Partita topology", **made}
