@@ -1,0 +1,1 @@
+"""Where the bytes of disks rest, behind one interface. Root side."""

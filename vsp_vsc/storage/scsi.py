@@ -1,0 +1,181 @@
+"""SCSI commands as bytes: operation codes, CDB layouts, which way data goes, and words for people. Both sides.
+
+SPC-4 and SBC-3; everything is big-endian.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+
+class Opcode(enum.IntEnum):
+    """The first byte of a CDB, as far as our disks answer it or people want to read it."""
+
+    TEST_UNIT_READY = 0x00
+    REQUEST_SENSE = 0x03
+    INQUIRY = 0x12
+    MODE_SENSE_6 = 0x1A
+    START_STOP_UNIT = 0x1B
+    PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1E
+    READ_CAPACITY_10 = 0x25
+    READ_10 = 0x28
+    WRITE_10 = 0x2A
+    VERIFY_10 = 0x2F
+    SYNCHRONIZE_CACHE_10 = 0x35
+    WRITE_SAME_10 = 0x41
+    UNMAP = 0x42
+    MODE_SENSE_10 = 0x5A
+    PERSISTENT_RESERVE_IN = 0x5E
+    PERSISTENT_RESERVE_OUT = 0x5F
+    READ_16 = 0x88
+    COMPARE_AND_WRITE = 0x89
+    WRITE_16 = 0x8A
+    SYNCHRONIZE_CACHE_16 = 0x91
+    WRITE_SAME_16 = 0x93
+    SERVICE_ACTION_IN_16 = 0x9E
+    REPORT_LUNS = 0xA0
+    MAINTENANCE_IN = 0xA3
+
+
+READ_CAPACITY_16 = 0x10
+"""The service action of SERVICE ACTION IN(16) that has a name of its own."""
+
+
+class ScsiStatus(enum.IntEnum):
+    """How a command ended (SAM-5 table 42)."""
+
+    GOOD = 0x00
+    CHECK_CONDITION = 0x02
+    BUSY = 0x08
+    TASK_SET_FULL = 0x28
+    TASK_ABORTED = 0x40
+
+
+class Direction(enum.IntEnum):
+    """Which way a command moves data, seen from the initiator; the numbers are those of an SRB's `data_in`."""
+
+    OUT = 0
+    IN = 1
+    NONE = 2
+
+
+# opcode, flags, block, group or reserved, count, control: READ, WRITE and SYNCHRONIZE CACHE have the same shape.
+CDB_10 = struct.Struct(">BBIBHB")
+CDB_16 = struct.Struct(">BBQIBB")
+CDB_6 = struct.Struct(">BBBHB")
+"""INQUIRY: opcode, EVPD, page, allocation length, control."""
+MODE_10 = struct.Struct(">BBBB3xHB")
+SERVICE_16 = struct.Struct(">BBQIBB")
+"""opcode, service action, block, allocation length, flags, control."""
+LUNS_12 = struct.Struct(">BxB3xIxB")
+"""REPORT LUNS: opcode, select report, allocation length, control."""
+
+FUA = 0x08
+"""Force unit access, in the flags of READ and WRITE: the data must be on the medium before the answer."""
+DPO = 0x10
+"""Disable page out, a hint."""
+
+_IN = {
+    Opcode.REQUEST_SENSE,
+    Opcode.INQUIRY,
+    Opcode.MODE_SENSE_6,
+    Opcode.READ_CAPACITY_10,
+    Opcode.READ_10,
+    Opcode.MODE_SENSE_10,
+    Opcode.READ_16,
+    Opcode.SERVICE_ACTION_IN_16,
+    Opcode.REPORT_LUNS,
+}
+_OUT = {Opcode.WRITE_10, Opcode.WRITE_16}
+_NONE = {Opcode.TEST_UNIT_READY, Opcode.SYNCHRONIZE_CACHE_10, Opcode.SYNCHRONIZE_CACHE_16}
+
+DIRECTION: tuple[Direction | None, ...] = tuple(
+    Direction.IN if code in _IN else Direction.OUT if code in _OUT else Direction.NONE if code in _NONE else None
+    for code in range(256)
+)
+"""By operation code; None where our disks know no such command and the direction does not matter."""
+
+
+def read_cdb(lba: int, blocks: int) -> bytes:
+    """READ(10) where the address fits it, else READ(16); 16 bytes either way."""
+    if lba + blocks <= 0xFFFF_FFFF and blocks <= 0xFFFF:
+        return CDB_10.pack(Opcode.READ_10, 0, lba, 0, blocks, 0) + bytes(6)
+    return CDB_16.pack(Opcode.READ_16, 0, lba, blocks, 0, 0)
+
+
+def write_cdb(lba: int, blocks: int, *, fua: bool = False) -> bytes:
+    """WRITE(10) where the address fits it, else WRITE(16); 16 bytes either way."""
+    flags = FUA if fua else 0
+    if lba + blocks <= 0xFFFF_FFFF and blocks <= 0xFFFF:
+        return CDB_10.pack(Opcode.WRITE_10, flags, lba, 0, blocks, 0) + bytes(6)
+    return CDB_16.pack(Opcode.WRITE_16, flags, lba, blocks, 0, 0)
+
+
+def inquiry_cdb(length: int, page: int | None = None) -> bytes:
+    """INQUIRY, of a vital product data page if one is given."""
+    return CDB_6.pack(Opcode.INQUIRY, page is not None, page or 0, length, 0).ljust(16, b"\0")
+
+
+def report_luns_cdb(length: int) -> bytes:
+    """REPORT LUNS of all logical units."""
+    return LUNS_12.pack(Opcode.REPORT_LUNS, 0, length, 0).ljust(16, b"\0")
+
+
+def read_capacity_16_cdb(length: int) -> bytes:
+    """READ CAPACITY(16)."""
+    return SERVICE_16.pack(Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16, 0, length, 0, 0)
+
+
+def mode_sense_6_cdb(page: int, length: int) -> bytes:
+    """MODE SENSE(6) of current values, without block descriptors."""
+    return bytes((Opcode.MODE_SENSE_6, 0x08, page, 0, length, 0)).ljust(16, b"\0")
+
+
+def synchronize_cache_cdb() -> bytes:
+    """SYNCHRONIZE CACHE(10) of the whole disk."""
+    return CDB_10.pack(Opcode.SYNCHRONIZE_CACHE_10, 0, 0, 0, 0, 0) + bytes(6)
+
+
+_NAMES = {
+    Opcode.PREVENT_ALLOW_MEDIUM_REMOVAL: "PREVENT ALLOW MEDIUM REMOVAL",
+    Opcode.SERVICE_ACTION_IN_16: "SERVICE ACTION IN(16)",
+}
+
+
+def name_of(opcode: int) -> str:
+    """A command's name as the standards write it: `READ(10)`."""
+    try:
+        known = Opcode(opcode)
+    except ValueError:
+        return f"command {opcode:02X}h"
+    if known in _NAMES:
+        return _NAMES[known]
+    words = known.name.split("_")
+    size = f"({words.pop()})" if words[-1].isdigit() else ""
+    return " ".join(words) + size
+
+
+def describe_cdb(cdb: bytes) -> str:
+    """A CDB in words: `SCSI READ(10) lba=0 blocks=8`. Any bytes are fine."""
+    if not cdb:
+        return "SCSI empty CDB"
+    opcode = cdb[0]
+    padded = cdb[:16].ljust(16, b"\0")
+    words = f"SCSI {name_of(opcode)}"
+    match opcode:
+        case Opcode.READ_10 | Opcode.WRITE_10 | Opcode.SYNCHRONIZE_CACHE_10 | Opcode.VERIFY_10:
+            _, flags, lba, _, blocks, _ = CDB_10.unpack_from(padded)
+        case Opcode.READ_16 | Opcode.WRITE_16 | Opcode.SYNCHRONIZE_CACHE_16:
+            _, flags, lba, blocks, _, _ = CDB_16.unpack_from(padded)
+        case Opcode.INQUIRY if padded[1] & 1:
+            return f"{words} page={padded[2]:02X}h"
+        case Opcode.MODE_SENSE_6 | Opcode.MODE_SENSE_10:
+            return f"{words} page={padded[2] & 0x3F:02X}h"
+        case Opcode.SERVICE_ACTION_IN_16:
+            action = padded[1] & 0x1F
+            return "SCSI READ CAPACITY(16)" if action == READ_CAPACITY_16 else f"{words} action={action:02X}h"
+        case _:
+            return words
+    fua = " fua" if flags & FUA and opcode in (Opcode.WRITE_10, Opcode.WRITE_16, Opcode.READ_10, Opcode.READ_16) else ""
+    return f"{words} lba={lba} blocks={blocks}{fua}"
