@@ -1,0 +1,276 @@
+"""Sinks for trace events, on structlog: lines for people, JSON lines for scripts, and the filter in front. Root side.
+
+A sink is a function that takes a `TraceEvent`; `Trace.add_sink` attaches it. Nothing here is attached unless somebody
+asks to see something, so a silent run costs one attribute test a trace point.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import IO, Any, TextIO
+
+import msgspec
+import structlog
+
+from hypervisor.clock import seconds
+from hypervisor.trace import Layer, Level, Sink, Trace, TraceEvent
+
+ROOT_PARTITION = 1
+ROOT_NAME = "root"
+JSON_KEYS = ("time", "vm", "layer", "event", "level", "direction", "channel", "size", "words")
+"""Stable names, in this order; an event's further fields follow. Absent keys have no meaning for that event."""
+
+EventDict = MutableMapping[str, Any]
+Predicate = Callable[[TraceEvent, str], bool]
+"""Takes the event and the VM's name."""
+
+
+def vm_name(names: Mapping[int, str], partition: int) -> str:
+    """What people call a partition: the VM's name, `root`, `#7` for a partition without a VM, empty for none."""
+    if partition in names:
+        return names[partition]
+    return ROOT_NAME if partition == ROOT_PARTITION else f"#{partition}" if partition else ""
+
+
+def printable(text: str) -> str:
+    """Text that a guest had a hand in, with control characters spelled out: it cannot drive the person's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+# Lines for people
+
+_DIM, _BOLD, _RESET = "\033[2m", "\033[1m", "\033[0m"
+_LEVEL_COLOURS = {Level.WARNING: "\033[33m", Level.ERROR: "\033[31m"}
+_VM_COLOURS = ("\033[36m", "\033[32m", "\033[35m", "\033[34m", "\033[96m", "\033[92m", "\033[95m", "\033[94m")
+
+
+def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream gets colours: a terminal that understands them, unless NO_COLOR is set to anything."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+class HumanRenderer:
+    """A structlog processor: one aligned line an event. Columns grow with what they have seen and never shrink."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+        self._vm_width = 4
+        self._vms: dict[str, str] = {}
+
+    def __call__(self, logger: object, method: str, event: EventDict) -> str:
+        """`   1.234567  web   control    >root   open_channel            ch 5  120 B  words`."""
+        vm, words = event["vm"], event.get("words", "")
+        self._vm_width = max(self._vm_width, len(vm))
+        parts = [
+            f"{event['layer']:<9}",
+            f"{event.get('direction', ''):<6}",
+            f"{event['event']:<22}",
+        ]
+        if "channel" in event:
+            parts.append(f"ch {event['channel']}")
+        if "size" in event:
+            parts.append(f"{event['size']} B")
+        if words:
+            parts.append(printable(words))
+        parts.extend(f"{key}={_plain(value)}" for key, value in event.items() if key not in _COLUMNS)
+        moment, name, rest = f"{event['time']:11.6f}", f"{vm:<{self._vm_width}}", "  ".join(parts).rstrip()
+        if not self._colour:
+            mark = "" if event["level"] < Level.WARNING else f"{Level(event['level']).name.lower()}: "
+            return f"{moment}  {name}  {mark}{rest}"
+        tint = self._vms.setdefault(vm, _VM_COLOURS[len(self._vms) % len(_VM_COLOURS)])
+        strong = _LEVEL_COLOURS.get(event["level"], "")
+        return f"{_DIM}{moment}{_RESET}  {tint}{name}{_RESET}  {strong}{rest}{_RESET if strong else ''}"
+
+
+_COLUMNS = frozenset(JSON_KEYS)
+
+
+def _plain(value: object) -> str:
+    if type(value) in (bytes, bytearray, memoryview):  # a Guid is bytes too, and has better words
+        return bytes(value).hex()  # type: ignore[call-overload,no-any-return]
+    return printable(str(value))
+
+
+# Lines for scripts
+
+
+class JsonRenderer:
+    """A structlog processor: one JSON object, its keys in the order of `JSON_KEYS`."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+    def __call__(self, logger: object, method: str, event: EventDict) -> bytes:
+        """The line without its end."""
+        event["level"] = _LEVEL_NAMES[event["level"]]
+        try:
+            return self._encode(event)
+        except (UnicodeEncodeError, ValueError, OverflowError):
+            # Lone surrogates in guest text, integers past 64 bits: say it as text rather than lose the event.
+            return self._encode({str(key): _safe(value) for key, value in event.items()})
+
+
+_LEVEL_NAMES = {level: level.name.lower() for level in Level}
+
+
+def _safe(value: object) -> object:
+    if isinstance(value, bool | float | None):
+        return value
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 64 else str(value)
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class _Unflushed:
+    """A file whose flush is ours: structlog's BytesLogger flushes each line, which would be a system call an event."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+
+    def flush(self) -> None:
+        """Nothing: the file's own buffer decides, and closing it."""
+
+
+# Sinks
+
+
+def human_sink(stream: TextIO, trace: Trace, *, colour: bool | None = None) -> Sink:
+    """Aligned lines on a text stream; colours by default only where the stream is a terminal that wants them."""
+    renderer = HumanRenderer(colour=wants_colour(stream) if colour is None else colour)
+    return _sink(structlog.PrintLogger(stream), trace, renderer)
+
+
+def json_sink(file: IO[bytes], trace: Trace, *, flush: bool = False) -> Sink:
+    """JSON lines on a binary file. Without `flush` the file's buffer is written when full and at close."""
+    logger = structlog.BytesLogger(file if flush else _Unflushed(file))  # type: ignore[arg-type]  # write and flush do
+    return _sink(logger, trace, JsonRenderer())
+
+
+def _sink(logger: object, trace: Trace, renderer: Callable[[object, str, EventDict], str | bytes]) -> Sink:
+    names = trace.names
+    # The base class, which has no methods for levels: what is wanted was asked before, and lazy proxies cost a lot.
+    write = structlog.BoundLoggerBase(logger, [unpack_event, renderer], {})._proxy_to_logger
+
+    def sink(event: TraceEvent) -> None:
+        write("msg", trace_event=event, vm=vm_name(names, event.partition))
+
+    return sink
+
+
+def unpack_event(logger: object, method: str, pairs: EventDict) -> EventDict:
+    """The first structlog processor: a `TraceEvent` and its VM's name become pairs under the stable names, in order."""
+    event: TraceEvent = pairs["trace_event"]
+    made: EventDict = {
+        "time": seconds(event.time),
+        "vm": pairs["vm"],
+        "layer": event.layer.value,
+        "event": event.event,
+        "level": event.level,
+    }
+    if event.direction:
+        made["direction"] = event.direction
+    if event.channel is not None:
+        made["channel"] = event.channel
+    if event.size is not None:
+        made["size"] = event.size
+    if event.words:
+        made["words"] = event.words
+    for key, value in event.fields.items():
+        # A field that has one of our names keeps its value under a name of its own.
+        made[f"{key}_" if key in _COLUMNS else key] = _plain(value) if isinstance(value, bytes) else value
+    return made
+
+
+def filtered(sink: Sink, trace: Trace, predicate: Predicate) -> Sink:
+    """A sink that passes on only what the predicate likes."""
+    names = trace.names
+
+    def select(event: TraceEvent) -> None:
+        if predicate(event, vm_name(names, event.partition)):
+            sink(event)
+
+    return select
+
+
+def at_least(level: Level) -> Predicate:
+    """Everything of this level and above."""
+    return lambda event, vm: event.level >= level
+
+
+# Filters
+
+
+class FilterError(ValueError):
+    """A `--trace-filter` that cannot be read; the text says why, for people."""
+
+
+FILTER_KEYS = ("vm", "layer", "event", "channel", "direction", "level", "text")
+_DIRECTIONS = {"root": ">root", ">root": ">root", "child": ">child", ">child": ">child"}
+
+
+def parse_filter(text: str, *, vms: Iterable[str] | None = None) -> Predicate:
+    """`vm=web,layer=packet|control`: all keys must match, each with one of its values. Raises `FilterError`.
+
+    vm, layer, event (`*` stands for any letters), channel (a number), direction (root, child), level (this one and
+    above), text (part of the words). With `vms`, a name outside it is refused, since it would silently match nothing.
+    """
+    tests: list[Predicate] = []
+    known_vms = None if vms is None else [*vms, ROOT_NAME]
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise FilterError(f'"{part}" is not key=value; an example: vm=web,layer=packet|control')
+        if key not in FILTER_KEYS:
+            raise FilterError(_unknown("filter key", key, FILTER_KEYS))
+        tests.append(_test(key, [piece.strip() for piece in value.split("|")], known_vms))
+    if not tests:
+        raise FilterError("the filter is empty; an example: vm=web,layer=packet|control")
+    if len(tests) == 1:
+        return tests[0]
+    return lambda event, vm: all(test(event, vm) for test in tests)
+
+
+def _test(key: str, values: list[str], vms: list[str] | None) -> Predicate:
+    match key:
+        case "vm":
+            names = {_known("VM", value, vms) if vms is not None else value for value in values}
+            return lambda event, vm: vm in names
+        case "layer":
+            layers = {Layer(_known("layer", value, [layer.value for layer in Layer])) for value in values}
+            return lambda event, vm: event.layer in layers
+        case "event":
+            pattern = re.compile("|".join(re.escape(value).replace(r"\*", ".*") for value in values))
+            return lambda event, vm: pattern.fullmatch(event.event) is not None
+        case "channel":
+            wrong = next((value for value in values if not value.isdecimal()), None)
+            if wrong is not None:
+                raise FilterError(f'channel must be a number, not "{wrong}"')
+            numbers = {int(value) for value in values}
+            return lambda event, vm: event.channel in numbers
+        case "direction":
+            ways = {_DIRECTIONS[_known("direction", value, list(_DIRECTIONS))] for value in values}
+            return lambda event, vm: event.direction in ways
+        case "level":
+            least = min(Level[_known("level", value.lower(), list(_LEVEL_NAMES.values())).upper()] for value in values)
+            return at_least(least)
+        case _:
+            assert key == "text", key
+            return lambda event, vm: any(value in event.words for value in values)
+
+
+def _known(kind: str, value: str, known: list[str]) -> str:
+    if value not in known:
+        raise FilterError(_unknown(kind, value, known))
+    return value
+
+
+def _unknown(kind: str, value: str, known: Iterable[str]) -> str:
+    listed = list(known)
+    near = difflib.get_close_matches(value, listed, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(listed)}"
+    return f'unknown {kind} "{value}"; {hint}'

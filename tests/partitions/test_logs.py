@@ -1,0 +1,222 @@
+"""What people and scripts read of a run: stable names, aligned lines, and a filter that refuses the unknown."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, Trace, TraceEvent
+from hypervisor.wire import Guid
+from partitions import logs
+
+
+def make_trace() -> Trace:
+    trace = Trace(lambda: 12_345_678)
+    trace.names[2] = "web"
+    return trace
+
+
+def emit_all(trace: Trace) -> None:
+    trace.emit(Layer.CONTROL, "open_channel", 2, direction=TO_ROOT, channel=5, size=120, words="OPENCHANNEL relid=5")
+    trace.emit(Layer.PACKET, "packet_received", 2, direction=TO_ROOT, channel=5, size=64, words="SCSI READ(10)", lun=0)
+    trace.emit(Layer.STATE, "vm_state", 2, level=Level.INFO, words="Starting -> Running")
+    trace.warn(Layer.HYPERCALL, "bad_alignment", 3, "input GPA 0x1001")
+
+
+def json_lines(trace: Trace, **options: Any) -> list[dict[str, Any]]:
+    out = io.BytesIO()
+    trace.add_sink(logs.json_sink(out, trace, **options))
+    emit_all(trace)
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_json_names_are_stable() -> None:
+    """Scripts read these names: time in seconds, the VM by name, and only the keys that mean something."""
+    lines = json_lines(make_trace())
+    assert lines[1] == {
+        "time": 1.2345678,
+        "vm": "web",
+        "layer": "packet",
+        "event": "packet_received",
+        "level": "debug",
+        "direction": ">root",
+        "channel": 5,
+        "size": 64,
+        "words": "SCSI READ(10)",
+        "lun": 0,
+    }
+    assert list(lines[0]) == list(logs.JSON_KEYS), "the keys keep their order"
+    assert lines[2] == {
+        "time": 1.2345678,
+        "vm": "web",
+        "layer": "state",
+        "event": "vm_state",
+        "level": "info",
+        "words": "Starting -> Running",
+    }
+    assert (lines[3]["vm"], lines[3]["level"], lines[3]["count"]) == ("#3", "warning", 1)
+
+
+def test_json_survives_any_value() -> None:
+    """GUIDs become text, bytes hex; lone surrogates, huge integers and fields with our names lose no event."""
+    trace = make_trace()
+    out = io.BytesIO()
+    trace.add_sink(logs.json_sink(out, trace))
+    trace.emit(Layer.DEVICE, "x", 1, words="a\udc00b", guid=Guid(), raw=b"\x01\xff", big=1 << 70, time=3)
+    line = json.loads(out.getvalue())
+    assert line["vm"] == "root"
+    assert line["words"] == "a\\udc00b"
+    assert (line["guid"], line["raw"], line["big"]) == (str(Guid()), "01ff", str(1 << 70))
+    assert (line["time"], line["time_"]) == (1.2345678, 3)
+
+
+def test_json_flush() -> None:
+    """A trace file costs no system call an event; lines for a waiting program are flushed."""
+
+    class Counting(io.BytesIO):
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+
+    for flush in (False, True):
+        out = Counting()
+        trace = make_trace()
+        trace.add_sink(logs.json_sink(out, trace, flush=flush))
+        emit_all(trace)
+        assert out.flushes == (4 if flush else 0)
+
+
+def test_human_lines_are_aligned() -> None:
+    """Time, VM, layer, direction and event stand in columns; what follows is words."""
+    out = io.StringIO()
+    trace = make_trace()
+    trace.add_sink(logs.human_sink(out, trace))
+    emit_all(trace)
+    assert out.getvalue().splitlines() == [
+        "   1.234568  web   control    >root   open_channel            ch 5  120 B  OPENCHANNEL relid=5",
+        "   1.234568  web   packet     >root   packet_received         ch 5  64 B  SCSI READ(10)  lun=0",
+        "   1.234568  web   state              vm_state                Starting -> Running",
+        "   1.234568  #3    warning: hypercall          bad_alignment           input GPA 0x1001  count=1",
+    ]
+
+
+def test_guests_cannot_drive_the_terminal() -> None:
+    """Control characters that reach words through a guest are spelled out."""
+    out = io.StringIO()
+    trace = make_trace()
+    trace.add_sink(logs.human_sink(out, trace, colour=False))
+    trace.emit(Layer.STATE, "crash", 2, words="\033[2Jgone\r\n", note="\007")
+    assert "\\x1b[2Jgone\\x0d\\x0a" in out.getvalue()
+    assert "note=\\x07" in out.getvalue()
+    assert out.getvalue().count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "expected"),
+    [
+        (Terminal(), {"TERM": "xterm"}, True),
+        (Terminal(), {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (Terminal(), {"TERM": "xterm", "NO_COLOR": ""}, True),
+        (Terminal(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {"TERM": "xterm"}, False),
+    ],
+)
+def test_colours(stream: io.StringIO, environment: dict[str, str], expected: bool) -> None:
+    """Colours only on a terminal, and never against NO_COLOR."""
+    assert logs.wants_colour(stream, environment) is expected
+
+
+def test_coloured_lines_say_the_same() -> None:
+    """Colours add nothing but escape sequences; a warning is strong, each VM has its own tint."""
+    out = io.StringIO()
+    trace = make_trace()
+    trace.add_sink(logs.human_sink(out, trace, colour=True))
+    emit_all(trace)
+    assert "\033[36mweb \033[0m" in out.getvalue()
+    assert "\033[33mhypercall" in out.getvalue()
+
+
+EVENTS = {
+    "control": TraceEvent(0, Layer.CONTROL, "open_channel", 2, Level.DEBUG, TO_ROOT, 5, 120, "OPENCHANNEL relid=5"),
+    "packet": TraceEvent(0, Layer.PACKET, "packet_sent", 2, Level.DEBUG, TO_CHILD, 6, 64, "SCSI status 0"),
+    "db": TraceEvent(0, Layer.PACKET, "packet_received", 3, Level.INFO, TO_ROOT, 5, 64, "SCSI READ(10) lba=0"),
+    "warning": TraceEvent(0, Layer.HYPERCALL, "bad", 3, Level.WARNING),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vm=web", {"control", "packet"}),
+        ("vm=web,layer=packet", {"packet"}),
+        ("layer=packet|control", {"control", "packet", "db"}),
+        ("event=packet_*", {"packet", "db"}),
+        ("event=packet_sent", {"packet"}),
+        ("channel=5", {"control", "db"}),
+        ("channel = 5 | 6 , vm = web", {"control", "packet"}),
+        ("direction=root", {"control", "db"}),
+        ("direction=>child", {"packet"}),
+        ("level=info", {"db", "warning"}),
+        ("level=warning", {"warning"}),
+        ("text=SCSI|relid=5", {"control", "packet", "db"}),
+        ("text=READ(10)", {"db"}),
+        ("vm=root", set()),
+    ],
+)
+def test_filter(text: str, expected: set[str]) -> None:
+    """All keys must match, each with one of its values."""
+    predicate = logs.parse_filter(text, vms=["web", "db"])
+    names = {2: "web", 3: "db"}
+    assert {name for name, event in EVENTS.items() if predicate(event, names[event.partition])} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the filter is empty; an example: vm=web,layer=packet|control"),
+        ("packet", '"packet" is not key=value; an example: vm=web,layer=packet|control'),
+        ("layer=", '"layer=" is not key=value; an example: vm=web,layer=packet|control'),
+        ("layr=packet", 'unknown filter key "layr"; did you mean "layer"?'),
+        (
+            "zz=1",
+            'unknown filter key "zz"; known are vm, layer, event, channel, direction, level, text',
+        ),
+        ("layer=pakcet", 'unknown layer "pakcet"; did you mean "packet"?'),
+        (
+            "layer=q",
+            'unknown layer "q"; known are hypercall, msr, synic, interrupt, port, control, packet, device, state',
+        ),
+        ("vm=wbe", 'unknown VM "wbe"; did you mean "web"?'),
+        ("channel=x", 'channel must be a number, not "x"'),
+        ("direction=up", 'unknown direction "up"; known are root, >root, child, >child'),
+        ("level=warn", 'unknown level "warn"; did you mean "warning"?'),
+    ],
+)
+def test_filter_refusals(text: str, expected: str) -> None:
+    """A filter that would silently match nothing is refused, with what was probably meant."""
+    with pytest.raises(logs.FilterError) as caught:
+        logs.parse_filter(text, vms=["web"])
+    assert str(caught.value) == expected
+
+
+def test_filtered_sink() -> None:
+    """The filter stands before the sink, so what it drops is never rendered."""
+    trace = make_trace()
+    seen: list[TraceEvent] = []
+    trace.add_sink(logs.filtered(seen.append, trace, logs.parse_filter("vm=web,level=info")))
+    emit_all(trace)
+    assert [event.event for event in seen] == ["vm_state"]
+
+
+def test_nothing_is_attached_unless_asked() -> None:
+    """Importing the sinks turns nothing on: a silent run pays one attribute test a trace point."""
+    assert make_trace().on is False
