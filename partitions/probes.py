@@ -1,0 +1,94 @@
+"""Tries, each in a process of its own, whether the kernel really grants something that only using it shows. Root side.
+
+Run as a script with the name of a probe; it imports nothing of ours, so that it starts fast and can hang or die alone.
+Exit 0 and silence: it works. Otherwise the reason is on standard output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import sys
+
+# ioctl numbers and layouts: Linux include/uapi/linux/kvm.h, x86.
+KVM_GET_API_VERSION = 0xAE00
+KVM_CREATE_VM = 0xAE01
+KVM_GET_VCPU_MMAP_SIZE = 0xAE04
+KVM_CREATE_VCPU = 0xAE41
+KVM_SET_USER_MEMORY_REGION = 0x4020AE46
+KVM_SET_TSS_ADDR = 0xAE47
+KVM_RUN = 0xAE80
+KVM_SET_REGS = 0x4090AE82
+KVM_GET_SREGS = 0x8138AE83
+KVM_SET_SREGS = 0x4138AE84
+KVM_EXIT_HLT = 5
+TUNSETIFF = 0x400454CA
+IFF_TAP_NO_PI = 0x1002
+CLONE_NEWUSER = 0x10000000
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+HLT = b"\xf4"
+
+
+def kvm() -> str | None:
+    """Run one instruction, HLT in real mode at address 0, and see that the guest stops there."""
+    device = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    version = fcntl.ioctl(device, KVM_GET_API_VERSION, 0)
+    if version != 12:
+        return f"the kernel speaks version {version} of KVM's interface, not 12"
+    vm = fcntl.ioctl(device, KVM_CREATE_VM, 0)
+    fcntl.ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)  # Intel processors want it before the first VP; others take it
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    memory[: len(HLT)] = HLT
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", 0, 0, 0, mmap.PAGESIZE, address))
+    vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
+    run = mmap.mmap(vcpu, fcntl.ioctl(device, KVM_GET_VCPU_MMAP_SIZE, 0))
+    system = bytearray(0x138)
+    fcntl.ioctl(vcpu, KVM_GET_SREGS, system)
+    struct.pack_into("<Q4xH", system, 0, 0, 0)  # CS: base and selector 0
+    fcntl.ioctl(vcpu, KVM_SET_SREGS, system)
+    fcntl.ioctl(vcpu, KVM_SET_REGS, struct.pack("<16Q2Q", *[0] * 16, 0, 2))  # RIP 0, RFLAGS bit 1 is always set
+    fcntl.ioctl(vcpu, KVM_RUN, 0)
+    (reason,) = struct.unpack_from("<I", run, 8)
+    return None if reason == KVM_EXIT_HLT else f"a guest of one HLT left with exit reason {reason}, not {KVM_EXIT_HLT}"
+
+
+def tap() -> str | None:
+    """Make a TAP interface; it vanishes with its descriptor."""
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"partita%d", IFF_TAP_NO_PI))
+    return None
+
+
+def user_namespace() -> str | None:
+    """Enter a new user namespace."""
+    return _libc_call("unshare", CLONE_NEWUSER, fine=0)
+
+
+def seccomp() -> str | None:
+    """Offer a filter at address 0: a kernel with filters answers EFAULT, one without them EINVAL."""
+    return _libc_call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0, 0, 0, fine=errno.EFAULT)
+
+
+def _libc_call(name: str, *arguments: int, fine: int) -> str | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = getattr(libc, name)(*(ctypes.c_ulong(argument) for argument in arguments))
+    code = ctypes.get_errno() if result else 0
+    return None if code == fine else f"{name}: {os.strerror(code)}"
+
+
+PROBES = {"kvm": kvm, "tap": tap, "user_namespace": user_namespace, "seccomp": seccomp}
+
+if __name__ == "__main__":
+    try:
+        wrong = PROBES[sys.argv[1]]()
+    except OSError as failure:
+        wrong = f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure.strerror)
+    if wrong:
+        print(wrong)
+        sys.exit(1)
