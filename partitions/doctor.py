@@ -89,7 +89,7 @@ def descriptors() -> Finding:
         "descriptors",
         None if unlimited or hard >= WANTED_DESCRIPTORS else words,
         words,
-        f"Each VM holds a few descriptors; a thousand want {WANTED_DESCRIPTORS}. The host raises the soft limit itself.",
+        f"Each VM holds a few descriptors; a thousand want {WANTED_DESCRIPTORS}. The host raises the soft limit.",
         "Raise the hard limit: `ulimit -Hn 65536` as root, or `nofile` in /etc/security/limits.conf.",
     )
 

@@ -41,7 +41,7 @@ def kvm() -> str | None:
     if version != 12:
         return f"the kernel speaks version {version} of KVM's interface, not 12"
     vm = fcntl.ioctl(device, KVM_CREATE_VM, 0)
-    fcntl.ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)  # Intel processors want it before the first VP; others take it
+    fcntl.ioctl(vm, KVM_SET_TSS_ADDR, 0x40000000)  # Intel processors want three free pages before the first VP
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     memory[: len(HLT)] = HLT
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

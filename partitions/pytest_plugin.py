@@ -5,9 +5,9 @@
         await host["web"].start()
         assert await host["web"].wait() == 0
 
-It works wherever pytest-trio (or another plugin that runs async fixtures under Trio) is installed. Hosts opened by a test
-are closed when it ends, the last one first; a failure inside one fails the test. Installing Partita costs other projects
-nothing: this module imports pytest and nothing of ours until a test asks for the fixture.
+It works wherever pytest-trio (or another plugin that runs async fixtures under Trio) is installed. Hosts opened by a
+test are closed when it ends, the last one first; a failure inside one fails the test. Installing Partita costs other
+projects nothing: this module imports pytest and nothing of ours until a test asks for the fixture.
 """
 
 from __future__ import annotations
