@@ -1,7 +1,7 @@
 """Guest physical memory: host blocks, and a partition's GPA space as sorted extents over them. Hypervisor.
 
-Every mapping is an anonymous reservation by `mmap.mmap` with pages of a memfd fixed on top of it. The reservation's
-object is what each memoryview keeps alive, so memory is unmapped when its last view dies, with no descriptor of its own.
+Every mapping is an anonymous reservation by `mmap.mmap` with pages of a memfd fixed on top of it. Each memoryview keeps
+the reservation alive, so memory is unmapped when its last view dies, and no view needs a descriptor of its own.
 """
 
 from __future__ import annotations

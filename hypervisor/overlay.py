@@ -1,8 +1,8 @@
 """Overlay pages: the hypervisor's pages that hide guest pages, realised by swapping contents. Hypervisor.
 
-An overlay page hides the page beneath it and uncovers it, unchanged, when it is moved or disabled (TLFS 2.0a, 8.1.3).
-Swapping contents, and not mappings, leaves one flat mapping of guest memory for every reader. Where several overlays lie
-on one page the latest is seen; the others keep their contents and come back when it leaves.
+An overlay page hides the page beneath it and uncovers it, unchanged, when it is moved or disabled (TLFS 2.0a,
+8.1.3). Swapping contents, and not mappings, leaves one flat mapping of guest memory for every reader. Where several
+overlays lie on one page the latest is seen; the others keep their contents and come back when it leaves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 
 
 class OverlayPage:
-    """One page of the hypervisor's. Its owner always finds the live bytes in `view`, whether a guest sees them or not."""
+    """A page of the hypervisor's. Its owner finds the live bytes in `view`, whether a guest sees them or not."""
 
     __slots__ = ("gpn", "name", "view", "words")
 
@@ -53,7 +53,7 @@ class OverlayMap:
         memory.watcher = self
 
     def put(self, page: OverlayPage, gpn: int) -> None:
-        """Show `page` at `gpn`, taking it from where it was. A page that nothing is mapped at is legal, only unreachable."""
+        """Show `page` at `gpn`, taking it from where it was. Where nothing is mapped it is legal, only unreachable."""
         if page.gpn == gpn:
             return
         self.remove(page)
@@ -109,7 +109,7 @@ class OverlayMap:
         place.beneath = None
 
     def _raise(self, gpn: int, place: _Place) -> None:
-        """Put the last overlay over the guest page, if there is one; an overlay ignores the rights of the page beneath."""
+        """Put the last overlay over the guest page, if there is one; the rights of the page beneath do not matter."""
         source = self._memory.source(gpn)
         if source is None:
             return

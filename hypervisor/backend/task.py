@@ -1,0 +1,234 @@
+"""Virtual processors as Trio tasks: model guests, cooperative and deterministic. Hypervisor.
+
+A guest is a coroutine function over its `Machine`s. All its tasks live below the nursery of `TaskBackend.run`, so
+cancelling that is cutting its power. Guests share the thread with the root: this backend models, it does not contain.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from hypervisor.backend import watchdog
+from hypervisor.clock import seconds
+from hypervisor.machine import Machine, VpStopped
+
+if TYPE_CHECKING:
+    from hypervisor.hypervisor import Hypervisor
+    from hypervisor.partition import Partition
+    from hypervisor.vp import VirtualProcessor
+
+GuestEntry = Callable[[Sequence[Machine]], Awaitable[None]]
+"""What the guest runs, given one machine for each of its processors."""
+
+
+class TaskVp:
+    """`Machine` and `VpRunner` in one. Traps are calls; in `halt`, `sleep_until` and `work` the guest lets go."""
+
+    __slots__ = ("_hypervisor", "_parked", "_resumed", "_work_scope", "_worker", "gone", "vp")
+
+    def __init__(self, hypervisor: Hypervisor, vp: VirtualProcessor) -> None:
+        self._hypervisor = hypervisor
+        self.vp = vp
+        self._parked: trio.lowlevel.Task | None = None
+        """The task in `halt`, while it sleeps."""
+        self._resumed: trio.Event | None = trio.Event() if vp.suspended else None
+        """While the processor is suspended: set when it is no more."""
+        self._worker = trio.Lock()
+        """A processor does one piece of work at a time."""
+        self._work_scope: trio.CancelScope | None = None
+        self.gone = False
+        """Power is off: every further trap stops the software that makes it."""
+        vp.runner = self
+
+    def detach(self) -> None:
+        """The backend executes this processor no more; software that still runs is stopped at its next trap."""
+        self.gone = True
+        if self.vp.runner is self:
+            self.vp.runner = None
+
+    # --- VpRunner
+
+    def interrupt(self, vector: int) -> None:
+        """Remember the vector, and schedule the task in `halt`; it runs when the caller lets go."""
+        self.vp.pending.add(vector)
+        if self._resumed is None:
+            self._kick()
+
+    def suspended(self, suspended: bool) -> None:
+        """Interrupts are withheld and awaits do not return until the processor may run again."""
+        if suspended:
+            if self._resumed is None:
+                self._resumed = trio.Event()
+            if self._work_scope is not None:
+                self._work_scope.cancel()
+        elif self._resumed is not None:
+            self._resumed.set()
+            self._resumed = None
+            if self.vp.pending:
+                self._kick()
+
+    def _kick(self) -> None:
+        task = self._parked
+        if task is not None:
+            self._parked = None
+            trio.lowlevel.reschedule(task)
+
+    async def runnable(self) -> None:
+        """Until the processor is not suspended."""
+        while self._resumed is not None:
+            await self._resumed.wait()
+
+    # --- Machine: traps
+
+    @property
+    def vp_index(self) -> int:
+        """This processor's index."""
+        return self.vp.index
+
+    @property
+    def memory(self) -> memoryview:
+        """The extent at GPA 0."""
+        return self.vp.partition.memory.flat_from_zero()
+
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX."""
+        self._trap()
+        return self._hypervisor.cpuid(self.vp, leaf, subleaf)
+
+    def read_msr(self, msr: int) -> int:
+        """RDMSR; raises `GeneralProtection`."""
+        self._trap()
+        return self._hypervisor.read_msr(self.vp, msr)
+
+    def write_msr(self, msr: int, value: int) -> None:
+        """WRMSR; raises `GeneralProtection`."""
+        self._trap()
+        self._hypervisor.write_msr(self.vp, msr, value)
+
+    def read_tsc(self) -> int:
+        """RDTSC."""
+        return self._hypervisor.read_tsc()
+
+    def hypercall(self, control: int, input_gpa: int = 0, output_gpa: int = 0) -> int:
+        """The call through the hypercall page; raises `InvalidOpcode`."""
+        self._trap()
+        return self._hypervisor.hypercall(self.vp, control, input_gpa, output_gpa)
+
+    def port_in(self, port: int, size: int) -> int:
+        """IN; an intercept that the parent answers."""
+        self._trap()
+        return self._hypervisor.port_in(self.vp, port, size)
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """OUT; an intercept that the parent answers."""
+        self._trap()
+        self._hypervisor.port_out(self.vp, port, size, value)
+
+    def _trap(self) -> None:
+        if self.gone or self.vp.intercept_suspend:
+            raise VpStopped("this processor is stopped")
+
+    # --- Machine: where the guest lets go
+
+    async def halt(self) -> int:
+        """The highest pending vector, once there is one and the processor may run. One task a processor halts it."""
+        pending = self.vp.pending
+        if pending and self._resumed is None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        while not pending or self._resumed is not None:
+            if self.gone:
+                raise VpStopped("this processor is stopped")
+            if self._parked is not None:
+                raise RuntimeError("two tasks halt one processor")
+            self._parked = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort_halt)
+        vector = max(pending)
+        pending.discard(vector)
+        return vector
+
+    def _abort_halt(self, _: object) -> trio.lowlevel.Abort:
+        self._parked = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    async def sleep_until(self, reference_time: int) -> None:
+        """Not before the partition's reference time has come; that stands while all its processors are suspended."""
+        time = self.vp.partition.reference_time
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            await self.runnable()
+            left = reference_time - time.now()
+            if left <= 0:
+                return
+            await trio.sleep(seconds(left))
+
+    async def work(self, duration: int) -> None:
+        """Keep the processor busy for `duration` of 100 ns; other work of the same processor waits its turn."""
+        clock = self._hypervisor.clock
+        left = duration
+        async with self._worker:
+            while left > 0:
+                await self.runnable()
+                began = clock()
+                with trio.CancelScope() as self._work_scope:
+                    await trio.sleep(seconds(left))
+                self._work_scope = None
+                done = min(left, clock() - began)
+                left -= done
+                self.vp.runtime += done
+            await self.runnable()
+
+
+class TaskBackend:
+    """Executes one partition's guest software in this thread."""
+
+    def __init__(self, hypervisor: Hypervisor, entry: GuestEntry) -> None:
+        self._hypervisor = hypervisor
+        self._entry = entry
+        self.failure: BaseException | None = None
+        """What the guest's software raised, for the worker to keep."""
+
+    async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the guest until it returns or is cancelled. Its exceptions become an unrecoverable exception of VP 0."""
+        machines = [TaskVp(self._hypervisor, partition.vps[index]) for index in sorted(partition.vps)]
+
+        def power_off(_: object) -> trio.lowlevel.Abort:
+            for machine in machines:
+                machine.detach()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._boot, partition, machines, nursery)
+            task_status.started()
+            # Trio calls this within `cancel()`, before any task of the guest runs again. So what the guest does while
+            # it is being unwound, in a `finally` say, reaches nobody: a machine without power does not tidy up.
+            await trio.lowlevel.wait_task_rescheduled(power_off)
+
+    async def _boot(self, partition: Partition, machines: Sequence[TaskVp], nursery: trio.Nursery) -> None:
+        """The guest's first task; all others are below it."""
+        hypervisor = self._hypervisor
+        with watchdog.watching(hypervisor.clock, hypervisor.trace, partition.id):
+            try:
+                await machines[0].runnable()
+                await self._entry(machines)
+            except BaseException as raised:
+                group = raised if isinstance(raised, BaseExceptionGroup) else BaseExceptionGroup("", [raised])
+                theirs, ours = group.split((Exception, SystemExit))
+                if theirs is None:
+                    raise
+                if ours is not None:
+                    raise ours from None  # what a guest raises while its power is cut is of no interest
+                if not machines[0].gone:
+                    await self._stopped(machines[0], raised, theirs)
+        nursery.cancel_scope.cancel()
+
+    async def _stopped(self, machine: TaskVp, raised: BaseException, group: BaseExceptionGroup[BaseException]) -> None:
+        if group.split(VpStopped)[1] is None:
+            # The parent has been told why. The processor stands still until the parent does something about it.
+            await trio.sleep_forever()
+        self.failure = raised
+        text = "".join(traceback.format_exception(raised))
+        self._hypervisor.unrecoverable_exception(machine.vp, text)

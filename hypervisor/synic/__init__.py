@@ -1,0 +1,1 @@
+"""The synthetic interrupt controller: messages, event flags, ports and connections. Both sides."""

@@ -1,0 +1,125 @@
+"""Virtual processor registers by TLFS name, as HvGetVpRegisters and HvSetVpRegisters see them. Hypervisor."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from hypervisor.machine import GeneralProtection
+from hypervisor.msr import Msr
+from hypervisor.msr_table import TABLE
+from hypervisor.status import HvError, HvStatus
+
+if TYPE_CHECKING:
+    from hypervisor.vp import VirtualProcessor
+
+
+class Register(enum.IntEnum):
+    """HV_REGISTER_NAME, those that the hypervisor itself gives a meaning (TLFS 2.0a, 10.2; crash from the headers)."""
+
+    EXPLICIT_SUSPEND = 0x00000000
+    INTERCEPT_SUSPEND = 0x00000001
+    CRASH_P0 = 0x00000210
+    CRASH_CTL = 0x00000215
+    PENDING_INTERRUPTION = 0x00010002
+    INTERRUPT_STATE = 0x00010003
+    RAX = 0x00020000
+    RFLAGS = 0x00020011
+    VP_RUNTIME = 0x00090000
+    HYPERCALL = 0x00090001
+    GUEST_OS_ID = 0x00090002
+    VP_INDEX = 0x00090003
+    TIME_REF_COUNT = 0x00090004
+    EOI = 0x00090010
+    ICR = 0x00090011
+    TPR = 0x00090012
+    VP_ASSIST_PAGE = 0x00090013
+    REFERENCE_TSC = 0x00090017
+    SINT0 = 0x000A0000
+    SCONTROL = 0x000A0010
+    SVERSION = 0x000A0011
+    SIEFP = 0x000A0012
+    SIMP = 0x000A0013
+    EOM = 0x000A0014
+
+
+_BY_MSR: dict[int, int] = {
+    **{Register.CRASH_P0 + n: Msr.CRASH_P0 + n for n in range(6)},
+    **{Register.SINT0 + n: Msr.SINT0 + n for n in range(16)},
+    **{
+        Register[name]: Msr[name]
+        for name in (
+            *("VP_RUNTIME", "HYPERCALL", "GUEST_OS_ID", "VP_INDEX", "TIME_REF_COUNT"),
+            *("EOI", "ICR", "TPR", "VP_ASSIST_PAGE", "REFERENCE_TSC"),
+            *("SCONTROL", "SVERSION", "SIEFP", "SIMP", "EOM"),
+        )
+    },
+}
+"""Registers that are synthetic MSRs under another name; the parent needs no privilege of the child's for them."""
+
+_STORED: tuple[tuple[range, int], ...] = (
+    (range(0x00010002, 0x00010004), 64),  # pending interruption, interrupt state
+    (range(0x00020000, 0x00020012), 64),  # RAX..R15, RIP, RFLAGS
+    (range(0x00030000, 0x0003001A), 128),  # XMM, FP
+    (range(0x00040000, 0x00040006), 64),  # CR0, CR2, CR3, CR4, CR8, XFEM
+    (range(0x00050000, 0x00050006), 64),  # debug registers
+    (range(0x00060000, 0x00060008), 128),  # segments
+    (range(0x00070000, 0x00070002), 128),  # IDTR, GDTR
+    (range(0x00080000, 0x00080080), 64),  # the processor's own MSRs
+)
+"""Registers of the processor proper, and their bits. Values are kept for whoever executes the processor."""
+
+
+def get_register(vp: VirtualProcessor, name: int) -> int:
+    """The value, zero-extended to 128 bits. Raises INVALID_PARAMETER for a name that is none."""
+    match name:
+        case Register.EXPLICIT_SUSPEND:
+            return int(vp.explicit_suspend)
+        case Register.INTERCEPT_SUSPEND:
+            return int(vp.intercept_suspend)
+        case _:
+            pass
+    row = TABLE.get(_BY_MSR.get(name, 0))
+    if row is not None:
+        if row.read is None:
+            raise HvError(HvStatus.INVALID_PARAMETER)
+        return row.read(vp)
+    _width(name)
+    return vp.registers.get(name, 0)
+
+
+def set_register(vp: VirtualProcessor, name: int, value: int) -> None:
+    """Raises INVALID_PARAMETER: unknown name, read-only register, reserved bit, or setting what one may only clear."""
+    match name:
+        case Register.EXPLICIT_SUSPEND:
+            if value > 1:
+                raise HvError(HvStatus.INVALID_PARAMETER)
+            vp.set_explicit_suspend(bool(value))
+            return
+        case Register.INTERCEPT_SUSPEND:
+            if value & ~int(vp.intercept_suspend):
+                raise HvError(HvStatus.INVALID_PARAMETER)
+            if not value:
+                vp.clear_intercept_suspend()
+            return
+        case _:
+            pass
+    row = TABLE.get(_BY_MSR.get(name, 0))
+    if row is not None:
+        if row.write is None or value >> 64:
+            raise HvError(HvStatus.INVALID_PARAMETER)
+        try:
+            row.write(vp, value)
+        except GeneralProtection:
+            raise HvError(HvStatus.INVALID_PARAMETER) from None
+        return
+    if value >> _width(name):
+        raise HvError(HvStatus.INVALID_PARAMETER)
+    vp.registers[name] = value
+
+
+def _width(name: int) -> int:
+    for names, bits in _STORED:
+        if name in names:
+            return bits
+    raise HvError(HvStatus.INVALID_PARAMETER)
