@@ -1,0 +1,237 @@
+"""The guest's devices: each offer on the bus finds its driver by interface GUID. Child side.
+
+The kernel binds what it has a driver for, one task a device; whatever else is on offer stays free for guest programs
+that bring a VSC of their own.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
+
+import attrs
+import trio
+from vmbus.client.service import OfferedDevice, VmbusClient
+from vsp_vsc.storage.vsc import Disk, Storage, open_storage
+
+from hypervisor.wire import Guid, WireError
+from partitions.child.console import Console
+from partitions.child.guest import BusFacts
+from vmbus.channel import Channel
+from vmbus.client.platform import GuestPlatform
+from vsp_vsc.storage.protocol import SCSI_INTERFACE
+
+STORAGE_RING_BYTES: Final = 128 * 1024
+"""Each way, with the control page: what Linux's storvsc asks for by default."""
+
+
+class NoSuchDevice(LookupError):
+    """The guest has no device of that number, name or interface; the message names what it has."""
+
+
+class DeviceBusy(RuntimeError):
+    """A driver or another program holds the device."""
+
+
+class DeviceLost(RuntimeError):
+    """The device's driver gave up: the message says why."""
+
+
+class Binding(enum.Enum):
+    """Where an offer stands."""
+
+    FREE = enum.auto()
+    """No driver has it."""
+    PROBING = enum.auto()
+    """Its driver opens the channel and talks to the device for the first time."""
+    BOUND = enum.auto()
+    RAW = enum.auto()
+    """A guest program opened its channel."""
+    FAILED = enum.auto()
+    """Its driver gave up."""
+
+
+Driver = Callable[[VmbusClient, OfferedDevice, GuestPlatform], AbstractAsyncContextManager[Storage]]
+
+
+@asynccontextmanager
+async def _storage_driver(bus: VmbusClient, offer: OfferedDevice, platform: GuestPlatform) -> AsyncIterator[Storage]:
+    channel = await bus.open(offer, outgoing_bytes=STORAGE_RING_BYTES, incoming_bytes=STORAGE_RING_BYTES)
+    try:
+        async with open_storage(channel, platform) as storage:
+            yield storage
+    finally:
+        with trio.move_on_after(1, shield=True):
+            await bus.close(channel)
+
+
+DRIVERS: Final[dict[Guid, Driver]] = {SCSI_INTERFACE: _storage_driver}
+NAMES: Final[dict[str, Guid]] = {"storage": SCSI_INTERFACE}
+"""Interfaces that `open_channel` and `unbind` take by name."""
+
+
+@attrs.define(eq=False)
+class BoundDevice:
+    """One offer and what became of it."""
+
+    offer: OfferedDevice
+    state: Binding = Binding.FREE
+    storage: Storage | None = None
+    channel: Channel | None = None
+    problem: str = ""
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    released: trio.Event = attrs.field(factory=trio.Event)
+    """Set when a driver has let go."""
+
+    def __str__(self) -> str:
+        kind = next((name for name, interface in NAMES.items() if interface == self.offer.interface), "device")
+        state = f"{self.state.name.lower()}: {self.problem}" if self.problem else self.state.name.lower()
+        return f"{kind} {self.offer.interface} on channel {self.offer.channel_id} ({state})"
+
+
+class Devices:
+    """All offers of this guest, in the order in which they came."""
+
+    def __init__(self, bus: VmbusClient, platform: GuestPlatform, console: Console, nursery: trio.Nursery) -> None:
+        self._bus = bus
+        self._platform = platform
+        self._console = console
+        self._nursery = nursery
+        self._devices: dict[int, BoundDevice] = {}
+        self._probing = 0
+        self._settled = trio.Event()
+        self._settled.set()
+
+    # What the kernel calls
+
+    def add(self, offer: OfferedDevice) -> None:
+        """A new offer: start its driver if there is one. Sub-channels belong to their primary's driver."""
+        device = BoundDevice(offer)
+        self._devices[offer.channel_id] = device
+        driver = DRIVERS.get(offer.interface)
+        if driver is not None:
+            self._begin_probe(device)
+            self._nursery.start_soon(self._drive, device, driver, name=f"driver of channel {offer.channel_id}")
+
+    def remove(self, offer: OfferedDevice) -> None:
+        """The host rescinded the offer: its driver ends and a program's channel is closed."""
+        device = self._devices.pop(offer.channel_id, None)
+        if device is not None:
+            device.scope.cancel()
+
+    # What guest programs reach through `Guest`
+
+    def facts(self) -> BusFacts:
+        """The bus now."""
+        return BusFacts(str(self._bus.version), tuple(device.offer for device in self._devices.values()))
+
+    async def settled(self) -> None:
+        """Wait until no driver is still probing."""
+        while self._probing:
+            await self._settled.wait()
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """The disks of all storage devices that have a driver."""
+        return tuple(disk for device in self._devices.values() if device.storage for disk in device.storage.disks)
+
+    async def disk(self, number: int) -> Disk:
+        """The disk of that number; waits for drivers that are still probing."""
+        await self.settled()
+        disks = self.disks
+        if 0 <= number < len(disks):
+            return disks[number]
+        if disks:
+            there = ", ".join(
+                f"disk {index} ({disk.blocks * disk.block_size >> 10} KiB{', read-only' if disk.read_only else ''})"
+                for index, disk in enumerate(disks)
+            )
+            raise NoSuchDevice(f"no disk {number}: this guest has {there}")
+        raise NoSuchDevice(f"no disk {number}: this guest has no disks; {self._inventory()}")
+
+    async def open_raw(self, wanted: Guid | str | OfferedDevice, ring_bytes: int, user_data: bytes) -> Channel:
+        """Open a channel that no driver holds."""
+        device = self._find(wanted)
+        if device.state not in (Binding.FREE, Binding.FAILED):
+            raise DeviceBusy(f"{device}: unbind it first")
+        channel = await self._bus.open(
+            device.offer, outgoing_bytes=ring_bytes, incoming_bytes=ring_bytes, user_data=user_data
+        )
+        device.state = Binding.RAW
+        device.channel = channel
+        return channel
+
+    async def unbind(self, wanted: Guid | str | OfferedDevice) -> None:
+        """Take a device from its driver or from the program that opened it."""
+        device = self._find(wanted)
+        if device.channel is not None:
+            channel, device.channel = device.channel, None
+            await self._bus.close(channel)
+        elif device.state in (Binding.PROBING, Binding.BOUND):
+            device.scope.cancel()
+            await device.released.wait()
+        device.state = Binding.FREE
+        device.problem = ""
+
+    # Inside
+
+    async def _drive(self, device: BoundDevice, driver: Driver) -> None:
+        """One device's driver, from the first packet to the last."""
+        problem = "its driver ended"
+        try:
+            with device.scope:
+                async with driver(self._bus, device.offer, self._platform) as storage:
+                    device.storage = storage
+                    device.state = Binding.BOUND
+                    self._end_probe(device)
+                    await trio.sleep_forever()
+        except* (WireError, trio.EndOfChannel, trio.ClosedResourceError, OSError) as group:
+            problem = "; ".join(str(error) or type(error).__name__ for error in group.exceptions)
+            self._console.print(f"driver of channel {device.offer.channel_id}: {problem}")
+        finally:
+            if device.state is Binding.PROBING:
+                self._end_probe(device)
+            device.storage = None
+            device.state = Binding.FAILED
+            device.problem = problem
+            device.released.set()
+
+    def _begin_probe(self, device: BoundDevice) -> None:
+        device.state = Binding.PROBING
+        self._probing += 1
+        if self._probing == 1:
+            self._settled = trio.Event()
+
+    def _end_probe(self, device: BoundDevice) -> None:
+        self._probing -= 1
+        if not self._probing:
+            self._settled.set()
+
+    def _find(self, wanted: Guid | str | OfferedDevice) -> BoundDevice:
+        if isinstance(wanted, OfferedDevice):
+            device = self._devices.get(wanted.channel_id)
+            if device is not None:
+                return device
+            raise NoSuchDevice(f"channel {wanted.channel_id} is not on offer any more; {self._inventory()}")
+        if isinstance(wanted, str):
+            interface = NAMES.get(wanted) or _guid(wanted)
+        else:
+            interface = wanted
+        matches = [device for device in self._devices.values() if device.offer.interface == interface]
+        if not matches:
+            raise NoSuchDevice(f"no device {wanted}; {self._inventory()}")
+        return next((device for device in matches if device.state is Binding.FREE), matches[0])
+
+    def _inventory(self) -> str:
+        if not self._devices:
+            return "the host offers nothing"
+        return "the host offers " + ", ".join(map(str, self._devices.values()))
+
+
+def _guid(text: str) -> Guid:
+    try:
+        return Guid(text)
+    except ValueError:
+        raise NoSuchDevice(f"{text!r} is neither a GUID nor one of {', '.join(sorted(NAMES))}") from None

@@ -1,0 +1,164 @@
+"""The guest as a program sees it: devices, time, console, and the bare interface for those who want it. Child side.
+
+A guest program is one file with one function:
+
+    async def main(guest):
+        disk = await guest.disk(0)
+        print(await disk.read(0, 8))
+        await guest.sleep(0.5)
+
+It runs as a Trio task inside the partition, so Trio's own primitives (events, memory channels, nurseries) are fine for
+work of its own. Time, files and sockets of the host are not the guest's: use `guest.sleep` and `guest.time` and not
+`trio.sleep`, which would go on while the VM is paused. `print` and `guest.print` go to the console. Modules beside the
+program cannot be imported; each VM gets a module object of its own, so module variables are not shared between VMs or
+over a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+import trio
+
+from hypervisor.clock import TICKS_PER_SECOND
+from hypervisor.machine import Machine
+from hypervisor.wire import Guid
+from partitions import ports
+from partitions.child.console import Console
+from partitions.child.winhv import HypercallResult, Platform, WinHv
+
+if TYPE_CHECKING:
+    from vmbus.client.service import OfferedDevice
+    from vsp_vsc.storage.vsc import Disk
+
+    from partitions.child.devices import Devices
+    from vmbus.channel import Channel
+
+GuestMain = Callable[["Guest"], Awaitable[object]]
+"""A guest program's `main`. None or 0 is success; another integer is its exit code; an exception is a crash."""
+
+
+@attrs.frozen
+class BusFacts:
+    """What a guest learned when it connected to the bus."""
+
+    version: str
+    """The VMBus version that both ends agreed on, such as "5.3"."""
+    offers: tuple[OfferedDevice, ...]
+    """Channels on offer now, in the order in which the host offered them."""
+
+
+class Guest:
+    """One running guest. Made by the kernel; handed to `main`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        args: Mapping[str, Any],
+        machines: Sequence[Machine],
+        console: Console,
+        winhv: WinHv,
+        platform: Platform,
+        devices: Devices,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.name = name
+        """The VM's name in its topology."""
+        self.args = dict(args)
+        """The `args` table of the VM's topology entry."""
+        self.machines = tuple(machines)
+        """The virtual processors, bare: registers, CPUID, hypercalls, ports and all of guest memory."""
+        self.platform = platform
+        """The kernel's services to drivers: pages, messages, signals. For VSCs that a program brings along."""
+        self.nursery = nursery
+        """Tasks started here are cancelled when `main` returns."""
+        self._console = console
+        self._winhv = winhv
+        self._devices = devices
+
+    # Time and work
+
+    def time(self) -> float:
+        """Seconds since the partition began; stands still while the VM is paused."""
+        return self.platform.reference_time() / TICKS_PER_SECOND
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so much of the partition's time go by."""
+        await self.platform.sleep(seconds)
+
+    async def work(self, seconds: float, *, vp: int = 0) -> None:
+        """Keep a virtual processor busy for so many seconds of its CPU time, as a computation would."""
+        await self.machines[vp].work(round(seconds * TICKS_PER_SECOND))
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: Any, name: object = None) -> None:
+        """Run `await function(*arguments)` beside `main`, until that returns. Its crash is the guest's."""
+        self.nursery.start_soon(function, *arguments, name=name)
+
+    # Console
+
+    def print(self, *values: object, sep: str | None = " ", end: str | None = "\n") -> None:
+        """Print to the console; `print` in a guest program does the same."""
+        self._console.print(*values, sep=sep, end=end)
+
+    def log(self, *values: object) -> None:
+        """Print with the partition's time in front, as kernels do."""
+        self._console.print(f"[{self.time():12.6f}]", *values)
+
+    # Devices
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """The disks found so far, by number; `await guest.settled()` first to be sure that it is all of them."""
+        return self._devices.disks
+
+    async def disk(self, number: int = 0) -> Disk:
+        """The disk of that number, once its driver is ready. `NoSuchDevice` says what there is instead."""
+        return await self._devices.disk(number)
+
+    async def settled(self) -> None:
+        """Wait until each device that was offered so far has its driver, or has been given up."""
+        await self._devices.settled()
+
+    @property
+    def bus(self) -> BusFacts:
+        """The bus as this guest sees it now."""
+        return self._devices.facts()
+
+    async def open_channel(
+        self,
+        device: Guid | str | OfferedDevice,
+        *,
+        ring_bytes: int = 64 * 1024,
+        user_data: bytes = b"",
+    ) -> Channel:
+        """Open a channel without a driver, for a VSC that the program brings itself.
+
+        `device` is an interface GUID, a known interface's name such as "storage", or an entry of `guest.bus.offers`.
+        `NoSuchDevice` says what there is instead, `DeviceBusy` that a driver holds it: `unbind` it first. `ring_bytes`
+        is the size of each of the two rings with its control page.
+        """
+        return await self._devices.open_raw(device, ring_bytes, user_data)
+
+    async def unbind(self, device: Guid | str | OfferedDevice) -> None:
+        """Take the kernel's driver off a device and close its channel, so that `open_channel` can have it."""
+        await self._devices.unbind(device)
+
+    # The bare interface
+
+    @property
+    def machine(self) -> Machine:
+        """Virtual processor 0."""
+        return self.machines[0]
+
+    def hypercall(self, control: int, data: bytes = b"", output_bytes: int = 0) -> HypercallResult:
+        """A slow hypercall with this control word and input, answered as status, repetitions done and output bytes."""
+        return self._winhv.hypercall(control, data, output_bytes)
+
+    async def reset(self) -> NoReturn:
+        """Restart the VM through the chipset's reset register; does not return."""
+        self.machine.port_out(ports.RESET, 1, ports.RESET_NOW)
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")

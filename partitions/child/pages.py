@@ -1,0 +1,89 @@
+"""The guest's page allocator: contiguous runs of guest physical pages, first fit. Child side.
+
+Rings, GPADL buffers, SynIC pages and the hypercall page all come from here. Everything lives in one sorted list of free
+runs; a guest holds some dozens of runs, so a list and `bisect` beat any tree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
+
+FIRST_PAGE = 0x100
+"""Pages below 1 MiB are left alone, as PC kernels do: firmware tables and option ROMs live there."""
+_ZEROS = bytes(64 * PAGE_SIZE)
+
+
+class PageAllocator:
+    """Hands out zeroed runs of pages above 1 MiB. Fresh guest memory is zero, so only pages used before are cleared."""
+
+    __slots__ = ("_counts", "_memory", "_starts", "first", "limit", "used_before")
+
+    def __init__(self, memory: memoryview, first: int = FIRST_PAGE) -> None:
+        self._memory = memory
+        self.first = first
+        self.limit = max(first, len(memory) >> PAGE_SHIFT)
+        """The first page number that is not ours any more."""
+        # Two parallel lists, sorted: free runs by first page, never empty, never touching one another.
+        self._starts: list[int] = [first] if self.limit > first else []
+        self._counts: list[int] = [self.limit - first] if self.limit > first else []
+        self.used_before = first
+        """High-water mark: pages from here on were never handed out and are still zero."""
+
+    @property
+    def free_pages(self) -> int:
+        """How many pages are free, in runs of any length."""
+        return sum(self._counts)
+
+    def allocate(self, count: int) -> int:
+        """The first page number of `count` adjacent zeroed pages; `MemoryError` when no run is long enough."""
+        if count <= 0:
+            raise ValueError(f"{count} pages asked for")
+        index = next((index for index, run in enumerate(self._counts) if run >= count), None)
+        if index is None:
+            free, ours = self.free_pages, self.limit - self.first
+            raise MemoryError(f"no {count} adjacent guest pages: {free} of {ours} are free")
+        run = self._counts[index]
+        gpn = self._starts[index]
+        if run == count:
+            del self._starts[index], self._counts[index]
+        else:
+            self._starts[index] = gpn + count
+            self._counts[index] = run - count
+        if gpn < self.used_before:
+            self._clear(gpn, min(gpn + count, self.used_before))
+        self.used_before = max(self.used_before, gpn + count)
+        return gpn
+
+    def free(self, gpn: int, count: int) -> None:
+        """Give pages back, whole runs or parts of them. `ValueError` for pages that are free already."""
+        end = gpn + count
+        if count <= 0 or gpn < self.first or end > self.limit:
+            raise ValueError(f"pages {gpn:#x}..{end:#x} are not this allocator's")
+        after = bisect_right(self._starts, gpn)
+        before = after - 1
+        touches_before = before >= 0 and self._starts[before] + self._counts[before] >= gpn
+        if touches_before and self._starts[before] + self._counts[before] > gpn:
+            raise ValueError(f"page {gpn:#x} is freed twice")
+        touches_after = after < len(self._starts) and self._starts[after] <= end
+        if touches_after and self._starts[after] < end:
+            raise ValueError(f"page {self._starts[after]:#x} is freed twice")
+        if touches_before and touches_after:
+            self._counts[before] += count + self._counts[after]
+            del self._starts[after], self._counts[after]
+        elif touches_before:
+            self._counts[before] += count
+        elif touches_after:
+            self._starts[after] = gpn
+            self._counts[after] += count
+        else:
+            self._starts.insert(after, gpn)
+            self._counts.insert(after, count)
+
+    def _clear(self, gpn: int, end: int) -> None:
+        while gpn < end:
+            piece = min(end - gpn, len(_ZEROS) >> PAGE_SHIFT)
+            start = gpn << PAGE_SHIFT
+            self._memory[start : start + (piece << PAGE_SHIFT)] = _ZEROS[: piece << PAGE_SHIFT]
+            gpn += piece
