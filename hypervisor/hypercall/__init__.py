@@ -1,0 +1,1 @@
+"""Hypercalls: the calling convention, one table of calls, and what each does. Hypervisor."""

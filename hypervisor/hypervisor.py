@@ -1,0 +1,306 @@
+"""The hypervisor: the partition table, the host's memory, and every trap that software can take. Hypervisor.
+
+It is synchronous and runs in one thread. A trap is a method that returns, or raises what the processor would raise in
+the software that trapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hypervisor import cpuid, msr_table
+from hypervisor.clock import Clock
+from hypervisor.hypercall import dispatch
+from hypervisor.intercept import InterceptAccess, memory_intercept_payload
+from hypervisor.machine import GeneralProtection, VpStopped
+from hypervisor.memory import GpaFault, GuestMemory, MemoryBlock
+from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
+from hypervisor.partition import ROOT_ID, PageCost, Partition, PartitionOperation, PartitionState
+from hypervisor.privileges import ROOT_PRIVILEGES
+from hypervisor.properties import WHOLE_PROCESSOR, Property
+from hypervisor.reference_time import tsc_from_clock
+from hypervisor.status import HvError, HvStatus
+from hypervisor.synic import ports
+from hypervisor.synic.messages import InterceptHeader, MessageType
+from hypervisor.trace import TO_ROOT, Layer, Level, Trace
+from hypervisor.vp import VirtualProcessor
+
+ROOT_POOL_PAGES = 65_536
+"""What the root's pool has from the start, as if set aside at boot: enough for the ports of 1,024 children."""
+_NOTHING_THERE = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
+"""What reading a port without a device gives, by size; the sizes that IN and OUT know."""
+
+
+class Hypervisor:
+    """One machine's hypervisor. Its root partition exists from the start, with processors that run."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        trace: Trace,
+        *,
+        memory_bytes: int,
+        root_vps: int = 1,
+        max_vps: int = 64,
+        logical_processors: int | None = None,
+        max_depth: int = 2,
+    ) -> None:
+        """`memory_bytes` bounds what `add_root_block` hands out; `max_depth` 2 is the root and its children."""
+        from hypervisor.backend.root import RootVp  # a runner needs this module; this one line needs the runner
+
+        self.clock = clock
+        self.trace = trace
+        self.memory_bytes = memory_bytes
+        self.max_vps = max_vps
+        self.max_depth = max_depth
+        self.logical_processors = root_vps if logical_processors is None else logical_processors
+        self.partitions: dict[int, Partition] = {}
+        """By ID. IDs are never used again, so a stale one finds nothing."""
+        self._next_id = ROOT_ID
+        self._root_blocks: dict[int, MemoryBlock] = {}
+        """By first page in the root's GPA space."""
+        self.root = self._add_partition(0, 1)
+        self.root.label = "root"
+        self.root.privileges = ROOT_PRIVILEGES
+        self.root.pool.granted = ROOT_POOL_PAGES
+        self.root.charge(PageCost.INITIALIZE)
+        self.root.advance(PartitionOperation.INITIALIZE)
+        for index in range(root_vps):
+            self.create_vp(self.root, index).set_explicit_suspend(False)
+        self.root_processors = [RootVp(self, vp) for vp in self.root.vps.values()]
+        """The root's processors as its software sees them."""
+
+    def by_id(self, partition_id: int) -> Partition:
+        """Raises INVALID_PARTITION_ID."""
+        partition = self.partitions.get(partition_id)
+        if partition is None:
+            raise HvError(HvStatus.INVALID_PARTITION_ID)
+        return partition
+
+    def close(self) -> None:
+        """Give the host's memory up; it goes with the last view of it."""
+        for block in self._root_blocks.values():
+            block.close()
+        self._root_blocks.clear()
+
+    # --- traps
+
+    def hypercall(self, vp: VirtualProcessor, control: int, input_gpa: int = 0, output_gpa: int = 0) -> int:
+        """A hypercall to its end: 64-bit RCX, RDX, R8 in, RAX out. Raises InvalidOpcode, VpStopped."""
+        return dispatch.hypercall(self, vp, control, input_gpa, output_gpa)
+
+    def hypercall_step(
+        self, vp: VirtualProcessor, control: int, input_gpa: int = 0, output_gpa: int = 0
+    ) -> tuple[bool, int]:
+        """One trip, for backends whose guests execute the call again: (True, RAX), or (False, RCX to go on with)."""
+        return dispatch.step(self, vp, control, input_gpa, output_gpa)
+
+    def read_msr(self, vp: VirtualProcessor, msr: int) -> int:
+        """RDMSR of a synthetic register. Raises GeneralProtection, VpStopped."""
+        _require_running(vp)
+        return msr_table.read_msr(self, vp, msr)
+
+    def write_msr(self, vp: VirtualProcessor, msr: int, value: int) -> None:
+        """WRMSR of a synthetic register. Raises GeneralProtection, VpStopped."""
+        _require_running(vp)
+        msr_table.write_msr(self, vp, msr, value)
+
+    def cpuid(self, vp: VirtualProcessor, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX."""
+        return cpuid.cpuid(self, vp, leaf, subleaf)
+
+    def read_tsc(self) -> int:
+        """The time stamp counter of model guests."""
+        return tsc_from_clock(self.clock())
+
+    def port_in(self, vp: VirtualProcessor, port: int, size: int) -> int:
+        """IN. Raises GeneralProtection for what the instruction cannot say, VpStopped."""
+        partition = self._port_access(vp, port, size)
+        sink = partition.intercepts
+        value = _NOTHING_THERE[size] if sink is None else sink.port_read(vp.index, port, size) & _NOTHING_THERE[size]
+        if self.trace.on:
+            self.trace.emit(Layer.PORT, "port_in", partition.id, size=size, vp=vp.index, port=port, value=value)
+        return value
+
+    def port_out(self, vp: VirtualProcessor, port: int, size: int, value: int) -> None:
+        """OUT of the low `size` bytes. Raises GeneralProtection for what the instruction cannot say, VpStopped."""
+        partition = self._port_access(vp, port, size)
+        value &= _NOTHING_THERE[size]
+        if self.trace.on:
+            self.trace.emit(
+                *(Layer.PORT, "port_out", partition.id),
+                direction=TO_ROOT,
+                size=size,
+                vp=vp.index,
+                port=port,
+                value=value,
+            )
+        if partition.intercepts is not None:
+            partition.intercepts.port_write(vp.index, port, size, value)
+
+    def _port_access(self, vp: VirtualProcessor, port: int, size: int) -> Partition:
+        _require_running(vp)
+        if size not in _NOTHING_THERE or not 0 <= port <= 0xFFFF:
+            raise GeneralProtection(f"port {port:#x}, {size} bytes")
+        vp.partition.counters["port_intercepts"] += 1
+        return vp.partition
+
+    # --- what stops a virtual processor
+
+    def memory_intercept(self, vp: VirtualProcessor, fault: GpaFault) -> None:
+        """Suspend a child's VP and tell its parent which address failed. The root has no parent: GeneralProtection."""
+        if vp.partition is self.root:
+            raise GeneralProtection(str(fault)) from fault
+        mapped = vp.partition.memory.source(fault.gpa >> PAGE_SHIFT) is not None
+        kind = MessageType.GPA_INTERCEPT if mapped else MessageType.UNMAPPED_GPA
+        access = InterceptAccess.WRITE if fault.access & Access.WRITE else InterceptAccess.READ
+        self._stop(vp, kind, memory_intercept_payload(vp.index, access, fault.gpa))
+
+    def unrecoverable_exception(self, vp: VirtualProcessor, reason: str) -> None:
+        """The software on `vp` cannot go on, as after a triple fault: suspend it and tell its parent."""
+        partition = vp.partition
+        partition.counters["unrecoverable_exceptions"] += 1
+        if self.trace.on:
+            words = reason.rstrip().rsplit("\n", 1)[-1]
+            self.trace.emit(
+                *(Layer.STATE, "unrecoverable_exception", partition.id),
+                level=Level.ERROR,
+                direction=TO_ROOT,
+                words=words,
+                vp=vp.index,
+                reason=reason,
+            )
+        self._stop(vp, MessageType.UNRECOVERABLE_EXCEPTION, InterceptHeader(vp.index).encode())
+
+    def _stop(self, vp: VirtualProcessor, kind: MessageType, payload: bytes) -> None:
+        # Suspended first: the message's interrupt runs the root's handler at once, and that may resume the VP.
+        vp.stop_on_intercept()
+        ports.post_intercept(self, vp, kind, payload)
+
+    # --- the host's memory
+
+    @property
+    def root_bytes(self) -> int:
+        """Host memory that the root has."""
+        return sum(block.size for block in self._root_blocks.values())
+
+    def add_root_block(self, size: int, name: str) -> tuple[int, MemoryBlock]:
+        """Host memory becomes root memory, at the page returned. Raises INSUFFICIENT_MEMORY past `memory_bytes`."""
+        if self.root_bytes + size > self.memory_bytes:
+            raise HvError(HvStatus.INSUFFICIENT_MEMORY)
+        try:
+            block = MemoryBlock.allocate(size, name)
+        except (OSError, MemoryError):
+            raise HvError(HvStatus.INSUFFICIENT_MEMORY) from None
+        pages = size >> PAGE_SHIFT
+        gpn = 0
+        for start in sorted(self._root_blocks):
+            if gpn + pages <= start:
+                break
+            gpn = start + (self._root_blocks[start].size >> PAGE_SHIFT)
+        self._root_blocks[gpn] = block
+        self.root.memory.map_block(gpn, block, 0, pages, Access.ALL)
+        return gpn, block
+
+    def remove_root_block(self, gpn: int) -> None:
+        """Give a block back to the host. Raises OBJECT_IN_USE while a child maps it or a pool holds pages of it."""
+        block = self._root_blocks[gpn]
+        for partition in self.partitions.values():
+            lent = partition is not self.root and any(part[1] is block for part in partition.memory.extents())
+            if lent or any(run.block is block for run in partition.pool.deposits):
+                raise HvError(HvStatus.OBJECT_IN_USE)
+        del self._root_blocks[gpn]
+        self.root.memory.unmap(gpn, block.size // PAGE_SIZE)
+        block.close()
+
+    # --- the life of partitions, for the hypercall handlers
+
+    def create_partition(self, parent: Partition) -> Partition:
+        """A child that its parent has paid for. Raises INSUFFICIENT_MEMORY."""
+        parent.charge(PageCost.PARTITION)
+        child = self._add_partition(parent.id, parent.depth + 1)
+        parent.children[child.id] = None
+        self.partition_changed(child)
+        return child
+
+    def _add_partition(self, parent_id: int, depth: int) -> Partition:
+        partition = Partition(self, self._next_id, parent_id, GuestMemory(), depth=depth)
+        self._next_id += 1
+        self.partitions[partition.id] = partition
+        return partition
+
+    def delete_partition(self, partition: Partition) -> None:
+        """The record is gone; whoever still holds it sees state DELETED."""
+        partition.advance(PartitionOperation.DELETE)
+        del self.partitions[partition.id]
+        parent = self.partitions[partition.parent_id]
+        del parent.children[partition.id]
+        parent.discharge(PageCost.PARTITION)
+        self.partition_changed(partition)
+
+    def teardown(self, partition: Partition) -> Iterator[object]:
+        """Free all that a partition owns, one object a step, so that finalizing can pause between trips."""
+        partition.hypercall_msr = 0  # from here on its software is stopped at its next trap
+        for vp in partition.vps.values():
+            vp.set_explicit_suspend(True)
+        for connection_id in list(partition.connections):
+            ports.disconnect_port(partition, connection_id)
+            yield connection_id
+        for port_id in list(partition.ports):
+            ports.delete_port(partition, port_id)
+            yield port_id
+        for index in list(partition.vps):
+            self.delete_vp(partition, index)
+            yield partition
+        msr_table.reset_partition_registers(partition)
+        partition.memory.unmap(0, partition.memory.end >> PAGE_SHIFT)
+        partition.discharge(len(partition.mapped_regions) * PageCost.GPA_REGION + PageCost.INITIALIZE)
+        partition.mapped_regions.clear()
+        partition.intercepts = partition.on_crash = partition.on_reset = None
+
+    def create_vp(self, partition: Partition, index: int) -> VirtualProcessor:
+        """A virtual processor, explicitly suspended. Raises OPERATION_DENIED (reserves), INSUFFICIENT_MEMORY."""
+        reserve = partition.properties[Property.CPU_RESERVE]
+        wanted = self.reserved_processors() + reserve
+        if reserve and wanted > self.logical_processors * WHOLE_PROCESSOR:
+            raise HvError(HvStatus.OPERATION_DENIED)
+        partition.charge(PageCost.VP)
+        vp = partition.vps[index] = VirtualProcessor(partition, index)
+        return vp
+
+    def delete_vp(self, partition: Partition, index: int) -> None:
+        """Stop it for good and free what it holds."""
+        vp = partition.vps[index]
+        vp.set_explicit_suspend(True)
+        vp.delete()
+        del partition.vps[index]
+        partition.discharge(PageCost.VP)
+
+    def reserved_processors(self, without: Partition | None = None) -> int:
+        """The sum of all reserves, in 1/65536 of a logical processor."""
+        return sum(
+            partition.properties[Property.CPU_RESERVE] * len(partition.vps)
+            for partition in self.partitions.values()
+            if partition is not without
+        )
+
+    def reset_partition(self, partition: Partition) -> None:
+        """As after power on: memory mapped as it was and zero, registers, SynICs and overlay pages as at creation."""
+        for vp in partition.vps.values():
+            vp.reset()
+        msr_table.reset_partition_registers(partition)
+        partition.memory.clear()
+        partition.counters["resets"] += 1
+        if self.trace.on:
+            self.trace.emit(Layer.STATE, "partition_reset", partition.id, level=Level.INFO)
+
+    def partition_changed(self, partition: Partition) -> None:
+        """Tell whoever listens of a partition's new state."""
+        if self.trace.on:
+            state = partition.state.value
+            self.trace.emit(Layer.STATE, "partition_state", partition.id, level=Level.INFO, words=state, state=state)
+
+
+def _require_running(vp: VirtualProcessor) -> None:
+    if vp.partition.state is not PartitionState.ACTIVE:
+        raise VpStopped(f"{vp!r} has no partition to run in")
