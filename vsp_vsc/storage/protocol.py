@@ -37,7 +37,7 @@ import enum
 from hypervisor.wire import Guid, Wire, at, wire
 from hypervisor.wire.scalars import bytes8, bytes20, u8, u16, u32, u64
 
-SCSI_INTERFACE = Guid("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
+STORAGE_INTERFACE = Guid("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
 """The interface a synthetic SCSI controller is offered under."""
 
 
@@ -286,14 +286,12 @@ class SubChannelCount(Wire):
     count: u16 = at(0)
 
 
-@wire(
-    size=16, spec="Linux 6.12 include/linux/hyperv.h struct vmdata_gpa_direct after its descriptor, struct hv_mpb_array"
-)
+@wire(size=16, spec="Linux 6.12 hyperv.h struct vmdata_gpa_direct after its descriptor, struct gpa_range")
 class GpaDirectHeader(Wire):
     """What precedes the page numbers in a GPA-direct packet with one range."""
 
-    reserved: u32 = at(0, default=0)
-    range_count: u32 = at(4, default=1)
+    reserved: u32 = at(0)
+    range_count: u32 = at(4)
     byte_count: u32 = at(8)
-    byte_offset: u32 = at(12, default=0)
+    byte_offset: u32 = at(12)
     """Into the first page."""

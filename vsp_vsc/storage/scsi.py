@@ -97,6 +97,11 @@ DIRECTION: tuple[Direction | None, ...] = tuple(
 """By operation code; None where our disks know no such command and the direction does not matter."""
 
 
+_GROUP_LENGTH = (6, 10, 10, 1, 16, 12, 1, 1)
+CDB_LENGTH: tuple[int, ...] = tuple(_GROUP_LENGTH[code >> 5] for code in range(256))
+"""By operation code, the bytes that its CDB has (SPC-4 4.2.5.1); 1 where the group has no fixed length."""
+
+
 def read_cdb(lba: int, blocks: int) -> bytes:
     """READ(10) where the address fits it, else READ(16); 16 bytes either way."""
     if lba + blocks <= 0xFFFF_FFFF and blocks <= 0xFFFF:

@@ -46,10 +46,14 @@ class Reason(enum.Enum):
 
     @property
     def key(self) -> SenseKey:
+        """The class this reason belongs to."""
         return self.value[0]
 
 
-_WORDS = {(reason.value[0], reason.value[1], reason.value[2]): reason.value[3] for reason in Reason}
+_KEYS: dict[int, str] = {key: key.name.replace("_", " ") for key in SenseKey}
+_WORDS: dict[tuple[int, int, int], str] = {
+    (key, asc, ascq): words for key, asc, ascq, words in (r.value for r in Reason)
+}
 _FIXED = struct.Struct(">BBBIB4sBBBBH")
 _CURRENT, _CURRENT_DESCRIPTOR = 0x70, 0x72
 _VALID = 0x80
@@ -97,12 +101,8 @@ class Sense(msgspec.Struct, frozen=True):
     @property
     def words(self) -> str:
         """For people: `ILLEGAL REQUEST, logical block address out of range (21h/00h)`."""
-        try:
-            key = SenseKey(self.key).name.replace("_", " ")
-        except ValueError:
-            key = f"sense key {self.key:X}h"
-        known = _WORDS.get((SenseKey(self.key), self.asc, self.ascq)) if self.key in SenseKey else None
-        text = f"{key}, {known or 'additional sense'} ({self.asc:02X}h/{self.ascq:02X}h)"
+        known = _WORDS.get((self.key, self.asc, self.ascq), "additional sense")
+        text = f"{_KEYS.get(self.key, f'sense key {self.key:X}h')}, {known} ({self.asc:02X}h/{self.ascq:02X}h)"
         if self.field is not None:
             text += f" at CDB byte {self.field}"
         if self.information is not None:

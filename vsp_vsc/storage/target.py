@@ -14,6 +14,7 @@ import errno
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import attrs
 import msgspec
@@ -55,10 +56,12 @@ class ScsiResult(msgspec.Struct, frozen=True, gc=False):
     """Bytes moved."""
 
 
-Done = Callable[[ScsiResult], None]
+Tag = Any
+"""Whatever a front end knows a command by; handed back with its result."""
+Done = Callable[[Tag, ScsiResult], None]
 """Takes the result of a command that could not be answered at once; called in the Trio thread."""
 Views = Sequence[memoryview]
-_Handler = Callable[["ScsiTarget", bytes, Views, int, Done], ScsiResult | None]
+_Handler = Callable[["ScsiTarget", bytes, Views, int, Tag, Done], ScsiResult | None]
 
 GOOD = ScsiResult(ScsiStatus.GOOD)
 
@@ -110,7 +113,7 @@ class ScsiTarget:
         self._check_conditions = 0
         self._host_errors = 0
 
-    def start(self, cdb: bytes, views: Views, length: int, done: Done) -> ScsiResult | None:
+    def start(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         """Carry out a command of at least 16 bytes, zero-padded.
 
         The result, or None where it is handed to `done`: later, or before this returns if the backend is inline.
@@ -118,7 +121,7 @@ class ScsiTarget:
         handler = _HANDLERS.get(cdb[0])
         if handler is None:
             return self._refuse(Reason.INVALID_OPCODE, field=0)
-        return handler(self, cdb, views, length, done)
+        return handler(self, cdb, views, length, tag, done)
 
     def statistics(self) -> TargetStatistics:
         """Counters, as of now."""
@@ -126,16 +129,16 @@ class ScsiTarget:
 
     # --- reading and writing
 
-    def _read_10(self, cdb: bytes, views: Views, length: int, done: Done) -> ScsiResult | None:
+    def _read_10(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, flags, lba, _, count, _ = CDB_10.unpack_from(cdb)
-        return self._read(flags, lba, count, 7, views, length, done)
+        return self._read(flags, lba, count, 7, views, length, tag, done)
 
-    def _read_16(self, cdb: bytes, views: Views, length: int, done: Done) -> ScsiResult | None:
+    def _read_16(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, flags, lba, count, _, _ = CDB_16.unpack_from(cdb)
-        return self._read(flags, lba, count, 10, views, length, done)
+        return self._read(flags, lba, count, 10, views, length, tag, done)
 
     def _read(
-        self, flags: int, lba: int, count: int, count_field: int, views: Views, length: int, done: Done
+        self, flags: int, lba: int, count: int, count_field: int, views: Views, length: int, tag: Tag, done: Done
     ) -> ScsiResult | None:
         size = count << _SHIFT
         if flags & _PROTECT or lba + count > self.blocks or size != length:
@@ -148,20 +151,20 @@ class ScsiTarget:
                 return ScsiResult(0, b"", size)
         except OSError as error:
             return self._host_failed(error, IoOperation.READ, lba)
-        finished = functools.partial(self._finished, IoOperation.READ, lba, size, done)
+        finished = functools.partial(self._finished, IoOperation.READ, lba, size, tag, done)
         self.backend.submit(Job(IoOperation.READ, finished, views, lba << _SHIFT, size))
         return None
 
-    def _write_10(self, cdb: bytes, views: Views, length: int, done: Done) -> ScsiResult | None:
+    def _write_10(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, flags, lba, _, count, _ = CDB_10.unpack_from(cdb)
-        return self._write(flags, lba, count, 7, views, length, done)
+        return self._write(flags, lba, count, 7, views, length, tag, done)
 
-    def _write_16(self, cdb: bytes, views: Views, length: int, done: Done) -> ScsiResult | None:
+    def _write_16(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, flags, lba, count, _, _ = CDB_16.unpack_from(cdb)
-        return self._write(flags, lba, count, 10, views, length, done)
+        return self._write(flags, lba, count, 10, views, length, tag, done)
 
     def _write(
-        self, flags: int, lba: int, count: int, count_field: int, views: Views, length: int, done: Done
+        self, flags: int, lba: int, count: int, count_field: int, views: Views, length: int, tag: Tag, done: Done
     ) -> ScsiResult | None:
         refused = self._check(flags, lba, count, count_field, length)
         if refused is not None:
@@ -173,7 +176,7 @@ class ScsiTarget:
             return GOOD
         if size != length:
             views = first_bytes(views, size)
-        finished = functools.partial(self._finished, IoOperation.WRITE, lba, size, done)
+        finished = functools.partial(self._finished, IoOperation.WRITE, lba, size, tag, done)
         self.backend.submit(Job(IoOperation.WRITE, finished, views, lba << _SHIFT, size, bool(flags & FUA)))
         return None
 
@@ -188,32 +191,36 @@ class ScsiTarget:
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=count_field)
         return None
 
-    def _synchronize_10(self, cdb: bytes, _views: Views, _length: int, done: Done) -> ScsiResult | None:
+    def _synchronize_10(self, cdb: bytes, _views: Views, _length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, _, lba, _, count, _ = CDB_10.unpack_from(cdb)
-        return self._synchronize(lba, count, done)
+        return self._synchronize(lba, count, tag, done)
 
-    def _synchronize_16(self, cdb: bytes, _views: Views, _length: int, done: Done) -> ScsiResult | None:
+    def _synchronize_16(self, cdb: bytes, _views: Views, _length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, _, lba, count, _, _ = CDB_16.unpack_from(cdb)
-        return self._synchronize(lba, count, done)
+        return self._synchronize(lba, count, tag, done)
 
-    def _synchronize(self, lba: int, count: int, done: Done) -> ScsiResult | None:
+    def _synchronize(self, lba: int, count: int, tag: Tag, done: Done) -> ScsiResult | None:
         """Flush all, whatever the range. With IMMED too: answering late is allowed, answering a lie is not."""
         if lba + count > self.blocks:
             return self._refuse(Reason.LBA_OUT_OF_RANGE, information=max(lba, self.blocks))
         if self.read_only:
             return GOOD
-        self.backend.submit(Job(IoOperation.FLUSH, functools.partial(self._finished, IoOperation.FLUSH, lba, 0, done)))
+        self.backend.submit(
+            Job(IoOperation.FLUSH, functools.partial(self._finished, IoOperation.FLUSH, lba, 0, tag, done))
+        )
         return None
 
-    def _finished(self, operation: IoOperation, lba: int, size: int, done: Done, error: OSError | None) -> None:
-        done(ScsiResult(0, b"", size) if error is None else self._host_failed(error, operation, lba))
+    def _finished(
+        self, operation: IoOperation, lba: int, size: int, tag: Tag, done: Done, error: OSError | None
+    ) -> None:
+        done(tag, ScsiResult(0, b"", size) if error is None else self._host_failed(error, operation, lba))
 
     # --- questions
 
-    def _test_unit_ready(self, _cdb: bytes, _views: Views, _length: int, _done: Done) -> ScsiResult:
+    def _test_unit_ready(self, _cdb: bytes, _views: Views, _length: int, _tag: Tag, _done: Done) -> ScsiResult:
         return GOOD
 
-    def _inquiry(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _inquiry(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         _, flags, page, allocation, _ = CDB_6.unpack_from(cdb)
         if flags & ~1:
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=1, bit=(flags & ~1).bit_length() - 1)
@@ -234,13 +241,13 @@ class ScsiTarget:
                 return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=2)
         return _give(bytes((0, page, 0, len(body))) + body, allocation, views, length)
 
-    def _read_capacity_10(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _read_capacity_10(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         if cdb[2:6] != bytes(4):
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=2)
         last = min(self.blocks - 1, _LARGEST_LBA_10)
         return _give(last.to_bytes(4, "big") + BLOCK_SIZE.to_bytes(4, "big"), 8, views, length)
 
-    def _service_action_in_16(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _service_action_in_16(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         _, action, lba, allocation, _, _ = SERVICE_16.unpack_from(cdb)
         if action & 0x1F != READ_CAPACITY_16:
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4)
@@ -251,7 +258,7 @@ class ScsiTarget:
         data = (self.blocks - 1).to_bytes(8, "big") + BLOCK_SIZE.to_bytes(4, "big") + bytes((0, exponent))
         return _give(data.ljust(32, b"\0"), allocation, views, length)
 
-    def _mode_sense_6(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _mode_sense_6(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         pages = self._mode_pages(cdb)
         if isinstance(pages, ScsiResult):
             return pages
@@ -259,7 +266,7 @@ class ScsiTarget:
         data = bytes((0, self._device_specific(), len(descriptor))) + descriptor + pages
         return _give(bytes((len(data),)) + data, cdb[4], views, length)
 
-    def _mode_sense_10(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _mode_sense_10(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         pages = self._mode_pages(cdb)
         if isinstance(pages, ScsiResult):
             return pages
@@ -287,7 +294,7 @@ class ScsiTarget:
     def _block_descriptor(self) -> bytes:
         return min(self.blocks, _LARGEST_LBA_10).to_bytes(4, "big") + BLOCK_SIZE.to_bytes(4, "big")
 
-    def _request_sense(self, cdb: bytes, views: Views, length: int, _done: Done) -> ScsiResult:
+    def _request_sense(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         """Nothing is ever pending: every failure carried its sense data with it."""
         data = descriptor_sense(Reason.NO_SENSE) if cdb[1] & 1 else fixed_sense(Reason.NO_SENSE)
         return _give(data, cdb[4], views, length)

@@ -93,7 +93,7 @@ class DiskBackend(Protocol):
         """The same for the same disk in every run, another for another: a path, or a name."""
 
     def try_read(self, views: Sequence[memoryview], offset: int, length: int) -> bool:
-        """Fill the views now if that cannot wait; False if it would, then `submit`. The range is on the disk. OSError."""
+        """Fill the views now; False if that would wait: then `submit`. The range is on the disk. OSError."""
 
     def submit(self, job: Job) -> None:
         """Do it and call `job.done`. Never raises for what the host's storage does."""

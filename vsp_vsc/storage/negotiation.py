@@ -1,0 +1,123 @@
+"""How a controller and its guest come to terms: the part of the VSP that is a state machine. Root side.
+
+Control operations in, a status and a body out. An operation out of its order is refused and changes nothing, so a guest
+may send all of its initialization at once and look at the answers later.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import assert_never
+
+from vsp_vsc.storage.protocol import (
+    HEADER_SIZE,
+    MAX_SUB_CHANNELS,
+    SRB_SIZE,
+    VERSIONS,
+    ChannelProperties,
+    FcHbaData,
+    NtStatus,
+    Operation,
+    ProtocolVersion,
+    SubChannelCount,
+    srb_size,
+)
+
+
+class State(enum.Enum):
+    """What the host waits for."""
+
+    BEGIN = "begin"
+    """BEGIN_INITIALIZATION."""
+    QUERY_VERSION = "query version"
+    """A version that both speak."""
+    QUERY_PROPERTIES = "query properties"
+    END = "end"
+    """END_INITIALIZATION; FCHBA_DATA and CREATE_SUB_CHANNELS are legal before it."""
+    READY = "ready"
+    """SRBs and resets."""
+
+
+Answer = tuple[NtStatus, bytes]
+_REFUSED: Answer = (NtStatus.INVALID_DEVICE_STATE, b"")
+_DONE: Answer = (NtStatus.SUCCESS, b"")
+
+GUEST_OPERATIONS = frozenset(Operation) - {
+    Operation.COMPLETE_IO,
+    Operation.REMOVE_DEVICE,
+    Operation.ENUMERATE_BUS,
+}
+"""What a guest may ever send. Anything else stops the channel."""
+
+
+class Negotiation:
+    """One opening of the channel, from BEGIN to READY."""
+
+    def __init__(self) -> None:
+        self.state = State.BEGIN
+        self.version = 0
+        """The agreed version, 0 until there is one."""
+
+    @property
+    def srb_size(self) -> int:
+        """Bytes of an SRB in the agreed version."""
+        return srb_size(self.version) if self.version else SRB_SIZE
+
+    def control(self, operation: int, payload: bytes) -> Answer:
+        """Status and body of the answer to any operation of `GUEST_OPERATIONS`. `payload` is the whole packet, as sent.
+
+        EXECUTE_SRB comes here only before READY. Raises `ShortMessage` where the body lacks what the operation needs.
+        """
+        match self.state:
+            case State.BEGIN:
+                if operation != Operation.BEGIN_INITIALIZATION:
+                    return _REFUSED
+                self.state = State.QUERY_VERSION
+                return _DONE
+            case State.QUERY_VERSION:
+                return self._query_version(payload) if operation == Operation.QUERY_PROTOCOL_VERSION else _REFUSED
+            case State.QUERY_PROPERTIES:
+                if operation != Operation.QUERY_PROPERTIES:
+                    return _REFUSED
+                self.state = State.END
+                return NtStatus.SUCCESS, ChannelProperties().encode()
+            case State.END:
+                return self._before_the_end(operation, payload)
+            case State.READY:
+                return self._ready(operation, payload)
+            case _:
+                assert_never(self.state)
+
+    def _query_version(self, payload: bytes) -> Answer:
+        asked = ProtocolVersion.decode(payload, HEADER_SIZE)
+        if asked.major_minor not in VERSIONS:
+            return NtStatus.REVISION_MISMATCH, asked.encode()
+        self.version = asked.major_minor
+        self.state = State.QUERY_PROPERTIES
+        return NtStatus.SUCCESS, asked.encode()
+
+    def _before_the_end(self, operation: int, payload: bytes) -> Answer:
+        match operation:
+            case Operation.FCHBA_DATA:
+                return NtStatus.SUCCESS, FcHbaData().encode()
+            case Operation.CREATE_SUB_CHANNELS:
+                return _sub_channels(payload)
+            case Operation.END_INITIALIZATION:
+                self.state = State.READY
+                return _DONE
+            case _:
+                return _REFUSED
+
+    def _ready(self, operation: int, payload: bytes) -> Answer:
+        match operation:
+            case Operation.RESET_LUN | Operation.RESET_ADAPTER | Operation.RESET_BUS:
+                return _DONE  # commands under way end as they would have: there is nothing to reset
+            case Operation.CREATE_SUB_CHANNELS:
+                return _sub_channels(payload)
+            case _:
+                return _REFUSED
+
+
+def _sub_channels(payload: bytes) -> Answer:
+    wanted = SubChannelCount.decode(payload, HEADER_SIZE).count
+    return (NtStatus.INVALID_PARAMETER, b"") if wanted > MAX_SUB_CHANNELS else _DONE

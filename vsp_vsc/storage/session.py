@@ -1,0 +1,370 @@
+"""One opened channel of a controller: packets in, completions out, with no Trio in it. Root side.
+
+`take` goes through a batch. Whatever can be answered at once is, with its data already in the guest's pages; the rest
+is under way at a backend and is answered by `_finish` later. Completions gather in `outbox`.
+
+Trust: a packet is a private copy, checked before use; of guest memory only the views of the data are handed on, to be
+filled or written out, never read to decide anything. `protocol.py` says which mistakes are soft and which raise here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import attrs
+
+from hypervisor.memory import GpaFault, GuestMemory
+from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
+from hypervisor.wire import BadValue, ShortMessage
+from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
+from vsp_vsc.storage.negotiation import GUEST_OPERATIONS, Negotiation, State
+from vsp_vsc.storage.protocol import (
+    CDB_SIZE,
+    HEADER_SIZE,
+    MAX_TRANSFER,
+    NT_STATUS,
+    PACKET_SIZE,
+    SENSE_SIZE,
+    SRB_AUTOSENSE_VALID,
+    NtStatus,
+    Operation,
+    PacketHeader,
+    Srb,
+    SrbStatus,
+)
+from vsp_vsc.storage.scsi import CDB_LENGTH, DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
+from vsp_vsc.storage.sense import decode_sense
+from vsp_vsc.storage.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TURN_BYTES = 1 << 20
+"""How much a guest's reads may copy before others get their turn: about 100 µs."""
+_CACHED_COMPLETIONS = 1024
+_COMPLETE, _INBAND, _GPA_DIRECT = int(PacketType.COMPLETION), int(PacketType.INBAND), int(PacketType.GPA_DIRECT)
+_EXECUTE_SRB, _REPORT_LUNS, _INQUIRY = int(Operation.EXECUTE_SRB), int(Opcode.REPORT_LUNS), int(Opcode.INQUIRY)
+_IN = int(Direction.IN)
+_INTO_GUEST, _FROM_GUEST = Access.WRITE, Access.READ
+
+# operation, SRB length, port with path, target and LUN as one word, CDB length, sense length, direction, bytes, CDB
+_SRB = "I8xH2xIBBBxI16s"
+_header = struct.Struct("<I").unpack_from
+_inband_srb = struct.Struct("<" + _SRB).unpack_from
+
+
+@lru_cache(maxsize=128)
+def _gpa_direct_srb(pages: int) -> struct.Struct:
+    """A GPA-direct packet's body with one range of so many pages, and the SRB behind it, as one layout."""
+    return struct.Struct(f"<4xIII{pages}Q{_SRB}")
+
+
+def address(lun: int, *, target: int = 0, path: int = 0) -> int:
+    """Where a disk is, as the key under which the session looks for it."""
+    return path | target << 8 | lun << 16
+
+
+@attrs.define
+class Counters:
+    """What a controller counts, over all openings of its channel."""
+
+    requests: int = 0
+    refused: int = 0
+    """Requests that ended otherwise than well by the guest's fault, SCSI's own refusals apart."""
+    batches: int = 0
+    waited: int = 0
+    """Commands that could not be answered at once."""
+
+
+class StorageSession:
+    """State and work of one open channel. Raises `WireError` from `take` where the channel must stop."""
+
+    def __init__(
+        self,
+        disks: Mapping[int, ScsiTarget],
+        memory: GuestMemory,
+        *,
+        trace: Trace,
+        partition_id: int,
+        channel_id: int,
+        counters: Counters,
+        on_late: Callable[[], object],
+    ) -> None:
+        """`disks` by `address`; `on_late` is called when the outbox has grown outside of `take`."""
+        self.negotiation = Negotiation()
+        self.outbox: list[Packet] = []
+        self.in_flight = 0
+        """Commands at a backend, whose views of guest memory are in use."""
+        self._disks = disks
+        self._memory = memory
+        self._trace = trace
+        self._partition_id = partition_id
+        self._channel_id = channel_id
+        self._counters = counters
+        self._on_late = on_late
+        self._ready = False
+        self._srb_size = self._least = 0
+        self._taking = False
+        self._good: dict[int, bytes] = {}
+
+    def take(self, packets: Sequence[Packet]) -> Sequence[Packet]:
+        """Work through a batch; returns what is left of it once `TURN_BYTES` have been copied."""
+        self._counters.batches += 1
+        moved = position = 0
+        self._taking = True
+        try:
+            for packet in packets:
+                position += 1
+                if not packet.flags & COMPLETION_REQUESTED:
+                    raise BadValue(f"a storage packet of type {packet.type} that wants no completion")
+                if self._ready and packet.type == _GPA_DIRECT:
+                    moved += self._gpa_direct(packet)
+                    if moved >= TURN_BYTES:
+                        return packets[position:]
+                else:
+                    self._other(packet)
+        finally:
+            self._taking = False
+            self._counters.requests += position
+        return ()
+
+    # --- one packet
+
+    def _gpa_direct(self, packet: Packet) -> int:
+        """A command with data, or whatever else comes in such a packet. Returns the bytes moved at once."""
+        body, offset = packet.body, packet.data_offset
+        if len(body) < offset + self._least:
+            return self._other(packet)
+        pages = (offset - 16) >> 3
+        if pages <= 0:
+            raise BadValue("a GPA-direct packet without pages")
+        (
+            ranges,
+            byte_count,
+            byte_offset,
+            *untrusted_gpns,
+            operation,
+            srb_length,
+            where,
+            cdb_length,
+            sense_length,
+            direction,
+            wanted,
+            cdb,
+        ) = _gpa_direct_srb(pages).unpack_from(body)
+        if operation != _EXECUTE_SRB:
+            return self._other(packet)
+        if ranges != 1 or not byte_count or byte_offset >= PAGE_SIZE or wanted > byte_count:
+            raise BadValue(f"{ranges} GPA ranges, {byte_count} bytes at {byte_offset}, for a transfer of {wanted}")
+        if byte_offset + byte_count > pages << PAGE_SHIFT:
+            raise BadValue(f"a GPA range of {byte_count} bytes at {byte_offset} in {pages} pages")
+        opcode = cdb[0]
+        if (
+            srb_length != self._srb_size
+            or sense_length > SENSE_SIZE
+            or wanted > MAX_TRANSFER
+            or not CDB_LENGTH[opcode] <= cdb_length <= CDB_SIZE
+            or (DIRECTION[opcode] != direction and wanted and DIRECTION[opcode] is not None)
+        ):
+            return self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}, data {wanted}")
+        try:
+            views = self._memory.page_views(
+                untrusted_gpns, byte_offset, wanted, _INTO_GUEST if direction == _IN else _FROM_GUEST
+            )
+        except GpaFault as fault:
+            return self._invalid(packet, f"{describe_cdb(cdb)}: {fault}")
+        if self._trace.on:
+            self._emit_command(where, cdb, wanted)
+        target = self._disks.get(where >> 8)
+        if target is None or opcode == _REPORT_LUNS:
+            return self._elsewhere(packet, where, cdb, views, wanted)
+        result = target.start(cdb, views, wanted, packet, self._finish)
+        if result is None:
+            self.in_flight += 1
+            self._counters.waited += 1
+            return 0
+        self._complete(packet, result)
+        return result.transferred
+
+    def _other(self, packet: Packet) -> int:
+        """Anything but a command with data."""
+        if packet.type not in (_INBAND, _GPA_DIRECT):
+            raise BadValue(f"a storage packet of type {packet.type}")
+        payload = packet.payload
+        if len(payload) < HEADER_SIZE:
+            raise ShortMessage("storage packet", HEADER_SIZE, len(payload))
+        operation = _header(payload)[0]
+        if operation not in GUEST_OPERATIONS:
+            raise BadValue(f"storage operation {operation}")
+        if operation == Operation.EXECUTE_SRB and self._ready:
+            self._without_data(packet, payload)
+            return 0
+        status, body = self.negotiation.control(operation, payload)
+        self._ready = self.negotiation.state is State.READY
+        if self._ready:
+            self._srb_size = self.negotiation.srb_size
+            self._least = HEADER_SIZE + self._srb_size
+        if status:
+            self._counters.refused += 1
+        if self._trace.on:
+            self._emit_control(operation, status)
+        self._answer(packet, PacketHeader(Operation.COMPLETE_IO, 0, status).encode() + body)
+        return 0
+
+    def _without_data(self, packet: Packet, payload: bytes) -> None:
+        if len(payload) < self._least:
+            raise ShortMessage("storage packet with an SRB", self._least, len(payload))
+        _, srb_length, where, cdb_length, sense_length, _, wanted, cdb = _inband_srb(payload)
+        if wanted:
+            raise BadValue(f"a transfer of {wanted} bytes without a GPA range")
+        if (
+            srb_length != self._srb_size
+            or sense_length > SENSE_SIZE
+            or not CDB_LENGTH[cdb[0]] <= cdb_length <= CDB_SIZE
+        ):
+            self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}")
+            return
+        if self._trace.on:
+            self._emit_command(where, cdb, 0)
+        target = self._disks.get(where >> 8)
+        if target is None or cdb[0] == _REPORT_LUNS:
+            self._elsewhere(packet, where, cdb, (), 0)
+            return
+        result = target.start(cdb, (), 0, packet, self._finish)
+        if result is None:
+            self.in_flight += 1
+            self._counters.waited += 1
+        else:
+            self._complete(packet, result)
+
+    def _elsewhere(self, packet: Packet, where: int, cdb: bytes, views: Sequence[memoryview], length: int) -> int:
+        """REPORT LUNS, which is answered for a whole target, and commands to a disk that is not there."""
+        if cdb[0] == _REPORT_LUNS:
+            result = report_luns(self._luns(where >> 8 & 0xFFFF), cdb, views, length)
+        elif cdb[0] == _INQUIRY:
+            result = absent_inquiry(where >> 24, cdb, views, length)
+        else:
+            self._counters.refused += 1
+            self._end(packet, SrbStatus.INVALID_LUN)
+            return 0
+        self._complete(packet, result)
+        return result.transferred
+
+    def _luns(self, path_and_target: int) -> Iterable[int]:
+        return [place >> 16 for place in self._disks if place & 0xFFFF == path_and_target]
+
+    def _invalid(self, packet: Packet, words: str) -> int:
+        """An SRB that makes no sense: refused, and the channel goes on."""
+        self._counters.refused += 1
+        self._trace.warn(Layer.DEVICE, "srb_refused", self._partition_id, words, channel=self._channel_id)
+        self._end(packet, SrbStatus.INVALID_REQUEST)
+        return 0
+
+    # --- completions
+
+    def _finish(self, packet: Packet, result: ScsiResult) -> None:
+        """What a backend took its time for. Also called within `take`, by a backend that is inline."""
+        self.in_flight -= 1
+        self._complete(packet, result)
+        if not self._taking:
+            self._on_late()
+
+    def _complete(self, packet: Packet, result: ScsiResult) -> None:
+        size = len(packet.body) - packet.data_offset
+        if size > PACKET_SIZE:
+            size = PACKET_SIZE
+        if result.status:
+            body = self._checked(result)[:size]
+        else:
+            # Successes differ in their byte count only, so the same bytes serve all that moved as much.
+            key = result.transferred << 8 | size
+            body = self._good.get(key) or self._remember(key, result.transferred, size)
+        self.outbox.append(Packet(_COMPLETE, 0, packet.transaction_id, 0, body))
+        if self._trace.on:
+            self._emit_result(packet, result)
+
+    def _remember(self, key: int, transferred: int, size: int) -> bytes:
+        if len(self._good) >= _CACHED_COMPLETIONS:
+            self._good.clear()
+        body = self._good[key] = self._encode(SrbStatus.SUCCESS, 0, transferred, b"")[:size]
+        return body
+
+    def _checked(self, result: ScsiResult) -> bytes:
+        if result.status == ScsiStatus.CHECK_CONDITION:
+            return self._encode(SrbStatus.ERROR, result.status, result.transferred, result.sense)
+        return self._encode(SrbStatus.ERROR, result.status, result.transferred, b"")
+
+    def _end(self, packet: Packet, status: SrbStatus) -> None:
+        """Complete an SRB that never became a SCSI command."""
+        self._answer(packet, self._encode(status, 0, 0, b""))
+        if self._trace.on:
+            self._trace.emit(
+                Layer.DEVICE,
+                "srb_ended",
+                self._partition_id,
+                direction=TO_CHILD,
+                channel=self._channel_id,
+                words=status.name.replace("_", " "),
+                transaction=packet.transaction_id,
+            )
+
+    def _encode(self, status: SrbStatus, scsi_status: int, transferred: int, sense: bytes) -> bytes:
+        header = PacketHeader(Operation.COMPLETE_IO, 0, NT_STATUS[status])
+        srb = Srb(
+            length=self._srb_size,
+            srb_status=status | (SRB_AUTOSENSE_VALID if sense else 0),
+            scsi_status=scsi_status,
+            data_transfer_length=transferred,
+            cdb_or_sense=sense,
+        )
+        return header.encode() + srb.encode()
+
+    def _answer(self, packet: Packet, body: bytes) -> None:
+        """Answer with as many bytes as the guest sent, up to a whole packet: Windows checks the size."""
+        size = min(len(packet.body) - packet.data_offset, PACKET_SIZE)
+        self.outbox.append(Packet(_COMPLETE, 0, packet.transaction_id, 0, body[:size].ljust(size, b"\0")))
+
+    # --- trace
+
+    def _emit_control(self, operation: int, status: NtStatus) -> None:
+        name = Operation(operation).name
+        words = name if not status else f"{name}: {status.name}"
+        if operation == Operation.QUERY_PROTOCOL_VERSION and not status:
+            words += f" {self.negotiation.version >> 8}.{self.negotiation.version & 0xFF}"
+        self._trace.emit(
+            Layer.DEVICE,
+            "storage_control",
+            self._partition_id,
+            direction=TO_ROOT,
+            channel=self._channel_id,
+            words=words,
+            status=int(status),
+        )
+
+    def _emit_command(self, where: int, cdb: bytes, size: int) -> None:
+        self._trace.emit(
+            Layer.DEVICE,
+            "scsi_command",
+            self._partition_id,
+            direction=TO_ROOT,
+            channel=self._channel_id,
+            size=size,
+            words=describe_cdb(cdb),
+            lun=where >> 24,
+        )
+
+    def _emit_result(self, packet: Packet, result: ScsiResult) -> None:
+        self._trace.emit(
+            Layer.DEVICE,
+            "scsi_result",
+            self._partition_id,
+            direction=TO_CHILD,
+            channel=self._channel_id,
+            size=result.transferred,
+            words=decode_sense(result.sense).words if result.sense else "good",
+            transaction=packet.transaction_id,
+        )
