@@ -1,0 +1,115 @@
+"""What the state machine asks its service to do: small values, carried out in order. Root side."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vmbus.gpadl import GpadlRange
+from vmbus.protocol.messages import Message
+
+
+class SendMessage(msgspec.Struct, frozen=True):
+    """Post a channel message to the guest, after all that are still queued."""
+
+    message: Message
+
+
+class SetMessageTarget(msgspec.Struct, frozen=True):
+    """From here on messages go to this SINT of this VP."""
+
+    vp: int
+    sint: int
+
+
+class DropMessageTarget(msgspec.Struct, frozen=True):
+    """The guest is gone: forget the messages that it has not taken."""
+
+
+class CreateChannelPort(msgspec.Struct, frozen=True):
+    """The channel's offer is about to be sent: the guest may signal it from now on."""
+
+    channel_id: int
+    handle: int
+    """Of the offer, as `ServerState.offer` returned it."""
+
+
+class CloseChannelPort(msgspec.Struct, frozen=True):
+    """The channel's ID is free again."""
+
+    channel_id: int
+
+
+class OpenDevice(msgspec.Struct, frozen=True):
+    """Attach the rings and start the device; answer with `ServerState.channel_opened`."""
+
+    channel_id: int
+    handle: int
+    ring: GpadlRange
+    """Whole pages, the guest's outgoing ring first."""
+    gpadl_id: int
+    downstream_page: int
+    """Where the host's outgoing ring begins; each part has at least two pages."""
+    target_vp: int
+    user_data: bytes
+    version: int
+
+
+class RetargetChannel(msgspec.Struct, frozen=True):
+    """Move an open channel's interrupts to another VP; answer with `ServerState.channel_modified`."""
+
+    channel_id: int
+    target_vp: int
+
+
+class CloseDevice(msgspec.Struct, frozen=True):
+    """Stop the device and drop its views; answer with `ServerState.channel_closed`."""
+
+    channel_id: int
+
+
+class MapGpadl(msgspec.Struct, frozen=True):
+    """Check the pages against the guest's memory; answer with `ServerState.gpadl_mapped`."""
+
+    channel_id: int
+    gpadl_id: int
+    ranges: tuple[GpadlRange, ...]
+
+
+class ReleaseGpadl(msgspec.Struct, frozen=True):
+    """When the last view of these pages is gone, answer with `ServerState.gpadl_released`."""
+
+    channel_id: int
+    gpadl_id: int
+
+
+class StateChanged(msgspec.Struct, frozen=True):
+    """For the trace: the connection (`channel_id` None) or a channel went from one state to another."""
+
+    channel_id: int | None
+    before: str
+    after: str
+
+
+class ProtocolFault(msgspec.Struct, frozen=True):
+    """The guest did what it may not; the message was dropped or refused. Count it and warn."""
+
+    event: str
+    """A fixed set: malformed_message, unexpected_message, refused_gpadl, refused_open, refused_contact,
+    unsupported_request."""
+    words: str
+
+
+Action = (
+    SendMessage
+    | SetMessageTarget
+    | DropMessageTarget
+    | CreateChannelPort
+    | CloseChannelPort
+    | OpenDevice
+    | RetargetChannel
+    | CloseDevice
+    | MapGpadl
+    | ReleaseGpadl
+    | StateChanged
+    | ProtocolFault
+)

@@ -1,0 +1,228 @@
+"""The host's end of the channel protocol as a pure state machine: guest messages in, actions out. Root side.
+
+No Trio, no clock, no memory access. Every public method returns the actions that follow, in the order in which they are
+to be carried out. A guest's mistake is a `ProtocolFault` among them, never an exception; a ValueError or KeyError is a
+mistake of the host's own code.
+
+The rules stand in three layers: `gpadl_rules`, on top of it `channel_rules`, and here the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import assert_never
+
+from hypervisor.wire import WireError
+from vmbus.protocol import messages as m
+from vmbus.protocol.identifiers import MAX_CHANNELS, ChannelStatus
+from vmbus.protocol.messages import Message
+from vmbus.protocol.table import Direction, decode_message, describe
+from vmbus.protocol.versions import IMPLEMENTED, Version
+from vmbus.server import actions as act
+from vmbus.server.actions import Action
+from vmbus.server.channel_rules import ChannelRules
+from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.connection import AfterDisconnect, Contact, Phase, judge
+from vmbus.server.offers import Offer, check_offer
+
+_CONTACTS = (m.InitiateContactLegacy, m.InitiateContact, m.InitiateContact2)
+
+
+class ServerState(ChannelRules):
+    """One guest's connection, its channels and its GPADLs, as the host has them."""
+
+    def __init__(self, *, max_version: int | None = None) -> None:
+        super().__init__()
+        self.max_version = IMPLEMENTED[0] if max_version is None else max_version
+        self._after = AfterDisconnect.RESET
+        self._contact: tuple[Contact, bool] | None = None
+        self._next_handle = 1
+
+    @property
+    def channels(self) -> Mapping[int, ServerChannel]:
+        """Channels that have an ID, by ID; for looking at only."""
+        return MappingProxyType(self._by_id)
+
+    @property
+    def offers(self) -> Mapping[int, ServerChannel]:
+        """All channels by offer handle, those too that the guest does not know; for looking at only."""
+        return MappingProxyType(self._by_handle)
+
+    # ------------------------------------------------------------------------------------------- the guest's messages
+
+    def handle(self, data: bytes, *, multiclient: bool = False) -> list[Action]:
+        """Take one message of the guest's. `multiclient` if it came by connection ID 4."""
+        try:
+            message = decode_message(data, sender=Direction.TO_ROOT, version=self.version, features=self.features)
+            self._dispatch(message, data, multiclient)
+        except WireError as error:
+            self._fault("malformed_message", str(error))
+        return self._take()
+
+    def _dispatch(self, message: Message, data: bytes, multiclient: bool) -> None:
+        if isinstance(message, _CONTACTS):
+            self._initiate_contact(message, multiclient)
+            return
+        if isinstance(message, m.Unload):
+            self._disconnect(AfterDisconnect.UNLOAD)
+            return
+        if self.phase is not Phase.CONNECTED:
+            self._fault("unexpected_message", f"{describe(message)} while {self.phase.value}")
+            return
+        if self.paused and not isinstance(message, m.Resume):
+            self._fault("unexpected_message", f"{describe(message)} while paused")
+            return
+        match message:
+            case m.RequestOffers():
+                self._request_offers()
+            case m.GpadlHeader():
+                self._gpadl_header(message, data[m.GpadlHeader.SIZE :])
+            case m.GpadlBody():
+                self._gpadl_body(message, data[m.GpadlBody.SIZE :])
+            case m.GpadlTeardown():
+                self._gpadl_teardown(message)
+            case m.OpenChannel() | m.OpenChannel2():
+                self._open_channel(message)
+            case m.CloseChannel():
+                self._close_channel(message)
+            case m.RelIdReleased():
+                self._rel_id_released(message)
+            case m.ModifyChannel():
+                self._modify_channel(message)
+            case m.Pause():
+                self._send(m.PauseResponse())
+                self.paused = True
+            case m.Resume():
+                self._resume()
+            case m.TlConnectRequest() | m.TlConnectRequest2():
+                self._tl_connect(message)
+            case _:
+                # Reserved channels and monitor pages: declared, not offered. Nothing here ever leads a guest to them.
+                self._fault("unsupported_request", describe(message))
+
+    def _initiate_contact(self, contact: Contact, multiclient: bool) -> None:
+        if self.phase is not Phase.DISCONNECTED:
+            # A new kernel took over without a word: whatever the old one had is closed and released first.
+            self._disconnect(AfterDisconnect.RECONNECT, (contact, multiclient))
+            return
+        try:
+            verdict = judge(contact, multiclient=multiclient, max_version=self.max_version)
+        except WireError as error:
+            self._fault("malformed_message", str(error))
+            return
+        if verdict.version is None:
+            self._fault("refused_contact", f"{describe(contact)}: {verdict.refusal}")
+        else:
+            self.version, self.features = verdict.version, verdict.features
+            self._enter(Phase.CONNECTED)
+        self._actions.append(act.SetMessageTarget(verdict.target_vp, verdict.target_sint))
+        self._send(verdict.response)
+
+    def _request_offers(self) -> None:
+        if self.offers_sent:
+            self._fault("unexpected_message", "REQUEST_OFFERS a second time")
+            return
+        self.offers_sent = True
+        for channel in sorted(self._by_handle.values(), key=lambda channel: channel.offer.sort_key):
+            if channel.state is ChannelState.CLIENT_RELEASED:
+                self._send_offer(channel)
+        self._send(m.AllOffersDelivered())
+
+    def _resume(self) -> None:
+        if not self.paused:
+            self._fault("unexpected_message", "RESUME without PAUSE")
+            return
+        self.paused = False
+        held, self._held = self._held, []
+        for message in held:
+            self._send(message)
+
+    def _tl_connect(self, message: m.TlConnectRequest | m.TlConnectRequest2) -> None:
+        self._fault("unsupported_request", describe(message))
+        if self.version is not None and self.version >= Version.V4_1:
+            self._send(
+                m.TlConnectResult(
+                    endpoint=message.endpoint, service=message.service, status=ChannelStatus.CONNECTION_REFUSED
+                )
+            )
+
+    # ------------------------------------------------------------------------------------------------ the host's side
+
+    def offer(self, offer: Offer) -> tuple[int, list[Action]]:
+        """Offer a device, now or when the guest asks; its handle. ValueError for one that is offered already."""
+        live = [channel for channel in self._by_key.values() if not channel.rescinded]
+        check_offer(offer, {channel.offer.key for channel in live})
+        if len(live) >= MAX_CHANNELS:
+            raise ValueError(f"{offer}: {MAX_CHANNELS} channels are the limit of a guest")
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        channel = self._by_key.get(offer.key)
+        if channel is None:
+            channel = self._by_key[offer.key] = ServerChannel(offer, handle)
+            self._by_handle[handle] = channel
+            if self._offering:
+                self._send_offer(channel)
+            return handle, self._take()
+        # The device is back while the guest, or its own past life, still holds the channel's ID.
+        del self._by_handle[channel.handle]
+        channel.offer, channel.handle, channel.rescinded = offer, handle, False
+        self._by_handle[handle] = channel
+        if channel.state is ChannelState.REVOKED:
+            self._set(channel, ChannelState.REOFFERED)
+        else:
+            channel.offer_due = True
+        return handle, self._take()
+
+    def rescind(self, handle: int) -> list[Action]:
+        """Withdraw a device; its subchannels first. KeyError for a handle that is not, or no longer, an offer's."""
+        channel = self._by_handle[handle]
+        if channel.rescinded:
+            raise KeyError(handle)
+        if channel.offer.subchannel_index == 0:
+            for sub in list(self._by_handle.values()):
+                if sub is not channel and not sub.rescinded and sub.offer.key[:2] == channel.offer.key[:2]:
+                    self._rescind(sub)
+        self._rescind(channel)
+        return self._take()
+
+    def reset(self) -> list[Action]:
+        """The machine was reset: the guest is gone without a word. Offers stay; wait for `phase` DISCONNECTED."""
+        self._actions.append(act.DropMessageTarget())
+        self._disconnect(AfterDisconnect.RESET)
+        return self._take()
+
+    # ----------------------------------------------------------------------------------------------------- disconnect
+
+    def _disconnect(self, after: AfterDisconnect, contact: tuple[Contact, bool] | None = None) -> None:
+        """Release and close everything; then go on with `after`. A later reason replaces an earlier one."""
+        self._after, self._contact = after, contact
+        if self.phase is Phase.CONNECTED:
+            self._enter(Phase.DISCONNECTING)
+            self.paused = False
+            self._held.clear()
+            for channel in list(self._by_id.values()):
+                if channel.known_to_guest:
+                    self._client_gone(channel)
+
+    def _settle(self) -> None:
+        """When the last channel is free, the disconnect is done."""
+        if self.phase is not Phase.DISCONNECTING or self._by_id:
+            return
+        self._enter(Phase.DISCONNECTED)
+        self.version, self.features, self.offers_sent = None, 0, False
+        match self._after:
+            case AfterDisconnect.RESET:
+                pass
+            case AfterDisconnect.UNLOAD:
+                self._send(m.UnloadComplete())
+            case AfterDisconnect.RECONNECT:
+                assert self._contact is not None
+                (contact, multiclient), self._contact = self._contact, None
+                self._initiate_contact(contact, multiclient)
+            case _:
+                assert_never(self._after)
+
+    def _take(self) -> list[Action]:
+        # Whatever has just ended may have been the last thing that a disconnect was waiting for.
+        self._settle()
+        return super()._take()
