@@ -135,9 +135,12 @@ class ChannelRules(GpadlRules):
                 channel.target_vp = channel.request.target_vp
                 self._set(channel, ChannelState.OPEN if ok else ChannelState.CLOSED)
                 self._send_open_result(channel.request, ChannelStatus.SUCCESS if ok else ChannelStatus.FAILURE)
-            case ChannelState.OPENING_CLIENT_RELEASE | ChannelState.REVOKED | ChannelState.REOFFERED:
+            case ChannelState.OPENING_CLIENT_RELEASE:
                 self._stop_device(channel)
+                self._set(channel, ChannelState.CLOSING_CLIENT_RELEASE)
                 self._try_free(channel)
+            case ChannelState.REVOKED | ChannelState.REOFFERED:
+                self._stop_device(channel)
             case _:
                 self._unreachable(channel)
         return self._take()
