@@ -60,7 +60,6 @@ __all__ = [
     "Topology",
     "TopologyError",
     "VmTable",
-    "check_program",
     "load_topology",
     "parse_topology",
     "schema",

@@ -141,7 +141,7 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     name: Name
     backend: Annotated[Backend, Meta(description='"task" in this version.')] = Backend.TASK
-    program: Annotated[str, Meta(description="Python file with the guest's `async def main(guest)`.")] = ""
+    program: Annotated[str, Meta(description="Python file with `async def main(guest)`, or a built-in program.")] = ""
     args: Annotated[dict[str, Any], Meta(description="For the guest program, as `guest.args`.")] = msgspec.field(
         default_factory=dict
     )

@@ -59,23 +59,19 @@ def _enter(parts: list[str], is_array: bool, counts: dict[str, int]) -> KeyPath:
 
 def check_program(folder: Path, program: str) -> str | None:
     """Why a guest program cannot be used, or None. It is parsed and never run."""
-    tree = _parse(folder, program)
-    if isinstance(tree, str):
-        return tree
-    for node in tree.body:
-        match node:
-            case ast.AsyncFunctionDef(name="main"):
-                if not (node.args.posonlyargs or node.args.args or node.args.vararg):
-                    return f'line {node.lineno} of "{program}": main takes the guest: `async def main(guest)`'
-                return None
-            case ast.FunctionDef(name="main"):
-                return f'line {node.lineno} of "{program}": main must be `async def main(guest)`'
-            case _:
-                pass
-    # An imported or assigned `main` is found only by running it, which validation never does.
-    if "main" in _bound_names(tree):
-        return None
-    return f'"{program}" has no `async def main(guest)`'
+    # Imported late: it stands on the whole child side, which reading a topology for its VMs' names does not need.
+    from partitions import compose
+
+    try:
+        path = compose.find_program(program, folder)
+        if not path.is_file() and not path.is_dir():
+            known = [*sorted(entry.name for entry in path.parent.glob("*.py")), *compose.built_in_programs()]
+            near = nearest(program, known) or nearest(path.name, known)
+            hint = f'did you mean "{near}"?' if near else f"built in are {', '.join(compose.built_in_programs())}"
+            return f'there is no file "{path}"; {hint}'
+        return next(iter(compose.check_program(path)), None)
+    except (OSError, ValueError) as error:
+        return f"cannot be looked at: {error}"
 
 
 def check_vsp(folder: Path, reference: str) -> str | None:

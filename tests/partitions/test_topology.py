@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from partitions import compose
 from partitions.topology import (
     Backend,
     DiskTable,
@@ -211,12 +212,18 @@ def test_refusals(folder: Path, text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (None, 'there is no file "FOLDER/guest.py"'),
-        ("def main(guest):\n    pass\n", 'line 1 of "guest.py": main must be `async def main(guest)`'),
-        ("\nasync def main():\n    pass\n", 'line 2 of "guest.py": main takes the guest: `async def main(guest)`'),
-        ("x = 1\n", '"guest.py" has no `async def main(guest)`'),
-        ("x = \n", 'line 1 of "guest.py": invalid syntax'),
-        ("raise SystemExit('never run')\n", '"guest.py" has no `async def main(guest)`'),
+        (None, 'there is no file "FOLDER/guest.py"; built in are BUILT-IN'),
+        (
+            "def main(guest):\n    pass\n",
+            "FOLDER/guest.py, line 1: `main` is not async; a guest program has `async def main(guest)`",
+        ),
+        (
+            "\nasync def main():\n    pass\n",
+            "FOLDER/guest.py, line 2: `main` takes one argument: `async def main(guest)`",
+        ),
+        ("x = 1\n", "FOLDER/guest.py has no `async def main(guest)`"),
+        ("x = \n", "FOLDER/guest.py, line 1: invalid syntax"),
+        ("raise SystemExit('never run')\n", "FOLDER/guest.py has no `async def main(guest)`"),
     ],
 )
 def test_programs_are_parsed_and_never_run(folder: Path, source: str | None, expected: str) -> None:
@@ -225,13 +232,17 @@ def test_programs_are_parsed_and_never_run(folder: Path, source: str | None, exp
     if source is not None:
         (folder / "guest.py").write_text(source)
     text = '[[vm]]\nname = "web"\nprogram = "guest.py"\n'
-    assert problems(folder, text) == [f'line 3: vm[0] "web".program: {expected}'.replace("FOLDER", str(folder))]
+    expected = expected.replace("FOLDER", str(folder)).replace("BUILT-IN", ", ".join(compose.built_in_programs()))
+    assert problems(folder, text) == [f'line 3: vm[0] "web".program: {expected}']
 
 
-def test_imported_main_is_accepted(folder: Path) -> None:
-    """A program may take its main from elsewhere; validation cannot look there without running it."""
-    (folder / "web.py").write_text("from shared import main\n")
-    assert parse_topology(VM, folder).vm[0].program == "web.py"
+def test_built_in_program(folder: Path) -> None:
+    """A program that comes with Partita is named without a file; a file of that name would win."""
+    text = '[[vm]]\nname = "web"\nprogram = "idle"\n'
+    assert parse_topology(text, folder).vm[0].program == "idle"
+    assert problems(folder, text.replace("idle", "idel")) == [
+        f'line 3: vm[0] "web".program: there is no file "{folder}/idel"; did you mean "idle"?'
+    ]
 
 
 def test_all_problems_at_once(folder: Path) -> None:
