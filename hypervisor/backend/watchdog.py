@@ -21,12 +21,11 @@ LIMIT = TICKS_PER_SECOND
 class Watchdog(trio.abc.Instrument):
     """Watches the steps of all tasks of one Trio run; costs one reading of the clock a step."""
 
-    def __init__(self, clock: Clock, trace: Trace) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._trace = trace
         self._since = clock()
-        self.guests: dict[trio.lowlevel.Task, int] = {}
-        """First task of each guest, and its partition ID."""
+        self.guests: dict[trio.lowlevel.Task, tuple[Trace, int]] = {}
+        """First task of each guest, whom to tell, and its partition ID."""
 
     def after_io_wait(self, timeout: float) -> None:
         """Trio has slept; the next step begins now."""
@@ -48,7 +47,8 @@ class Watchdog(trio.abc.Instrument):
                 return
             task = nursery.parent_task
         words = f"the guest kept the thread for {seconds(spent):.1f} s"
-        self._trace.warn(Layer.STATE, "guest_hogs_thread", self.guests[task], words, spent=spent)
+        trace, partition_id = self.guests[task]
+        trace.warn(Layer.STATE, "guest_hogs_thread", partition_id, words, spent=spent)
 
 
 _current: trio.lowlevel.RunVar[Watchdog | None] = trio.lowlevel.RunVar("partita_watchdog", None)
@@ -59,11 +59,11 @@ def watching(clock: Clock, trace: Trace, partition_id: int) -> Iterator[None]:
     """Watch the calling task and all below it. The first guest of a run brings the instrument, the last takes it."""
     watchdog = _current.get()
     if watchdog is None:
-        watchdog = Watchdog(clock, trace)
+        watchdog = Watchdog(clock)
         trio.lowlevel.add_instrument(watchdog)
         _current.set(watchdog)
     task = trio.lowlevel.current_task()
-    watchdog.guests[task] = partition_id
+    watchdog.guests[task] = trace, partition_id
     try:
         yield
     finally:

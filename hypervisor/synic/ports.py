@@ -239,6 +239,8 @@ def post_message(
     owner = port.owner
     synic = _message_target(port)
     if not port.buffers:
+        synic.deliver_waiting()  # a guest may have emptied its slot and not said so
+    if not port.buffers:
         owner.counters["messages_refused"] += 1
         raise HvError(HvStatus.INSUFFICIENT_BUFFERS)
     port.buffers -= 1
