@@ -1,1 +1,66 @@
-"""The software that runs in each kind of partition, and the way in for people. Both sides."""
+"""The software that runs in each kind of partition, and the way in for people. Both sides.
+
+The host's Python API (`partitions.host`) is here too: `partitions.open_host`, `partitions.Host`, `partitions.Vm`. It is
+loaded when first asked for, because a guest's software imports this package as well and needs none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from partitions.host import (
+        Console,
+        ConsoleLine,
+        ExitReason,
+        ExitRecord,
+        Host,
+        InvalidTransition,
+        ReturnCode,
+        StartFailed,
+        UnknownVm,
+        Vm,
+        VmEvent,
+        VmState,
+        VmStateChange,
+        VmStatistics,
+        open_host,
+    )
+    from partitions.topology import Topology, TopologyError, VmTable, load_topology
+
+_FROM_TOPOLOGY = ("Topology", "TopologyError", "VmTable", "load_topology")
+
+__all__ = [
+    "Console",
+    "ConsoleLine",
+    "ExitReason",
+    "ExitRecord",
+    "Host",
+    "InvalidTransition",
+    "ReturnCode",
+    "StartFailed",
+    "Topology",
+    "TopologyError",
+    "UnknownVm",
+    "Vm",
+    "VmEvent",
+    "VmState",
+    "VmStateChange",
+    "VmStatistics",
+    "VmTable",
+    "load_topology",
+    "open_host",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module("partitions.topology" if name in _FROM_TOPOLOGY else "partitions.host")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -108,8 +108,10 @@ TRANSITIONS: Final[dict[tuple[VmState, VmEvent], VmState]] = {
     (_S.PAUSED, _E.RESET): _S.RESETTING,
     (_S.RESUMING, _E.WAS_RESUMED): _S.RUNNING,
     (_S.RESETTING, _E.WAS_RESET): _S.RUNNING,
-    # A guest that answers the power button with a reset has not powered off: it runs again, and the wish is over.
+    # A guest that answers the power button with a reset has not powered off; it runs again until its grace is over.
     (_S.SHUTTING_DOWN, _E.GUEST_RESET): _S.RESETTING,
+    # A suspended model guest goes on to its next await, and may get as far as this.
+    (_S.PAUSED, _E.GUEST_RESET): _S.RESETTING,
     # Turning off interrupts everything that is under way; a worker's end is a fact in every state that has a worker.
     **{(state, _E.TURN_OFF): _S.TURNING_OFF for state in VmState if state not in (_S.OFF, _S.TURNING_OFF)},
     **{(state, _E.ENDED): _S.OFF for state in VmState if state is not _S.OFF},

@@ -1,8 +1,8 @@
 """COM1: as much of a 16550 as an operating system's console driver asks for. Root side.
 
 Output is never slow here, so the transmitter is always empty and there is no FIFO to model; nothing is received.
-Drivers probe the scratch register, the FIFO bits of IIR and the loopback of MCR, so these work. Interrupts are not raised: with
-IER's THRE interrupt enabled, IIR says "transmitter empty" once, which is enough for a polling console.
+Drivers probe the scratch register, the FIFO bits of IIR and the loopback of MCR, so these work. Interrupts are not
+raised: with IER's THRE interrupt enabled, IIR says "transmitter empty" once, which is enough for a polling console.
 """
 
 from __future__ import annotations

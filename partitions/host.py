@@ -1,0 +1,387 @@
+"""The Python API: open a host on a topology, start its VMs, watch them, wait for them. Root side.
+
+    import partitions, trio
+
+    async def main():
+        async with partitions.open_host("examples/03-disk") as host:
+            vm = host["web"]
+            await vm.start()
+            print(await vm.wait())          # powered off
+            print(vm.console.text)
+
+    trio.run(main)
+
+The names here are stable; the command line and the tests stand on them. Everything runs in the Trio thread.
+
+Errors: `TopologyError` before anything starts, `StartFailed` for a VM that the host cannot run, `InvalidTransition` for
+a request that does not go with the VM's state. What a guest does is never an exception here: it is in `vm.exit`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal
+
+import attrs
+import trio
+from trio.testing import MockClock
+
+from hypervisor.clock import TICKS_PER_SECOND, seconds
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.trace import Sink, Trace
+from partitions.determinism import ClockKind, host_random
+from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
+from partitions.root.console import Console, ConsoleLine
+from partitions.root.exits import ExitReason, ExitRecord
+from partitions.root.feed import Subscription
+from partitions.root.management import (
+    SHUT_DOWN_GRACE,
+    ManagedVm,
+    StartFailed,
+    UnknownVm,
+    Vmms,
+    VmStateChange,
+    open_vmms,
+)
+from partitions.root.statistics import VmStatistics
+from partitions.root.vid import Vid
+from partitions.root.winhv import WinHv
+from partitions.root.worker import BackendFactory, HostServices
+from partitions.topology_schema import Backend as BackendKind
+from partitions.topology_schema import Topology, VmTable
+
+if TYPE_CHECKING:
+    from hypervisor.backend.base import Backend
+
+__all__ = [
+    "Console",
+    "ConsoleLine",
+    "ExitReason",
+    "ExitRecord",
+    "Host",
+    "InvalidTransition",
+    "ReturnCode",
+    "StartFailed",
+    "UnknownVm",
+    "Vm",
+    "VmEvent",
+    "VmState",
+    "VmStateChange",
+    "VmStatistics",
+    "open_host",
+]
+
+ROOT_PROCESSORS: Final = 4
+"""Root virtual processors: 4 x 2,047 event flags are enough for 1,024 children with seven channels each."""
+ROOT_MEMORY: Final = 256 << 20
+"""What the host's own structures may take beside the VMs' memory, in bytes; used as needed."""
+MAX_PROCESSORS: Final = 64
+
+
+class Vm:
+    """One virtual machine of a host, on or off."""
+
+    __slots__ = ("_clock", "_managed", "_vmms")
+
+    def __init__(self, vmms: Vmms, managed: ManagedVm, clock: Callable[[], int]) -> None:
+        self._vmms = vmms
+        self._managed = managed
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.name!r} {self.state.value}>"
+
+    # --- what it is and how it is
+
+    @property
+    def name(self) -> str:
+        """As in the topology."""
+        return self._managed.name
+
+    @property
+    def settings(self) -> VmTable:
+        """Its table in the topology."""
+        return self._managed.settings
+
+    @property
+    def state(self) -> VmState:
+        """What it is doing now."""
+        return self._managed.state
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How the last run ended; None before the first end and while it runs again."""
+        return self._managed.exit
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start, or of the last run; resets and pauses count."""
+        managed = self._managed
+        if managed.worker is not None:
+            return seconds(self._clock() - managed.worker.started_at)
+        return 0.0 if managed.exit is None else managed.exit.uptime
+
+    @property
+    def console(self) -> Console:
+        """What it printed: `.text`, `.lines()`, and `async for line in vm.console.follow()`."""
+        return self._managed.console
+
+    @property
+    def partition_id(self) -> int | None:
+        """The hypervisor's name for it while it is on; another one after each start."""
+        worker = self._managed.worker
+        return None if worker is None or worker.partition is None else worker.partition.id
+
+    def statistics(self) -> VmStatistics:
+        """Counters of this run so far, or of the last one."""
+        return self._managed.statistics
+
+    def events(self, *, capacity: int = 256) -> Subscription[VmStateChange]:
+        """Changes of its state from now on: `async for change in vm.events()`."""
+        return self._managed.feed.subscribe(capacity)
+
+    # --- what to do with it
+
+    async def start(self) -> None:
+        """Turn it on; returns when its guest runs. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.start(self.name)
+
+    async def pause(self) -> None:
+        """Stop its processors and its time. Raises `InvalidTransition`."""
+        await self._vmms.pause(self.name)
+
+    async def resume(self) -> None:
+        """Let it go on after a pause. Raises `InvalidTransition`."""
+        await self._vmms.resume(self.name)
+
+    async def reset(self) -> None:
+        """Boot it again without asking its guest. Raises `InvalidTransition`."""
+        await self._vmms.reset(self.name)
+
+    async def turn_off(self) -> None:
+        """Cut its power. Raises `InvalidTransition` if it is off."""
+        await self._vmms.turn_off(self.name)
+
+    async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
+        """Press its power button, and cut its power after `grace` seconds. Raises `InvalidTransition`."""
+        return await self._vmms.shut_down(self.name, grace)
+
+    async def request_state_change(self, requested_state: int) -> ReturnCode:
+        """The same by Hyper-V's numbers; refusals come back as codes."""
+        return await self._vmms.request_state_change(self.name, requested_state)
+
+    async def wait(self) -> ExitRecord:
+        """Until it is off; how it ended. Raises `RuntimeError` if it was never started."""
+        managed = self._managed
+        await self._vmms.wait_off(managed)
+        if managed.exit is None:
+            raise RuntimeError(f"VM {self.name!r} was never started")
+        return managed.exit
+
+    async def wait_state(self, *states: VmState) -> VmState:
+        """Until it is in one of these states, which is returned."""
+        managed = self._managed
+        while managed.state not in states:
+            await managed.changed.wait()
+        await trio.lowlevel.checkpoint()
+        return managed.state
+
+
+class Host(Mapping[str, Vm]):
+    """A machine with its hypervisor, root partition and VMs: a mapping of names to `Vm`. Made by `open_host`."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        hypervisor: Hypervisor,
+        winhv: WinHv,
+        vid: Vid,
+        vmms: Vmms,
+        seed: int | None,
+    ) -> None:
+        self.topology = topology
+        self.hypervisor = hypervisor
+        """The machine underneath, for those who look closer."""
+        self.winhv = winhv
+        self.vid = vid
+        self.vmms = vmms
+        self.seed = seed
+        self._vms: dict[str, Vm] = {}
+
+    def __getitem__(self, name: str) -> Vm:
+        """The VM of that name. Raises `UnknownVm`, which is a `KeyError`."""
+        managed = self.vmms.find(name)
+        vm = self._vms.get(name)
+        if vm is None or vm._managed is not managed:
+            vm = self._vms[name] = Vm(self.vmms, managed, self.hypervisor.clock)
+        return vm
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.vmms.vms)
+
+    def __len__(self) -> int:
+        return len(self.vmms.vms)
+
+    @property
+    def trace(self) -> Trace:
+        """The tap on everything: `host.trace.add_sink(print)`."""
+        return self.hypervisor.trace
+
+    def random(self, purpose: str) -> random.Random:
+        """Random numbers that a seed makes repeatable; each purpose has its own."""
+        return host_random(self.seed, purpose)
+
+    def define(self, settings: VmTable) -> Vm:
+        """Add a VM while the host runs. Raises `ValueError` for a name that is taken."""
+        return self[self.vmms.define(settings).name]
+
+    def destroy(self, name: str) -> None:
+        """Forget a VM that is off. Raises `InvalidTransition`, `UnknownVm`."""
+        self.vmms.destroy(name)
+        self._vms.pop(name, None)
+
+    def events(self, *, capacity: int = 1024) -> Subscription[VmStateChange]:
+        """Changes of state of every VM from now on."""
+        return self.vmms.feed.subscribe(capacity)
+
+    async def start_all(self) -> None:
+        """Start every VM that is off, in the topology's order. Raises the first `StartFailed`, the others running."""
+        failures: list[StartFailed] = []
+        for vm in list(self.values()):
+            if vm.state is VmState.OFF:
+                try:
+                    await vm.start()
+                except StartFailed as failure:
+                    failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    async def wait_all(self) -> dict[str, ExitRecord]:
+        """Until every VM is off; how each ended, without those that were never started."""
+        for vm in list(self.values()):
+            await self.vmms.wait_off(vm._managed)
+        return {name: vm.exit for name, vm in self.items() if vm.exit is not None}
+
+    async def shut_down_all(self, grace: float = SHUT_DOWN_GRACE) -> None:
+        """Press every power button at once, and cut the power of those that are still on after `grace` seconds."""
+        async with trio.open_nursery() as nursery:
+            for vm in self.values():
+                if vm.state is VmState.PAUSED:
+                    await vm.resume()
+                if vm.state is VmState.RUNNING:
+                    nursery.start_soon(vm.shut_down, grace)
+                elif vm.state not in (VmState.OFF, VmState.TURNING_OFF, VmState.SHUTTING_DOWN):
+                    nursery.start_soon(vm.turn_off)
+
+    def turn_all_off(self) -> None:
+        """Cut the power of every VM; `wait_all` waits for it."""
+        self.vmms.turn_all_off()
+
+
+@asynccontextmanager
+async def open_host(
+    topology: Topology | str | os.PathLike[str],
+    *,
+    clock: ClockKind | None = None,
+    seed: int | None = None,
+    sinks: Iterable[Sink] = (),
+    backends: BackendFactory | None = None,
+) -> AsyncIterator[Host]:
+    """A host for a topology: a path, the name of an example, or a `Topology`. VMs are defined and off.
+
+    When the block ends, VMs that are still on are turned off. Keywords:
+
+    - `clock`: "virtual" needs Trio's `MockClock` (`partitions.determinism.run` brings it) and the `task` backend; by
+      default it is what Trio runs on.
+    - `seed`: for the host's random numbers; the topology's by default.
+    - `sinks`: functions that get every trace event.
+    - `backends`: makes what executes each VM's processors, for those who bring guests of their own.
+
+    Raises `TopologyError`, and `ValueError` where clock and backend do not go together.
+    """
+    if not isinstance(topology, Topology):
+        from partitions.topology import load_topology
+
+        topology = load_topology(topology)
+    virtual = _is_virtual(clock)
+    if virtual:
+        _refuse_threads(topology)
+    now = _trio_clock()
+    hypervisor = Hypervisor(
+        now,
+        Trace(now),
+        memory_bytes=topology.host.memory + ROOT_MEMORY,
+        root_vps=ROOT_PROCESSORS,
+        max_vps=MAX_PROCESSORS,
+        logical_processors=topology.host.logical_processors,
+    )
+    for sink in sinks:
+        hypervisor.trace.add_sink(sink)
+    try:
+        async with AsyncExitStack() as stack:
+            stack.callback(hypervisor.close)
+            winhv = WinHv(hypervisor)
+            stack.callback(winhv.close)
+            vid = Vid(hypervisor, winhv, vm_memory=topology.host.memory)
+            stack.callback(vid.close)
+            services = HostServices(
+                hypervisor=hypervisor,
+                winhv=winhv,
+                vid=vid,
+                make_backend=backends or _Backends(topology),
+                folder=topology.folder,
+                inline_io=virtual,
+            )
+            vmms = await stack.enter_async_context(open_vmms(services))
+            for table in topology.vm:
+                vmms.define(table)
+            yield Host(topology, hypervisor, winhv, vid, vmms, topology.host.seed if seed is None else seed)
+    except BaseExceptionGroup as group:
+        # A nursery wraps what the caller's block raises; the caller wants it as it was.
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+
+
+@attrs.frozen
+class _Backends:
+    """The backends of this version, by the topology's word."""
+
+    topology: Topology
+
+    def __call__(self, hypervisor: Hypervisor, vm: VmTable) -> Backend:
+        match vm.backend:
+            case BackendKind.TASK:
+                from hypervisor.backend.task import TaskBackend
+                from partitions.compose import guest_entry
+
+                return TaskBackend(hypervisor, guest_entry(vm, self.topology))
+            case BackendKind.PROCESS | BackendKind.KVM:
+                raise NotImplementedError(f"the {vm.backend.value} backend is not in this version")
+
+
+def _trio_clock() -> Callable[[], int]:
+    """Trio's clock in 100 ns units from now on: real or virtual, whichever this run has."""
+    now = trio.current_time
+    start = now()
+
+    def clock() -> int:
+        return round((now() - start) * TICKS_PER_SECOND)
+
+    return clock
+
+
+def _is_virtual(wanted: ClockKind | None) -> bool:
+    actual: Literal["real", "virtual"] = "virtual" if isinstance(trio.lowlevel.current_clock(), MockClock) else "real"
+    if wanted is not None and wanted != actual:
+        raise ValueError(f"a host on the {wanted} clock cannot run on Trio's {actual} clock; use determinism.run")
+    return actual == "virtual"
+
+
+def _refuse_threads(topology: Topology) -> None:
+    for vm in topology.vm:
+        if vm.backend is not BackendKind.TASK:
+            raise ValueError(f"VM {vm.name!r}: the {vm.backend.value} backend cannot run on the virtual clock")

@@ -1,0 +1,114 @@
+"""The devices of one VM: its disks on a synthetic SCSI controller, and VSPs that the topology names. Root side."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hypervisor.trace import Trace
+from hypervisor.wire import Guid
+from partitions.topology_schema import DeviceTable, DiskTable, VmTable
+from vmbus.server.offers import Device, Offer
+from vsp_vsc.storage.backends.base import BackendError
+from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
+from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.vsp import StorageVsp
+
+if TYPE_CHECKING:
+    from vmbus.channel import Channel, ChannelStatistics
+    from vmbus.server.opened import OpenedChannel
+
+_module_numbers: Final = itertools.count(1)
+
+
+class DeviceError(Exception):
+    """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
+
+
+class CountedDevice:
+    """Passes everything on to a device, and remembers what went through its channels after they are closed."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._channels: list[Channel] = []
+
+    @property
+    def offer(self) -> Offer:
+        """The device's own."""
+        return self.device.offer
+
+    async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
+        """The device's own."""
+        self._channels.append(channel)
+        await self.device.serve(channel, opened)
+
+    def channel_statistics(self) -> list[ChannelStatistics]:
+        """One for each time that the guest opened it."""
+        return [channel.statistics() for channel in self._channels]
+
+
+def instance_of(vm: str, device: str) -> Guid:
+    """The instance GUID of a VM's device: the same in every run, another for every VM and device."""
+    digest = bytearray(hashlib.sha256(f"partita {vm} {device}".encode()).digest()[:16])
+    digest[7] = digest[7] & 0x0F | 0x80  # version 8, "made in its own way"; the third group is little-endian
+    digest[8] = digest[8] & 0x3F | 0x80
+    return Guid(bytes(digest))
+
+
+@contextlib.contextmanager
+def open_devices(
+    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int
+) -> Iterator[list[CountedDevice]]:
+    """Open the images, load the VSPs; close the images at the end. Raises `DeviceError`."""
+    with contextlib.ExitStack() as stack:
+        devices: list[CountedDevice] = []
+        if vm.disk:
+            targets: dict[int, ScsiTarget] = {}
+            for lun, disk in enumerate(vm.disk):
+                backend = open_image(disk, folder, inline=inline_io)
+                stack.callback(backend.close)
+                targets[lun] = ScsiTarget(backend)
+            name = f"{vm.name} storage"
+            controller = StorageVsp(targets, instance_of(vm.name, "storage"), trace, partition_id, name)
+            devices.append(CountedDevice(controller))
+        for table in vm.device:
+            devices.append(CountedDevice(load_vsp(table, folder)))
+        yield devices
+
+
+def open_image(disk: DiskTable, folder: Path, *, inline: bool) -> RawFileBackend:
+    """A disk's image, made first where the topology gives a size. Raises `DeviceError`."""
+    path = folder / disk.path
+    try:
+        if disk.size is not None and not path.exists():
+            with contextlib.suppress(FileExistsError):  # a sibling on the same folder was faster
+                create_image(path, disk.size)
+        return RawFileBackend.open(path, read_only=disk.read_only, inline=inline)
+    except BackendError as error:
+        raise DeviceError(str(error)) from error
+    except OSError as error:
+        raise DeviceError(f"{path}: {error.strerror or error}") from error
+
+
+def load_vsp(table: DeviceTable, folder: Path) -> Device:
+    """An instance of the class that `file.py:Class` names, out of a module of its own. Raises `DeviceError`."""
+    file, _, name = table.vsp.partition(":")
+    path = folder / file
+    spec = importlib.util.spec_from_file_location(f"partita_vsp_{next(_module_numbers)}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise DeviceError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        made: Any = getattr(module, name)()
+    except Exception as error:  # other people's code: whatever it raises, this VM does not start
+        raise DeviceError(f"{table.vsp}: {type(error).__name__}: {error}") from error
+    if not isinstance(getattr(made, "offer", None), Offer) or not callable(getattr(made, "serve", None)):
+        raise DeviceError(f"{table.vsp}: a VSP has an `offer` (vmbus.server.offers.Offer) and an async `serve`")
+    device: Device = made
+    return device

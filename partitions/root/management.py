@@ -1,0 +1,324 @@
+"""The VMMS: VM definitions, their states, and what people ask of them. Root side.
+
+It starts a worker for each VM that runs, moves states by the table in `partitions.lifecycle`, and touches neither guest
+memory nor rings. Each VM has one operation at a time, and the table sees to it: what is under way shows as a passing
+state, from which nothing but turning off may start.
+
+Concurrency: worker tasks live in the nursery of `open_vmms`. Requests come from any task; cancelling one that waits
+leaves the VM in the state that the request led to, except `start`, whose cancellation ends the worker again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import attrs
+import msgspec
+import trio
+
+from hypervisor.trace import Layer, Level
+from partitions.lifecycle import (
+    InvalidTransition,
+    RequestedState,
+    ReturnCode,
+    VmEvent,
+    VmState,
+    next_state,
+    requested_event,
+)
+from partitions.root.console import Console
+from partitions.root.exits import ExitReason, ExitRecord
+from partitions.root.feed import Feed
+from partitions.root.statistics import VmStatistics
+from partitions.root.worker import HostServices, Worker
+from partitions.topology_schema import VmTable
+
+SHUT_DOWN_GRACE: Final = 10.0
+"""Seconds that a guest has to power off after its power button was pressed."""
+
+
+class StartFailed(Exception):
+    """A VM that did not start; `exit` says why."""
+
+    def __init__(self, exit: ExitRecord) -> None:  # noqa: A002  # the field's name everywhere else
+        super().__init__(f"{exit.vm}: {exit}")
+        self.exit = exit
+
+
+class UnknownVm(KeyError):
+    """No VM of that name is defined."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class VmStateChange(msgspec.Struct, frozen=True, gc=False):
+    """One move of one VM."""
+
+    time: int
+    """100 ns units on the host's clock."""
+    vm: str
+    before: VmState
+    after: VmState
+    event: VmEvent
+
+
+@attrs.define(eq=False)
+class ManagedVm:
+    """What the VMMS keeps of one VM, on or off."""
+
+    settings: VmTable
+    console: Console
+    state: VmState = VmState.OFF
+    worker: Worker | None = None
+    exit: ExitRecord | None = None
+    """How the last run ended."""
+    statistics_at_end: VmStatistics = attrs.field(factory=VmStatistics)
+    starts: int = 0
+    partition_id: int = 0
+    """Of the last start; 0 before the first."""
+    changed: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    """Set, and replaced, at each change of state."""
+    feed: Feed[VmStateChange] = attrs.field(factory=Feed, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The definition's."""
+        return self.settings.name
+
+    @property
+    def statistics(self) -> VmStatistics:
+        """Of the run under way, or the last one."""
+        return self.worker.statistics() if self.worker is not None else self.statistics_at_end
+
+
+class Vmms:
+    """One for the host, made by `open_vmms`."""
+
+    def __init__(self, host: HostServices, nursery: trio.Nursery) -> None:
+        self._host = host
+        self._nursery = nursery
+        self.vms: dict[str, ManagedVm] = {}
+        """By name, in the order of definition."""
+        self.feed: Feed[VmStateChange] = Feed()
+        """State changes of every VM."""
+
+    # --- definitions
+
+    def define(self, settings: VmTable) -> ManagedVm:
+        """Add a VM, off. Raises `ValueError` for a name that is taken."""
+        if settings.name in self.vms:
+            raise ValueError(f"a VM {settings.name!r} is defined already")
+        vm = ManagedVm(settings, Console(self._host.hypervisor.clock))
+        self.vms[settings.name] = vm
+        return vm
+
+    def destroy(self, name: str) -> None:
+        """Forget a VM that is off. Raises `InvalidTransition`."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.DESTROY)
+        del self.vms[name]
+        vm.console.close()
+        vm.feed.close()
+
+    def find(self, name: str) -> ManagedVm:
+        """Raises `UnknownVm`."""
+        try:
+            return self.vms[name]
+        except KeyError:
+            known = ", ".join(self.vms) or "none"
+            raise UnknownVm(f"no VM is called {name!r}; there are: {known}") from None
+
+    # --- requests
+
+    async def start(self, name: str) -> None:
+        """Off to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.START)
+        vm.exit = None
+        vm.starts += 1
+        vm.worker = Worker(self._host, vm.settings, vm.console)
+        ran = await self._nursery.start(self._run, vm, vm.worker, name=f"worker {name}")
+        if not ran:
+            assert vm.exit is not None, "a worker that never ran has left its record"
+            raise StartFailed(vm.exit)
+
+    async def pause(self, name: str) -> None:
+        """Running to Paused: every processor suspended, and with them the partition's time. `InvalidTransition`."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.PAUSE)
+        _worker(vm).pause()
+        self._move(vm, VmEvent.WAS_PAUSED)
+        await trio.lowlevel.checkpoint()
+
+    async def resume(self, name: str) -> None:
+        """Paused to Running. `InvalidTransition`."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.RESUME)
+        _worker(vm).resume()
+        self._move(vm, VmEvent.WAS_RESUMED)
+        await trio.lowlevel.checkpoint()
+
+    async def reset(self, name: str) -> None:
+        """Boot the guest again in the same partition; returns when it runs, or has ended. `InvalidTransition`."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.RESET)
+        _worker(vm).reset()
+        await self._while(vm, VmState.RESETTING)
+
+    async def turn_off(self, name: str) -> None:
+        """Off, at once and without asking the guest, from every state but Off. `InvalidTransition`."""
+        vm = self.find(name)
+        self._move(vm, VmEvent.TURN_OFF)
+        if vm.worker is not None:
+            vm.worker.end(ExitReason.TURNED_OFF)
+        await self._while(vm, VmState.TURNING_OFF)
+
+    async def shut_down(self, name: str, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
+        """Press the power button; turn the VM off if it is still on after `grace` seconds. `InvalidTransition`.
+
+        Until there is a shutdown integration component this is the one way to ask a guest. A model guest's kernel
+        cancels its program; a guest that does not know the button is turned off after the grace period.
+        """
+        vm = self.find(name)
+        self._move(vm, VmEvent.SHUT_DOWN)
+        _worker(vm).press_power_button()
+        with trio.move_on_after(grace):
+            await self.wait_off(vm)
+        if vm.state is not VmState.OFF:
+            if vm.state is not VmState.TURNING_OFF:
+                await self.turn_off(name)
+            await self.wait_off(vm)
+        assert vm.exit is not None
+        return vm.exit
+
+    async def request_state_change(self, name: str, requested_state: int) -> ReturnCode:
+        """RequestStateChange of Msvm_ComputerSystem. It waits for the end of what Hyper-V would answer "job" to.
+
+        COMPLETED, INVALID_STATE where the table has no such move, NOT_SUPPORTED for what is not built (save, reboot),
+        INVALID_PARAMETER for numbers that are no request, FAILED for a start that failed.
+        """
+        vm = self.find(name)
+        try:
+            requested = RequestedState(requested_state)
+        except ValueError:
+            return ReturnCode.INVALID_PARAMETER
+        event = requested_event(vm.state, requested)
+        if event is None:
+            return ReturnCode.NOT_SUPPORTED
+        try:
+            match event:
+                case VmEvent.START:
+                    await self.start(name)
+                case VmEvent.PAUSE:
+                    await self.pause(name)
+                case VmEvent.RESUME:
+                    await self.resume(name)
+                case VmEvent.RESET:
+                    await self.reset(name)
+                case VmEvent.TURN_OFF:
+                    await self.turn_off(name)
+                case VmEvent.SHUT_DOWN:
+                    await self.shut_down(name)
+                case _:
+                    raise AssertionError(f"{event} is no request")
+        except InvalidTransition:
+            return ReturnCode.INVALID_STATE
+        except StartFailed:
+            return ReturnCode.FAILED
+        return ReturnCode.COMPLETED
+
+    def turn_all_off(self) -> None:
+        """Ask every worker to end; they do so in their own time."""
+        for vm in self.vms.values():
+            if vm.worker is not None and vm.state is not VmState.TURNING_OFF:
+                self._move(vm, VmEvent.TURN_OFF)
+                vm.worker.end(ExitReason.TURNED_OFF)
+
+    async def wait_off(self, vm: ManagedVm) -> None:
+        """Until the VM is off; at once if it is."""
+        while vm.state is not VmState.OFF:
+            await vm.changed.wait()
+        await trio.lowlevel.checkpoint()
+
+    # --- workers
+
+    async def _run(self, vm: ManagedVm, worker: Worker, *, task_status: trio.TaskStatus[bool]) -> None:
+        """A worker's task: from Starting to Off, whatever happens in between. It has started with "it ran" or not."""
+
+        def report(event: VmEvent) -> None:
+            if event is VmEvent.STARTED:
+                task_status.started(True)
+            # A worker that is being turned off may still finish what it was at; nobody wants to know any more.
+            if vm.state is not VmState.TURNING_OFF:
+                self._move(vm, event)
+
+        record: ExitRecord | None = None
+        try:
+            record = await worker.run(report)
+        finally:
+            vm.statistics_at_end = worker.statistics()
+            vm.exit = worker.record() if record is None else record  # None: the whole host is being cancelled
+            vm.worker = None
+            self._move(vm, VmEvent.ENDED)
+            self._tell_end(vm, vm.exit)
+        if not worker.ran:
+            task_status.started(False)
+
+    def _tell_end(self, vm: ManagedVm, record: ExitRecord) -> None:
+        trace = self._host.hypervisor.trace
+        if trace.on:
+            level = Level.INFO if record.ok else Level.ERROR
+            trace.emit(
+                *(Layer.STATE, "vm_ended", vm.partition_id),
+                level=level,
+                words=str(record),
+                reason=record.reason.value,
+                exit_code=record.exit_code,
+                uptime=record.uptime,
+            )
+
+    def _move(self, vm: ManagedVm, event: VmEvent) -> None:
+        """The one place where a VM's state changes. Raises `InvalidTransition`."""
+        before = vm.state
+        vm.state = next_state(before, event)
+        host = self._host.hypervisor
+        if vm.worker is not None and vm.worker.partition is not None:
+            vm.partition_id = vm.worker.partition.id
+        if host.trace.on:
+            # Before a VM's first start there is no partition to name it by.
+            words = f"{vm.name}: {before.value} -> {vm.state.value}"
+            level = Level.INFO
+            host.trace.emit(Layer.STATE, "vm_state", vm.partition_id, level=level, words=words, cause=event.value)
+        change = VmStateChange(host.clock(), vm.name, before, vm.state, event)
+        vm.feed.put(change)
+        self.feed.put(change)
+        vm.changed.set()
+        vm.changed = trio.Event()
+
+    async def _while(self, vm: ManagedVm, state: VmState) -> None:
+        while vm.state is state:
+            await vm.changed.wait()
+        await trio.lowlevel.checkpoint()
+
+
+def _worker(vm: ManagedVm) -> Worker:
+    assert vm.worker is not None, "the table lets nothing but Off be without a worker"
+    return vm.worker
+
+
+@asynccontextmanager
+async def open_vmms(host: HostServices) -> AsyncIterator[Vmms]:
+    """The VMMS, until the block ends; then every VM that is on is turned off, and its worker has ended."""
+    async with trio.open_nursery() as nursery:
+        vmms = Vmms(host, nursery)
+        try:
+            yield vmms
+        finally:
+            vmms.turn_all_off()
+    for vm in vmms.vms.values():
+        vm.console.close()
+        vm.feed.close()
+    vmms.feed.close()

@@ -1,0 +1,196 @@
+"""VID: memory and virtual processors of a VM's partition, made in one go and taken apart in the right order. Root side.
+
+    create -> deposit -> initialize -> privileges -> virtual processors -> map memory
+    finalize -> withdraw every page -> delete -> release the memory
+
+Deposits follow what the hypervisor says it needs: an estimate first, and whenever a call answers INSUFFICIENT_MEMORY,
+more pages and the call again, as every root partition does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, TypeVar
+
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
+from hypervisor.partition import Partition, PartitionState, pool_pages
+from hypervisor.privileges import CHILD_PRIVILEGES, Privilege
+from hypervisor.properties import Property
+from hypervisor.status import HvError, HvStatus
+from partitions.root.winhv import HypercallFailed, WinHv
+from partitions.topology_schema import size_words
+
+T = TypeVar("T")
+
+VM_PRIVILEGES: Final = int(
+    CHILD_PRIVILEGES
+    | Privilege.POST_MESSAGES
+    | Privilege.SIGNAL_EVENTS
+    | Privilege.ACCESS_PARTITION_REFERENCE_TSC
+    | Privilege.ACCESS_FREQUENCY_MSRS
+)
+"""What a VM may do: a new partition's rights, and those that VMBus and a modern kernel's clock need."""
+
+EXPLICIT_SUSPEND: Final = 0x0000_0000
+"""HvRegisterExplicitSuspend."""
+_CHANNELS_AT_FIRST: Final = 8
+_DEPOSIT_MORE: Final = 64
+_POOL_BLOCK_PAGES: Final = 1024
+
+
+class OutOfHostMemory(Exception):
+    """The host has not so much memory left, by its topology's account."""
+
+
+class PagePool:
+    """Root pages to deposit. Blocks are sparse and kept: a page that came back is the next to go out."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+        self._free: list[tuple[int, int]] = []
+        """Runs (first page, count), last in first out."""
+        self._blocks: list[int] = []
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no pool holds."""
+        return sum(count for _, count in self._free)
+
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """`count` pages as runs. Raises `OutOfHostMemory`."""
+        taken: list[tuple[int, int]] = []
+        while count:
+            if not self._free:
+                try:
+                    gpn, _block = self._hypervisor.add_root_block(_POOL_BLOCK_PAGES * PAGE_SIZE, "deposits")
+                except HvError as error:
+                    self.give_back(taken)
+                    raise OutOfHostMemory("no memory is left for the hypervisor's own structures") from error
+                self._blocks.append(gpn)
+                self._free.append((gpn, _POOL_BLOCK_PAGES))
+            first, length = self._free.pop()
+            part = min(length, count)
+            if part < length:
+                self._free.append((first + part, length - part))
+            taken.append((first, part))
+            count -= part
+        return taken
+
+    def give_back(self, runs: list[tuple[int, int]]) -> None:
+        """Pages are free again."""
+        self._free.extend(runs)
+
+    def close(self) -> None:
+        """Release the blocks; every page has to be back."""
+        self._free.clear()
+        for gpn in self._blocks:
+            self._hypervisor.remove_root_block(gpn)
+        self._blocks.clear()
+
+
+class VmPartition:
+    """A VM's partition, ready to run once its processors are resumed. `close` destroys it."""
+
+    def __init__(self, vid: Vid, partition: Partition, processors: int) -> None:
+        self._vid = vid
+        self._winhv = vid.winhv
+        self.partition = partition
+        self.id = partition.id
+        self.processors = processors
+
+    def suspend(self) -> None:
+        """Stop every processor; the partition's time stops with the last one."""
+        self._set_suspended(1)
+
+    def resume(self) -> None:
+        """Let every processor run."""
+        self._set_suspended(0)
+
+    def _set_suspended(self, value: int) -> None:
+        for index in range(self.processors):
+            self._winhv.set_vp_register(self.id, index, EXPLICIT_SUSPEND, value)
+
+
+class Vid:
+    """Makes and destroys partitions for the workers."""
+
+    def __init__(self, hypervisor: Hypervisor, winhv: WinHv, *, vm_memory: int) -> None:
+        """`vm_memory` is what all VMs together may have, in bytes; the host's own structures are not counted in it."""
+        self.hypervisor = hypervisor
+        self.winhv = winhv
+        self.vm_memory = vm_memory
+        self.vm_memory_used = 0
+        self.pool = PagePool(hypervisor)
+
+    @contextlib.contextmanager
+    def open_partition(self, *, name: str, memory: int, processors: int) -> Iterator[VmPartition]:
+        """A partition with `memory` bytes from GPA 0 and `processors` suspended processors; destroyed at the end.
+
+        Raises `OutOfHostMemory`, and `HypercallFailed` where the hypervisor refuses.
+        """
+        hv = self.winhv
+        with contextlib.ExitStack() as teardown:
+            source = self._take_memory(memory, name)
+            teardown.callback(self._release_memory, source, memory)
+            partition_id = self.paying(hv.root_id, hv.create_partition)
+            teardown.callback(self._destroy, partition_id)
+            pages = memory >> PAGE_SHIFT
+            self.deposit(
+                partition_id,
+                pool_pages(
+                    memory_pages=pages, vps=processors, ports=_CHANNELS_AT_FIRST, connections=_CHANNELS_AT_FIRST
+                ),
+            )
+            hv.initialize_partition(partition_id)
+            hv.set_partition_property(partition_id, Property.PRIVILEGE_FLAGS, VM_PRIVILEGES)
+            for index in range(processors):
+                self.paying(partition_id, partial(hv.create_vp, partition_id, index))
+            self.paying(partition_id, lambda: hv.map_gpa_pages(partition_id, 0, source, pages, Access.ALL))
+            partition = self.hypervisor.partitions[partition_id]
+            partition.label = name
+            yield VmPartition(self, partition, processors)
+
+    def _take_memory(self, size: int, name: str) -> int:
+        left = self.vm_memory - self.vm_memory_used
+        if size > left:
+            raise OutOfHostMemory(f"{size_words(size)} of memory wanted, {size_words(left)} are left on this host")
+        try:
+            source, _block = self.hypervisor.add_root_block(size, name)
+        except HvError as error:
+            raise OutOfHostMemory(f"the system gives no {size_words(size)} of memory") from error
+        self.vm_memory_used += size
+        return source
+
+    def _release_memory(self, source: int, size: int) -> None:
+        self.hypervisor.remove_root_block(source)
+        self.vm_memory_used -= size
+
+    def paying(self, payer: int, call: Callable[[], T]) -> T:
+        """Make a call; while it answers INSUFFICIENT_MEMORY, deposit pages for `payer` and make it again."""
+        while True:
+            try:
+                return call()
+            except HypercallFailed as error:
+                if error.status is not HvStatus.INSUFFICIENT_MEMORY:
+                    raise
+            self.deposit(payer, _DEPOSIT_MORE)
+
+    def deposit(self, partition_id: int, count: int) -> None:
+        """Give the hypervisor `count` pages for its structures of that partition. Raises `OutOfHostMemory`."""
+        for first, length in self.pool.take(count):
+            self.winhv.deposit_memory(partition_id, first, length)
+
+    def _destroy(self, partition_id: int) -> None:
+        hv = self.winhv
+        if self.hypervisor.partitions[partition_id].state is not PartitionState.UNINITIALIZED:
+            hv.finalize_partition(partition_id)
+        self.pool.give_back(hv.withdraw_memory(partition_id))
+        hv.delete_partition(partition_id)
+
+    def close(self) -> None:
+        """Release what was deposited for the root itself; every partition has to be gone."""
+        self.pool.give_back(self.winhv.withdraw_memory(self.winhv.root_id))
+        self.pool.close()

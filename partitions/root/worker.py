@@ -1,0 +1,292 @@
+"""One running VM: its partition, chipset, VMBus server and devices, from power on to the exit record. Root side.
+
+    run:  partition -> chipset -> devices -> VMBus server -> offers -> backend -> ... -> all of it taken down again
+
+Everything about this VM lives in the one task of `Worker.run`, so there is one place where exceptions of ours end:
+there the VM goes off with its traceback kept, and its siblings do not notice. The guest's own ends come in as calls
+from port intercepts, crash registers and hypervisor messages, in the middle of the guest's own traps; they note what
+happened and cancel the scope that the guest runs in. A reset is the same with another round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from hypervisor.backend.base import Backend
+from hypervisor.crash import CrashReport
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.partition import Partition
+from hypervisor.synic.messages import MessageType
+from partitions.lifecycle import VmEvent
+from partitions.ports import POWER_BUTTON_VECTOR
+from partitions.root.chipset.chipset import Chipset
+from partitions.root.chipset.com1 import Com1
+from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
+from partitions.root.console import Console
+from partitions.root.devices import CountedDevice, DeviceError, open_devices
+from partitions.root.exits import ExitReason, ExitRecord
+from partitions.root.statistics import VmStatistics, take_statistics
+from partitions.root.vid import OutOfHostMemory, Vid, VmPartition
+from partitions.root.winhv import HypervisorMessage, WinHv
+from partitions.topology_schema import Backend as BackendKind
+from partitions.topology_schema import VmTable
+from vmbus.server.service import VmbusServer, open_vmbus_server
+
+BackendFactory = Callable[[Hypervisor, VmTable], Backend]
+"""Makes what executes a VM's processors; called once a start."""
+
+Report = Callable[[VmEvent], None]
+"""Hears STARTED, GUEST_RESET and WAS_RESET as they happen."""
+
+CONSOLE_TAIL_LINES: Final = 20
+
+
+@attrs.frozen
+class HostServices:
+    """What the host lends to every worker."""
+
+    hypervisor: Hypervisor
+    winhv: WinHv
+    vid: Vid
+    make_backend: BackendFactory
+    folder: Path
+    """Where relative paths of images and VSPs start."""
+    inline_io: bool
+    """Do disk I/O on the Trio thread: the virtual clock would jump while another thread works."""
+
+
+class Worker:
+    """One start of one VM. Every method but `run` is synchronous and may be called from anywhere on the Trio thread."""
+
+    def __init__(self, host: HostServices, settings: VmTable, console: Console) -> None:
+        self._host = host
+        self._settings = settings
+        self._console = console
+        self._report: Report = _nobody
+        self.ran = False
+        """The guest has been let go at least once."""
+        self._life = trio.CancelScope()
+        self._round: trio.CancelScope | None = None
+        """Around the backend while it runs."""
+        self._end: tuple[ExitReason, str] | None = None
+        self._failure: BaseException | None = None
+        self._crash: CrashReport | None = None
+        self._reset_wanted = False
+        self.resets = 0
+        self.started_at = host.hypervisor.clock()
+
+        self._exit_code = ExitCode()
+        self._power = PowerControl(lambda: self.end(ExitReason.POWERED_OFF))
+        self._built: VmPartition | None = None
+        self.server: VmbusServer | None = None
+        self._devices: list[CountedDevice] = []
+        self._last_statistics = VmStatistics()
+
+    # --- what others ask for
+
+    def pause(self) -> None:
+        """Suspend every processor. Raises `HvError` where the hypervisor refuses."""
+        assert self._built is not None
+        self._built.suspend()
+
+    def resume(self) -> None:
+        """Resume every processor."""
+        assert self._built is not None
+        self._built.resume()
+
+    def reset(self) -> None:
+        """Start the guest again in the same partition, with memory and registers as at power on."""
+        self._reset_wanted = True
+        if self._round is not None:
+            self._round.cancel()
+
+    def press_power_button(self) -> None:
+        """Set the button's status bit and raise its interrupt in processor 0; the rest is the guest's."""
+        self._power.press_button()
+        if self._built is not None:
+            self._built.partition.vps[0].raise_interrupt(POWER_BUTTON_VECTOR)
+
+    def end(self, reason: ExitReason, detail: str = "") -> None:
+        """The VM is over; the first reason counts. Called from traps, so it only notes and cancels."""
+        if self._end is None:
+            self._end = (reason, detail)
+        (self._round or self._life).cancel()
+
+    @property
+    def partition(self) -> Partition | None:
+        """The hypervisor's record, while there is one."""
+        return None if self._built is None else self._built.partition
+
+    def statistics(self) -> VmStatistics:
+        """Counters of this start so far; of its end, once it has ended."""
+        if self._built is not None:
+            self._last_statistics = take_statistics(self._built.partition, self.server, self._devices)
+        return self._last_statistics
+
+    # --- the one task
+
+    async def run(self, report: Report) -> ExitRecord:
+        """From power on to the exit record. Raises nothing but cancellation, and takes everything down then, too."""
+        self._report = report
+        try:
+            with self._life:
+                await self._run()
+        except (OutOfHostMemory, DeviceError) as error:
+            self._not_started(error)
+        except Exception as error:  # the worker boundary: the only place where exceptions of ours are caught
+            refusal = _only(error)
+            if isinstance(refusal, OutOfHostMemory | DeviceError):
+                self._not_started(refusal)
+            else:
+                self._failure = refusal
+                self._end = (ExitReason.WORKER_FAILED, f"{type(refusal).__name__}: {refusal}")
+        return self.record()
+
+    def record(self) -> ExitRecord:
+        """How it ended; a worker that was cancelled has been turned off."""
+        reason, detail = self._end or (ExitReason.TURNED_OFF, "the host ended")
+        self._console.flush_line()
+        return ExitRecord(
+            vm=self._settings.name,
+            reason=reason,
+            exit_code=self._exit_code.value,
+            detail=detail,
+            crash=self._crash,
+            failure=self._failure,
+            console_tail=tuple(self._console.lines()[-CONSOLE_TAIL_LINES:]),
+            started_at=self.started_at,
+            ended_at=self._host.hypervisor.clock(),
+            resets=self.resets,
+        )
+
+    async def _run(self) -> None:
+        host, settings = self._host, self._settings
+        hypervisor = host.hypervisor
+        async with contextlib.AsyncExitStack() as stack:
+            built = stack.enter_context(
+                host.vid.open_partition(name=settings.name, memory=settings.memory, processors=settings.processors)
+            )
+            partition = built.partition
+            self._built = built
+            stack.callback(self._forget_partition)
+            hypervisor.trace.names[built.id] = settings.name
+            host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
+            stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
+
+            chipset = Chipset(
+                (Com1(self._console.write_byte), self._power, ResetControl(self._guest_reset), self._exit_code),
+                hypervisor.trace,
+                built.id,
+            )
+            partition.intercepts = chipset
+            partition.on_crash = self._crashed
+            partition.on_reset = self._guest_reset
+
+            devices = stack.enter_context(
+                open_devices(
+                    settings,
+                    folder=host.folder,
+                    inline_io=host.inline_io,
+                    trace=hypervisor.trace,
+                    partition_id=built.id,
+                )
+            )
+            ports = host.winhv.ports_of(built.id, host.vid.paying)
+            stack.callback(ports.close)
+            server = await stack.enter_async_context(
+                open_vmbus_server(
+                    ports,
+                    partition.memory,
+                    partition_id=built.id,
+                    trace=hypervisor.trace,
+                    shared=settings.backend is not BackendKind.TASK,
+                )
+            )
+            self.server, self._devices = server, devices
+            for device in devices:
+                server.offer(device)
+            backend = host.make_backend(hypervisor, settings)
+            await self._rounds(backend, built, chipset, server)
+
+    async def _rounds(self, backend: Backend, built: VmPartition, chipset: Chipset, server: VmbusServer) -> None:
+        """Run the guest until it ends; once more after each reset."""
+        started = VmEvent.STARTED
+        while True:
+            self._reset_wanted = False
+            with trio.CancelScope() as self._round:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(backend.run, built.partition)
+                    built.resume()
+                    self.ran = True
+                    self._report(started)
+            self._round = None
+            # A guest that fell over: the hypervisor's message has said so, the backend knows the exception.
+            self._failure = getattr(backend, "failure", None)
+            if self._end is not None:
+                return
+            if not self._reset_wanted:
+                self._end = (ExitReason.STOPPED, "the guest's software ended without powering off")
+                return
+            self.resets += 1
+            started = VmEvent.WAS_RESET
+            built.suspend()
+            await server.reset()
+            chipset.reset()
+            self._host.hypervisor.reset_partition(built.partition)
+
+    # --- what happens in the middle of a trap
+
+    def _guest_reset(self) -> None:
+        if not self._reset_wanted and self._end is None:
+            self._report(VmEvent.GUEST_RESET)
+            self.reset()
+
+    def _crashed(self, crash: CrashReport) -> None:
+        self._crash = crash
+        text = crash.text.strip().splitlines()
+        parameters = " ".join(f"{parameter:#x}" for parameter in crash.parameters)
+        self.end(ExitReason.CRASHED, text[0] if text else f"crash parameters {parameters}")
+
+    def _stopped_by_hypervisor(self, message: HypervisorMessage) -> None:
+        match message.message_type:
+            case MessageType.UNMAPPED_GPA | MessageType.GPA_INTERCEPT:
+                reason = ExitReason.MEMORY_INTERCEPT
+            case MessageType.UNRECOVERABLE_EXCEPTION:
+                reason = ExitReason.TRIPLE_FAULT
+            case _:
+                reason = ExitReason.INTERCEPT
+        self.end(reason, _message_words(message))
+
+    def _not_started(self, error: Exception) -> None:
+        self._failure = error
+        self._end = (ExitReason.NOT_STARTED, str(error))
+
+    def _forget_partition(self) -> None:
+        """Runs before the partition goes: what is asked later is answered from the last count."""
+        self.statistics()
+        self._built = None
+        self.server = None
+
+
+def _nobody(event: VmEvent) -> None:
+    """Nobody listens before `run`."""
+
+
+def _message_words(message: HypervisorMessage) -> str:
+    try:
+        return MessageType(message.message_type).name.lower().replace("_", " ")
+    except ValueError:
+        return f"hypervisor message {message.message_type:#x}"
+
+
+def _only(error: BaseException) -> BaseException:
+    """The exception inside groups that hold nothing else: groups come from nurseries and say nothing to a person."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
