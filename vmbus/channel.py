@@ -97,6 +97,8 @@ class Channel(trio.abc.Channel[Packet]):
     def close(self, *, by_peer: bool = False) -> None:
         """End the channel at this end: waiting tasks wake and raise, and the rings' memory is given up."""
         if self._closed is not None:
+            if not by_peer:
+                self._closed = trio.ClosedResourceError
             return
         self._closed = ChannelClosed if by_peer else trio.ClosedResourceError
         self._ahead.clear()
@@ -187,14 +189,17 @@ class Channel(trio.abc.Channel[Packet]):
                 if self._closed is None:
                     reader.mask()
             packets = self.try_receive_batch(limit)
-            if not waited:
-                # Also where nothing came of it: a peer that moves its index to and fro must not starve others.
-                await trio.lowlevel.cancel_shielded_checkpoint()
             if packets:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return packets
-            if self._closed is not None:
-                raise self._closed
-            self._spurious_wakes += waited
+            if waited:
+                self._spurious_wakes += 1
+            else:
+                # A peer that shows packets and takes them back must not keep others from running.
+                await trio.lowlevel.checkpoint()
+                if self._closed is not None:
+                    raise self._closed
 
     # -------------------------------------------------------------------------------------------------------- sending
 

@@ -8,6 +8,7 @@ openvmm, vmbus_async pipe.rs; Linux hyperv.h, struct vmpipe_proto_header.
 from __future__ import annotations
 
 import enum
+import operator
 import struct
 
 import trio
@@ -110,7 +111,7 @@ class BytePipe(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, at least one; empty at the end, also where the peer just closed. Raises a `WireError`."""
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._left or self._ended:
             await trio.lowlevel.checkpoint()
