@@ -51,8 +51,10 @@ SLOW_WORDS: dict[int, Call] = {call.code: call for call in CALLS if not call.rep
 """As above, for calls with their input in memory."""
 
 
-def hypercall(hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_gpa: int, output_gpa: int) -> int:
-    """A whole call: RCX, RDX, R8 to RAX. Raises InvalidOpcode and VpStopped."""
+def hypercall(
+    hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_gpa: int = 0, output_gpa: int = 0
+) -> int:
+    """A hypercall to its end: 64-bit RCX, RDX, R8 in, RAX out. Raises InvalidOpcode and VpStopped."""
     if vp.partition.hypercall_msr & 1:
         call = FAST_WORDS.get(control)
         if call is not None:
@@ -68,9 +70,12 @@ def hypercall(hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_
 
 
 def step(
-    hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_gpa: int, output_gpa: int
+    hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_gpa: int = 0, output_gpa: int = 0
 ) -> tuple[bool, int]:
-    """One trip: (True, RAX) when the call is done, (False, RCX) when it is to be executed again with that RCX."""
+    """One trip: (True, RAX) when the call is done, (False, RCX) when it is to be executed again with that RCX.
+
+    For backends whose guests execute the call again; in between they may take interrupts. Raises as `hypercall` does.
+    """
     partition = vp.partition
     if not partition.hypercall_msr & 1:
         _refuse_instruction(vp)
