@@ -16,6 +16,7 @@ from vmbus.client.platform import GuestPlatform
 
 KEPT_PAGES = 256
 """Pages that a pool keeps for the next request, at most (1 MiB); what is beyond goes back to the kernel."""
+_ROUNDED_PAGES = 64
 
 
 class DmaBuffer:
@@ -91,6 +92,8 @@ class DmaPool:
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer of at least `size` bytes with whatever bytes were there before. `MemoryError`."""
         pages = pages_for(size) or 1
+        if pages <= _ROUNDED_PAGES:
+            pages = 1 << (pages - 1).bit_length()  # few sizes, so that a buffer kept is one that fits
         kept = self._kept.get(pages)
         if kept:
             self._kept_pages -= pages

@@ -42,13 +42,8 @@ class StorageGone(StorageError):
     """The channel to the controller has ended; whether requests under way were carried out is not known."""
 
 
-class Request(NamedTuple):
-    """One packet to be sent."""
-
-    body: bytes
-    data_offset: int = 0
-    """Where the SRB begins; 0 for a packet without a GPA range."""
-    buffer: DmaBuffer | None = None
+Request = tuple[bytes, int, DmaBuffer | None]
+"""One packet to be sent: its body, where in it the SRB begins (0 without a GPA range), the buffer it names."""
 
 
 class Failure(NamedTuple):
@@ -119,9 +114,9 @@ class Transactions:
             while batch.remaining > 0:
                 await batch.done.wait()
         except trio.Cancelled:
-            for request in requests:
-                if request.buffer is not None and request.buffer.in_flight:
-                    request.buffer.abandoned = True
+            for _, _, buffer in requests:
+                if buffer is not None and buffer.in_flight:
+                    buffer.abandoned = True
             raise
         if batch.remaining < 0:
             raise StorageGone(self._ended)
@@ -131,8 +126,7 @@ class Transactions:
         """Take completions until the channel ends, then fail everyone who waits."""
         try:
             while True:
-                for packet in await self._channel.receive_batch():
-                    self._complete(packet)
+                self._complete(await self._channel.receive_batch())
                 if self._id_freed:
                     self._id_freed.unpark_all()
         except (trio.EndOfChannel, trio.ClosedResourceError):
@@ -142,28 +136,36 @@ class Transactions:
         finally:
             self._end("the storage driver has ended")
 
-    def _complete(self, packet: Packet) -> None:
-        transaction_id, body = packet.transaction_id, packet.body
-        if packet.type != _COMPLETE:
-            self.bus_changes += _operation(body)[0] == Operation.ENUMERATE_BUS
-            return
-        entry = self._pending[transaction_id] if 0 < transaction_id <= MAX_OUTSTANDING else None
-        if entry is None:
-            self.unexpected += 1
-            return
-        batch, position, buffer = entry
-        if batch.answers is not None:
-            batch.answers[position] = body
-        else:
-            operation, status, srb_status, scsi_status, moved = _completion(body)
-            batch.moved[position] = moved
-            if srb_status != _SUCCESS or scsi_status or status or operation != _COMPLETE_IO:
-                sense = body[_SENSE_AT:] if srb_status & SRB_AUTOSENSE_VALID else b""
-                batch.failures[position] = Failure(srb_status & SRB_STATUS_MASK, scsi_status, sense)
-        self._release(transaction_id, buffer)
-        batch.remaining -= 1
-        if not batch.remaining:
-            batch.done.ring()
+    def _complete(self, packets: Sequence[Packet]) -> None:
+        pending, free = self._pending, self._free
+        for packet in packets:
+            transaction_id, body = packet.transaction_id, packet.body
+            if packet.type != _COMPLETE:
+                self.bus_changes += _operation(body)[0] == Operation.ENUMERATE_BUS
+                continue
+            entry = pending[transaction_id] if 0 < transaction_id <= MAX_OUTSTANDING else None
+            if entry is None:
+                self.unexpected += 1
+                continue
+            batch, position, buffer = entry
+            if batch.answers is not None:
+                batch.answers[position] = body
+            else:
+                operation, status, srb_status, scsi_status, moved = _completion(body)
+                batch.moved[position] = moved
+                if srb_status != _SUCCESS or scsi_status or status or operation != _COMPLETE_IO:
+                    sense = body[_SENSE_AT:] if srb_status & SRB_AUTOSENSE_VALID else b""
+                    batch.failures[position] = Failure(srb_status & SRB_STATUS_MASK, scsi_status, sense)
+            pending[transaction_id] = None
+            free.append(transaction_id)
+            if buffer is not None:
+                if buffer.in_flight > 1:
+                    buffer.in_flight -= 1
+                else:
+                    buffer.release()
+            batch.remaining -= 1
+            if not batch.remaining:
+                batch.done.ring()
 
     def _release(self, transaction_id: int, buffer: DmaBuffer | None) -> None:
         self._pending[transaction_id] = None
@@ -195,7 +197,7 @@ class Transactions:
                     self._release(packet.transaction_id, entry[2])
 
     def _end(self, reason: str) -> None:
-        """No completion will come any more: wake everyone. Buffers under way stay out of use, the host may have them."""
+        """No completion will come any more: wake everyone. Buffers under way stay out of use: the host may write."""
         if self._ended is not None:
             return
         self._ended = reason

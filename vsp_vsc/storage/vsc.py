@@ -15,7 +15,7 @@ at once, newest version first. Finding the disks takes two more, whatever their 
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 
@@ -27,6 +27,7 @@ from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
 from vsp_vsc.storage.dma import DmaBuffer, DmaPool
 from vsp_vsc.storage.protocol import (
+    CDB_SIZE,
     COMPLETION_WANTED,
     HEADER_SIZE,
     MAX_TRANSFER,
@@ -65,6 +66,9 @@ WINDOW_BYTES = 4 << 20
 """Buffers that one call has in use at once; longer transfers go in turns."""
 TIMEOUT_SECONDS = 60
 """Told to the host with every SRB, as Linux does."""
+_LBA_10 = 0xFFFF_FFFF
+_CDB_AT = HEADER_SIZE + 16
+_KEPT_FORMS = 128
 _DISCOVERY_SLOT = 256
 _INQUIRY, _CAPACITY, _MODE = (0, 64), (64, 32), (128, 64)
 """Where in a LUN's slot each answer goes, and how much of it we want."""
@@ -107,6 +111,8 @@ def _gpa_direct_packet(pages: int) -> struct.Struct:
     return struct.Struct(f"<IIII{pages}Q{_PACKET}")
 
 
+_Form = tuple[Callable[..., bytes], bytes, bytes, bytes, int]
+"""How to pack a request, what precedes its pages, its address, what follows, and how many pages there are."""
 _inband_packet = struct.Struct("<" + _PACKET)
 
 
@@ -136,6 +142,7 @@ class Disk:
         self.block_size = facts.block_size
         self.read_only = facts.read_only
         self._address = facts.lun << 24
+        self._forms: dict[int, _Form] = {}
         self._most_blocks = storage.max_transfer // facts.block_size
 
     def __repr__(self) -> str:
@@ -164,23 +171,16 @@ class Disk:
 
     async def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read several ranges, given as (block, count), at once."""
-        size_of_block = self.block_size
+        size = self.block_size
         results: list[list[bytes]] = [[] for _ in requests]
-        for window in self._windows(requests):
-            buffers: list[DmaBuffer] = []
-            try:
-                built: list[Request] = []
-                for _, lba, count in window:
-                    size = count * size_of_block
-                    buffer = self._storage.pool.allocate(size)
-                    buffers.append(buffer)
-                    built.append(self._with_data(read_cdb(lba, count), Direction.IN, buffer, 0, size))
-                await self._run(built)
-                for (index, _, count), buffer in zip(window, buffers, strict=True):
-                    results[index].append(bytes(buffer.view[: count * size_of_block]))
-            finally:
-                for buffer in buffers:
-                    buffer.free()
+        for window, blocks in self._windows(requests):
+            with self._storage.pool.allocate(blocks * size) as buffer:
+                await self._run(self._requests(window, Direction.IN, buffer))
+                view, start = buffer.view, 0
+                for index, _, count in window:
+                    end = start + count * size
+                    results[index].append(bytes(view[start:end]))
+                    start = end
         return [pieces[0] if len(pieces) == 1 else b"".join(pieces) for pieces in results]
 
     async def write(self, lba: int, data: bytes | bytearray | memoryview, *, fua: bool = False) -> None:
@@ -197,21 +197,14 @@ class Disk:
             if len(data) % size:
                 raise ValueError(f"{len(data)} bytes are not whole blocks of {size}")
             ranges.append((lba, len(data) // size))
-        for window in self._windows(ranges):
-            buffers: list[DmaBuffer] = []
-            try:
-                built: list[Request] = []
+        for window, blocks in self._windows(ranges):
+            with self._storage.pool.allocate(blocks * size) as buffer:
+                view, start = buffer.view, 0
                 for index, lba, count in window:
-                    start = (lba - requests[index][0]) * size
-                    length = count * size
-                    buffer = self._storage.pool.allocate(length)
-                    buffers.append(buffer)
-                    buffer.view[:length] = memoryview(requests[index][1])[start : start + length]
-                    built.append(self._with_data(write_cdb(lba, count, fua=fua), Direction.OUT, buffer, 0, length))
-                await self._run(built)
-            finally:
-                for buffer in buffers:
-                    buffer.free()
+                    first, length = (lba - requests[index][0]) * size, count * size
+                    view[start : start + length] = memoryview(requests[index][1])[first : first + length]
+                    start += length
+                await self._run(self._requests(window, Direction.OUT, buffer, fua=fua))
 
     async def flush(self) -> None:
         """Bring every write answered so far to the medium."""
@@ -266,31 +259,83 @@ class Disk:
             lba, position = first, offset
             while blocks:
                 part = blocks if blocks <= self._most_blocks else self._most_blocks
-                cdb = read_cdb(lba, part) if direction is Direction.IN else write_cdb(lba, part, fua=fua)
-                built.append(self._with_data(cdb, direction, buffer, position, part * size))
+                built.append(self._transfer(direction, lba, part, buffer, position, fua))
                 lba, position, blocks = lba + part, position + part * size, blocks - part
         await self._run(built)
 
     # --- inside
 
-    def _windows(self, requests: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]]:
-        """Requests as pieces (index, block, count) of at most `max_transfer`, in groups of at most `WINDOW_BYTES`."""
+    def _windows(self, requests: Sequence[tuple[int, int]]) -> list[tuple[list[tuple[int, int, int]], int]]:
+        """Requests as pieces (index, block, count) of at most `max_transfer`, in groups that share a buffer.
+
+        With each group the blocks that it has in all, at most `WINDOW_BYTES`.
+        """
         most, per_window = self._most_blocks, WINDOW_BYTES // self.block_size
-        windows: list[list[tuple[int, int, int]]] = [[]]
-        room = per_window
+        windows: list[tuple[list[tuple[int, int, int]], int]] = []
+        pieces: list[tuple[int, int, int]] = []
+        blocks = 0
         for index, (lba, count) in enumerate(requests):
             if lba < 0 or count < 0:
                 raise ValueError(f"{count} blocks at block {lba}")
             while count:
                 part = count if count <= most else most
-                if part > room:
-                    windows.append([])
-                    room = per_window
-                windows[-1].append((index, lba, part))
-                room -= part
+                if blocks + part > per_window:
+                    windows.append((pieces, blocks))
+                    pieces, blocks = [], 0
+                pieces.append((index, lba, part))
+                blocks += part
                 lba += part
                 count -= part
+        if pieces:
+            windows.append((pieces, blocks))
         return windows
+
+    def _requests(
+        self, window: Iterable[tuple[int, int, int]], direction: Direction, buffer: DmaBuffer, *, fua: bool = False
+    ) -> list[Request]:
+        """A window's requests, one after the other in its buffer."""
+        built: list[Request] = []
+        position, size = 0, self.block_size
+        for _, lba, count in window:
+            built.append(self._transfer(direction, lba, count, buffer, position, fua))
+            position += count * size
+        return built
+
+    def _transfer(
+        self, direction: Direction, lba: int, count: int, buffer: DmaBuffer, position: int, fua: bool
+    ) -> Request:
+        """Read or write `count` blocks, at most `max_transfer`, from or to byte `position` of a buffer.
+
+        Such requests differ in address and pages only. The first of a kind is encoded in full and its bytes are kept
+        as a form; the others fill it in.
+        """
+        offset = position & PAGE_MASK
+        if lba + count > _LBA_10:
+            cdb = read_cdb(lba, count) if direction is Direction.IN else write_cdb(lba, count, fua=fua)
+            return self._with_data(cdb, direction, buffer, position, count * self.block_size)
+        key = count << 16 | offset << 2 | fua << 1 | direction
+        form = self._forms.get(key) or self._new_form(key, direction, count, buffer, position, fua)
+        pack, head, prefix, tail, pages = form
+        first = position >> PAGE_SHIFT
+        if pages == 1:
+            body = pack(head, buffer.gpn + first, prefix, lba.to_bytes(4, "big"), tail)
+        else:
+            body = pack(head, *buffer.gpns[first : first + pages], prefix, lba.to_bytes(4, "big"), tail)
+        return body, 16 + 8 * pages, buffer
+
+    def _new_form(
+        self, key: int, direction: Direction, count: int, buffer: DmaBuffer, position: int, fua: bool
+    ) -> _Form:
+        cdb = read_cdb(0, count) if direction is Direction.IN else write_cdb(0, count, fua=fua)
+        body, start, _ = self._with_data(cdb, direction, buffer, position, count * self.block_size)
+        lba_at = start + _CDB_AT + 2
+        pages = (start - 16) // 8
+        layout = struct.Struct(f"<16s{pages}Q{lba_at - start}s4s{len(body) - lba_at - 4}s")
+        form = layout.pack, body[:16], body[start:lba_at], body[lba_at + 4 :], pages
+        if len(self._forms) >= _KEPT_FORMS:
+            self._forms.clear()
+        self._forms[key] = form
+        return form
 
     async def _run(self, requests: Sequence[Request]) -> None:
         """Send and wait; raises for the first that failed."""
@@ -364,7 +409,7 @@ class Storage:
         data_offset = 16 + 8 * pages
         if self._srb_size != SRB_SIZE:
             body = body[: data_offset + HEADER_SIZE + self._srb_size]
-        return Request(body, data_offset, buffer)
+        return body, data_offset, buffer
 
     def without_data(self, address: int, cdb: bytes) -> Request:
         """A command that moves no data."""
@@ -389,12 +434,13 @@ class Storage:
             TIMEOUT_SECONDS,
             0,
         )
-        return Request(body[: HEADER_SIZE + self._srb_size])
+        return body[: HEADER_SIZE + self._srb_size], 0, None
 
     def error(self, lun: int, request: Request, failure: Failure) -> ScsiError:
         """What to raise for a request that failed."""
-        start = request.data_offset + HEADER_SIZE + 16
-        return ScsiError(lun, request.body[start : start + 16], failure)
+        body, data_offset, _ = request
+        start = data_offset + _CDB_AT
+        return ScsiError(lun, body[start : start + CDB_SIZE], failure)
 
     # --- initialization
 
@@ -408,7 +454,7 @@ class Storage:
                 _control(Operation.QUERY_PROPERTIES),
                 _control(Operation.END_INITIALIZATION),
             ]
-            batch = await self.transactions.run([Request(packet) for packet in opening], raw=True)
+            batch = await self.transactions.run([(packet, 0, None) for packet in opening], raw=True)
             assert batch.answers is not None, "raw was asked for"
             *begun, chosen, properties, ended = batch.answers
             if begun:

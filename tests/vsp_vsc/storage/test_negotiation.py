@@ -1,0 +1,114 @@
+"""The storage controller's state machine: every state with every operation."""
+
+from __future__ import annotations
+
+import pytest
+
+from hypervisor.wire import ShortMessage
+from vsp_vsc.storage.negotiation import GUEST_OPERATIONS, Negotiation, State
+from vsp_vsc.storage.protocol import (
+    ChannelProperties,
+    NtStatus,
+    Operation,
+    PacketHeader,
+    ProtocolVersion,
+    SubChannelCount,
+    Version,
+)
+
+LEGAL: dict[State, dict[Operation, State]] = {
+    State.BEGIN: {Operation.BEGIN_INITIALIZATION: State.QUERY_VERSION},
+    State.QUERY_VERSION: {Operation.QUERY_PROTOCOL_VERSION: State.QUERY_PROPERTIES},
+    State.QUERY_PROPERTIES: {Operation.QUERY_PROPERTIES: State.END},
+    State.END: {
+        Operation.FCHBA_DATA: State.END,
+        Operation.CREATE_SUB_CHANNELS: State.END,
+        Operation.END_INITIALIZATION: State.READY,
+    },
+    State.READY: {
+        Operation.RESET_LUN: State.READY,
+        Operation.RESET_ADAPTER: State.READY,
+        Operation.RESET_BUS: State.READY,
+        Operation.CREATE_SUB_CHANNELS: State.READY,
+    },
+}
+
+
+def packet(operation: int, body: bytes = b"") -> bytes:
+    return (PacketHeader(operation).encode() + body).ljust(64, b"\0")
+
+
+def body_for(operation: Operation) -> bytes:
+    return ProtocolVersion(Version.WIN10).encode() if operation == Operation.QUERY_PROTOCOL_VERSION else b""
+
+
+def in_state(state: State) -> Negotiation:
+    negotiation = Negotiation()
+    for operation in (
+        Operation.BEGIN_INITIALIZATION,
+        Operation.QUERY_PROTOCOL_VERSION,
+        Operation.QUERY_PROPERTIES,
+        Operation.END_INITIALIZATION,
+    ):
+        if negotiation.state is state:
+            break
+        negotiation.control(operation, packet(operation, body_for(operation)))
+    assert negotiation.state is state
+    return negotiation
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("operation", sorted(GUEST_OPERATIONS))
+def test_each_state_takes_its_operations_and_refuses_all_others(state: State, operation: Operation) -> None:
+    """Out of order is INVALID_DEVICE_STATE, and the state is kept."""
+    negotiation = in_state(state)
+    status, _ = negotiation.control(operation, packet(operation, body_for(operation)))
+    if operation in LEGAL[state]:
+        assert status == NtStatus.SUCCESS
+        assert negotiation.state is LEGAL[state][operation]
+    else:
+        assert status == NtStatus.INVALID_DEVICE_STATE
+        assert negotiation.state is state
+
+
+@pytest.mark.parametrize("version", Version)
+def test_all_known_versions_are_spoken(version: Version) -> None:
+    """6.2 down to 4.2; before Windows 8 an SRB is 36 bytes."""
+    negotiation = in_state(State.QUERY_VERSION)
+    body = ProtocolVersion(version).encode()
+    assert negotiation.control(Operation.QUERY_PROTOCOL_VERSION, packet(9, body)) == (NtStatus.SUCCESS, body)
+    assert negotiation.version == version
+    assert negotiation.srb_size == (36 if version is Version.WIN7 else 52)
+
+
+@pytest.mark.parametrize("version", [0, 0x0200, 0x0502, 0x0603, 0xFFFF])
+def test_another_version_is_refused_and_the_guest_may_ask_again(version: int) -> None:
+    """REVISION_MISMATCH, still waiting for a version."""
+    negotiation = in_state(State.QUERY_VERSION)
+    status, _ = negotiation.control(9, packet(9, ProtocolVersion(version).encode()))
+    assert status == NtStatus.REVISION_MISMATCH
+    assert negotiation.state is State.QUERY_VERSION
+    status, _ = negotiation.control(9, packet(9, ProtocolVersion(Version.WIN8).encode()))
+    assert status == NtStatus.SUCCESS
+
+
+def test_properties_offer_no_subchannels() -> None:
+    """256 KiB a transfer, one channel."""
+    _, body = in_state(State.QUERY_PROPERTIES).control(10, packet(10))
+    assert ChannelProperties.decode(body) == ChannelProperties(max_channel_count=0, flags=0, max_transfer_bytes=0x40000)
+
+
+@pytest.mark.parametrize("state", [State.END, State.READY])
+@pytest.mark.parametrize("count", [1, 65535])
+def test_subchannels_are_refused_cleanly(state: State, count: int) -> None:
+    """INVALID_PARAMETER, and everything goes on."""
+    negotiation = in_state(state)
+    status, _ = negotiation.control(13, packet(13, SubChannelCount(count).encode()))
+    assert status == NtStatus.INVALID_PARAMETER
+    assert negotiation.state is state
+
+
+def test_a_version_query_without_a_version_is_no_packet() -> None:
+    """Too short for its operation: a `WireError`, which stops the channel."""
+    with pytest.raises(ShortMessage):
+        in_state(State.QUERY_VERSION).control(9, PacketHeader(9).encode())
