@@ -167,8 +167,12 @@ class GuestMemory:
         return extent.block, extent.block_page + gpn - extent.gpn, Access(extent.rights)
 
     def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
-        """Every extent as (gpn, block, block page, pages, rights), by address: what a backend maps."""
+        """Every extent as (gpn, block, block page, pages, rights), by address."""
         return [(e.gpn, e.block, e.block_page, e.count, Access(e.rights)) for e in self._extents]
+
+    def mappings(self) -> list[tuple[int, memoryview]]:
+        """Every extent as (GPA, writable view), by address: what a backend shows its processors."""
+        return [(e.gpn << PAGE_SHIFT, e.view) for e in self._extents]
 
     def flat_from_zero(self) -> memoryview:
         """The extent that holds GPA 0, writable; empty where there is none."""
@@ -176,9 +180,10 @@ class GuestMemory:
         return memoryview(bytearray()) if extent is None else extent.view
 
     def clear(self) -> None:
-        """Zero every mapped page, for a reset."""
+        """Zero every page that the guest can write, for a reset; the others are its ROM."""
         for extent in self._extents:
-            extent.block.zero(extent.block_page, extent.count)
+            if extent.rights & Access.WRITE:
+                extent.block.zero(extent.block_page, extent.count)
 
     # --- access
 
@@ -244,7 +249,11 @@ class GuestMemory:
         views: list[memoryview] = []
         for run, pages in _runs(gpns[skip : skip + pages_for(length, offset)]):
             part = min((pages << PAGE_SHIFT) - offset, length)
-            views += self._pieces((run << PAGE_SHIFT) + offset, part, access)
+            start = (run << PAGE_SHIFT) + offset - self._fast_gpa
+            if start >= 0 and start + part <= self._fast_size:
+                views.append(self._fast_view[start : start + part])
+            else:
+                views += self._pieces((run << PAGE_SHIFT) + offset, part, access)
             length -= part
             offset = 0
         return views

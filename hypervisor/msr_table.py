@@ -89,7 +89,8 @@ def refresh_tsc_page(partition: Partition) -> None:
     if not registers.reference_tsc & PAGE_ENABLE:
         return
     scale = tsc_scale(registers.tsc_frequency)
-    offset = partition.reference_time.now() - (partition.hypervisor.read_tsc() * scale >> 64)
+    read_tsc = registers.read_tsc or partition.hypervisor.read_tsc
+    offset = partition.reference_time.now() - (read_tsc() * scale >> 64)
     registers.tsc_sequence = registers.tsc_sequence % 0xFFFFFFFE + 1
     page = registers.tsc_page
     content = tsc_page(registers.tsc_sequence, scale, offset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from hypervisor.overlay import OverlayPage
@@ -17,6 +19,8 @@ class PartitionRegisters:
 
     hypercall_code: bytes = VMCALL_RETURN
     """Machine code of the hypercall page, at most a page; the backend sets what its processors trap on."""
+    read_tsc: Callable[[], int] | None = None
+    """The time stamp counter that the guest reads, where the backend has another than the hypervisor's."""
     tsc_frequency: int = TSC_FREQUENCY
     apic_frequency: int = APIC_FREQUENCY
     reference_tsc: int = 0

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from hypervisor.msr_table import refresh_tsc_page
 from hypervisor.overlay import OverlayPage
+from hypervisor.partition import ROOT_ID
 from hypervisor.synic.synic import Synic
-from hypervisor.trace import TO_CHILD, Layer
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
 from hypervisor.vp_registers import get_register, set_register
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class VirtualProcessor:
         partition.counters["interrupts"] += 1
         trace = partition.hypervisor.trace
         if trace.on:
-            trace.emit(Layer.INTERRUPT, "interrupt", partition.id, direction=TO_CHILD, vp=self.index, vector=vector)
+            direction = TO_ROOT if partition.id == ROOT_ID else TO_CHILD
+            trace.emit(Layer.INTERRUPT, "interrupt", partition.id, direction=direction, vp=self.index, vector=vector)
         runner = self._runner
         if runner is None:
             self.pending.add(vector)

@@ -293,8 +293,13 @@ def post_intercept(hypervisor: Hypervisor, vp: VirtualProcessor, message_type: i
     target = None if parent is None else parent.vps.get(0)
     trace = hypervisor.trace
     if trace.on:
-        fields = {"vp": vp.index, "type": message_type}
-        trace.emit(Layer.SYNIC, "intercept", vp.partition.id, direction=TO_ROOT, size=len(payload), **fields)
+        trace.emit(
+            *(Layer.SYNIC, "intercept", vp.partition.id),
+            direction=TO_ROOT,
+            size=len(payload),
+            vp=vp.index,
+            type=message_type,
+        )
     if target is None or not target.synic.takes_messages:
         trace.warn(Layer.SYNIC, "intercept_lost", vp.partition.id, "the parent takes no messages", vp=vp.index)
         return False

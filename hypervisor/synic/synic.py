@@ -112,13 +112,10 @@ class Synic:
     # --- messages
 
     def post(self, sint: int, message: Message) -> None:
-        """Take one message: into its slot if that is empty and nothing waits before it, else into the queue."""
-        queue = self.queues[sint]
-        queue.append(message)
+        """Take one message at the end of its SINT's queue, whose first goes into the slot if that is empty."""
+        self.queues[sint].append(message)
         self.queued += 1
-        if len(queue) == 1 or not self.message_page.words[sint * _WORDS_A_SLOT]:
-            self._deliver(sint)
-        if queue:
+        if not self._deliver(sint):
             self._announce(sint)
 
     def deliver_waiting(self) -> None:

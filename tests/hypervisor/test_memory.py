@@ -188,11 +188,15 @@ def test_mappings_and_descriptors_go_with_the_last_view() -> None:
     assert mapped() == maps
 
 
-def test_clear_zeroes_every_page_and_keeps_the_map() -> None:
+def test_clear_zeroes_every_writable_page_and_keeps_the_map() -> None:
     memory, _ = make()
+    rom = MemoryBlock.allocate(gpas(1), "rom")
+    rom.view[:4] = b"BIOS"
+    memory.map_block(100, rom, 0, 1, Access.READ)
     view = memory.view(0, gpas(PAGES))
     memory.clear()
     assert not any(memory.read(0, gpas(PAGES)))
+    assert memory.read(gpas(100), 4) == b"BIOS"
     assert not any(view), "views that were made before see the same memory"
     view[5] = 7
     assert memory.read(5, 1) == b"\x07"

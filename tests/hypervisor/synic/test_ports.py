@@ -243,5 +243,5 @@ def test_traffic_is_traced_from_the_childs_point_of_view(host: BareHypervisor) -
         ("post_message", 2, ">child"),
         ("interrupt", 2, ">child"),
         ("signal_event", 2, ">root"),
-        ("interrupt", 1, ">child"),
+        ("interrupt", 1, ">root"),
     ]

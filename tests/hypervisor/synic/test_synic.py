@@ -146,6 +146,15 @@ def test_a_port_holds_sixteen_messages_beside_the_slot(guest: Guest) -> None:
     assert guest.port.buffers == 16
 
 
+def test_a_full_port_looks_at_the_slot_before_it_refuses(guest: Guest) -> None:
+    for number in range(17):
+        guest.post(bytes([number]))
+    guest.empty()
+    guest.post(b"\x11")
+    assert guest.payload() == b"\x01"
+    refused(HvStatus.INSUFFICIENT_BUFFERS, lambda: guest.post(b"too many"))
+
+
 def test_buffers_are_a_ports_own(guest: Guest) -> None:
     """A second port of the same SINT still takes messages; the queue is one, in order of posting."""
     guest.host.message_port(guest.host.child, guest.host.root, 5)
