@@ -11,6 +11,7 @@ only the order of tasks that become ready together; what the machine's own timin
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -68,16 +69,18 @@ def run(
     *args: *Args,
     clock: ClockKind = "real",
     seed: int | None = None,
+    autojump: bool = True,
 ) -> Result:
     """`trio.run` on the real or the virtual clock, with a task order given by `seed`.
 
-    The virtual clock stands still while anything can run and jumps when nothing can; its seed is 0 unless told.
+    The virtual clock stands still while anything can run and jumps when nothing can, or with `autojump` off, only when
+    told to (`MockClock.jump`); its seed is 0 unless told.
     On the real clock without a seed this is `trio.run` and nothing more. Raises `NotRepeatable` where a seed is
     needed and this Trio cannot be seeded.
     """
     if clock == "virtual":
         with seeded_scheduler(0 if seed is None else seed):
-            return trio.run(async_fn, *args, clock=MockClock(autojump_threshold=0))
+            return trio.run(async_fn, *args, clock=MockClock(autojump_threshold=0 if autojump else math.inf))
     if seed is None:
         return trio.run(async_fn, *args)
     with seeded_scheduler(seed):

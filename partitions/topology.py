@@ -60,6 +60,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "VmTable",
+    "add_disk",
     "load_topology",
     "parse_topology",
     "schema",
@@ -143,6 +144,29 @@ def parse_topology(text: str, folder: Path, *, source: str = FILE_NAME, programs
         problems.sort(key=lambda problem: problem.line or 0)
         raise TopologyError(source, problems)
     return topology
+
+
+def add_disk(topology: Topology, vm: str, path: str, *, read_only: bool = True) -> Topology:
+    """A copy of a topology whose VM has one disk more; `path` starts at the working folder. Raises `TopologyError`."""
+    source = f"--disk {vm}={path}"
+    names = [table.name for table in topology.vm]
+    if vm not in names:
+        near = nearest(vm, names)
+        hint = f'did you mean "{near}"?' if near else f"there are {', '.join(names)}"
+        raise TopologyError(source, [Problem("", f'no VM is called "{vm}"; {hint}')])
+    index = names.index(vm)
+    disks = [*topology.vm[index].disk, DiskTable(path=os.path.abspath(path) if path else "", read_only=read_only)]
+    tables = list(topology.vm)
+    tables[index] = msgspec.structs.replace(tables[index], disk=disks)
+    changed = msgspec.structs.replace(topology, vm=tables)
+    raw = {"vm": [{"name": name} for name in names]}
+    check = _Check(raw, topology.folder, True)
+    check.disk(disks[-1], ("vm", index, "disk", len(disks) - 1))
+    check.disk_count(disks, ("vm", index))
+    check.images(changed)
+    if check.found:
+        raise TopologyError(source, [Problem(_spell(raw, keys), reason) for keys, reason in check.found.items()])
+    return changed
 
 
 class _Check:
@@ -252,13 +276,16 @@ class _Check:
             self.problem((*keys, "cpu"), "processor controls come later: remove cpu")
         if vm.nic:
             self.problem((*keys, "nic", 0), "networks come later: remove [[vm.nic]]")
-        if len(vm.disk) > MAX_DISKS:
-            self.problem((*keys, "disk"), f"must be at most {MAX_DISKS} disks, are {len(vm.disk)}")
+        self.disk_count(vm.disk, keys)
         for index, disk in enumerate(vm.disk):
             self.disk(disk, (*keys, "disk", index))
         for index, device in enumerate(vm.device):
             if (wrong := check_vsp(self.folder, device.vsp)) is not None:
                 self.problem((*keys, "device", index, "vsp"), wrong)
+
+    def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
+        if len(disks) > MAX_DISKS:
+            self.problem((*keys, "disk"), f"must be at most {MAX_DISKS} disks, are {len(disks)}")
 
     def disk(self, disk: DiskTable, keys: KeyPath) -> None:
         if disk.iops is not None:
@@ -284,6 +311,8 @@ class _Check:
             if not path.parent.is_dir():
                 return self.problem(place, f'the folder "{path.parent}" is missing')
             return None
+        if path.is_block_device():
+            return None
         if not path.is_file():
             return self.problem(place, f'"{path}" is not a file')
         there = path.stat().st_size
@@ -291,7 +320,9 @@ class _Check:
             words = f"the file has {size_words(there)}, not {size_words(disk.size)}; remove the size or the file"
             return self.problem((*keys, "size"), words)
         if there == 0 or there % SECTOR:
-            return self.problem(place, f'"{path}" has {there} bytes, not a multiple of {SECTOR}')
+            padded = max(1, -(-there // SECTOR)) * SECTOR
+            words = f'"{path}" has {there} bytes, not a multiple of {SECTOR}; pad a copy: truncate -s {padded} COPY'
+            return self.problem(place, words)
         return None
 
     def memory(self, file: TopologyFile) -> None:

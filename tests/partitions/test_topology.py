@@ -15,6 +15,7 @@ from partitions.topology import (
     DiskTable,
     Size,
     TopologyError,
+    add_disk,
     load_topology,
     parse_topology,
     schema,
@@ -173,7 +174,8 @@ def test_all_keys(folder: Path) -> None:
         (VM + '[[vm.disk]]\npath = ""\n', 'line 5: vm[0] "web".disk[0].path: is empty'),
         (
             VM + '[[vm.disk]]\npath = "web.py"\n',
-            'line 5: vm[0] "web".disk[0].path: "FOLDER/web.py" has 32 bytes, not a multiple of 512',
+            'line 5: vm[0] "web".disk[0].path: "FOLDER/web.py" has 32 bytes, not a multiple of 512; '
+            "pad a copy: truncate -s 512 COPY",
         ),
         (
             VM + '[[vm.disk]]\npath = "data.img"\nsize = "1MiB"\n',
@@ -284,6 +286,28 @@ def test_two_readers_share_an_image(folder: Path) -> None:
 def test_boundary_vm_needs_no_program(folder: Path) -> None:
     """Where the boundary driver is the guest, a VM does without a program."""
     assert parse_topology('[[vm]]\nname = "web"\n', folder, programs=False).vm[0].program == ""
+
+
+def test_add_disk(folder: Path) -> None:
+    """A disk can be added to a VM that was read from a file, under the same rules as in the file."""
+    topology = parse_topology(VM, folder)
+    image = folder / "data.img"
+    changed = add_disk(topology, "web", str(image))
+    assert changed.vm[0].disk == [DiskTable(path=str(image), read_only=True)]
+    assert topology.vm[0].disk == []
+    assert add_disk(topology, "web", str(image), read_only=False).vm[0].disk[0].read_only is False
+    for vm, path, expected in [
+        ("wbe", "x", '--disk wbe=x: no VM is called "wbe"; did you mean "web"?'),
+        (
+            "web",
+            str(image),
+            f'--disk web={image}: vm[0] "web".disk[1].path: vm[0] "web".disk[0] has this image too; '
+            "that works only if both are read_only",
+        ),
+    ]:
+        with pytest.raises(TopologyError) as caught:
+            add_disk(changed, vm, path, read_only=False)
+        assert str(caught.value) == expected
 
 
 def test_load_folder_and_file(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""The command `partita`: parse, call the Python API, print; one file a verb. Root side."""

@@ -1,0 +1,53 @@
+"""What the verbs share: exit statuses, refusals and reading a topology. Root side."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import argparse
+
+    from partitions.topology import Topology
+
+OK = 0
+FAILED = 1
+USAGE = 2
+TIMED_OUT = 124
+"""As coreutils' timeout has it."""
+INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells have it."""
+
+TARGET_HELP = "a folder with a topology.toml, a topology file, or an example's name, number or word (03, disk)"
+
+
+class Refusal(Exception):
+    """What a person asked cannot be done; the text says why and what would help. Ends the command with `status`."""
+
+    def __init__(self, message: str, status: int = USAGE) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Verbs(Protocol):
+    """argparse's collection of subcommands, which has no public name."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """One more verb."""
+
+
+def read_topology(target: str, *, programs: bool = True) -> Topology:
+    """`load_topology`, its errors as a refusal."""
+    from partitions.topology import TopologyError, load_topology
+
+    try:
+        return load_topology(target, programs=programs)
+    except TopologyError as error:
+        raise Refusal(str(error)) from None
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output, indented for people who look at it."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")

@@ -1,0 +1,257 @@
+"""One run of a topology for a person or a script: the host, the watchers around it, and how it ended. Root side."""
+
+from __future__ import annotations
+
+import enum
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from math import inf
+from typing import IO, TYPE_CHECKING, Literal
+
+import msgspec
+import trio
+import trio.testing
+
+from hypervisor.clock import seconds
+from hypervisor.trace import Level
+from partitions.cli.common import Refusal, print_json
+from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
+from partitions.host import ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
+from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter
+
+if TYPE_CHECKING:
+    import argparse
+
+    from partitions.topology import Topology
+
+REDRAW_SECONDS = 0.25
+CONSOLE_LINES = 100_000
+"""Lines that may wait for a slow terminal, a VM."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Ending(enum.StrEnum):
+    """Why a run is over."""
+
+    ENDED = "ended"
+    """Every guest has ended."""
+    TIMED_OUT = "timed out"
+    INTERRUPTED = "interrupted"
+    NOTHING_LEFT = "nothing left to happen"
+    """On the virtual clock: every guest waits, and no timer is set that could wake one."""
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What `--json` prints, by stable names."""
+
+    topology: str
+    clock: Literal["real", "virtual"]
+    seed: int | None
+    ending: Ending
+    seconds: float
+    """On the host's clock."""
+    vms: list[VmRow]
+
+
+class Viewer:
+    """Where a run is shown: standard output, standard error, a trace file; what the options ask for and no more."""
+
+    def __init__(self, options: argparse.Namespace, vms: Sequence[str]) -> None:
+        self.options = options
+        self.json: bool = options.json
+        self.console: bool = not options.json if options.console is None else options.console
+        live = not options.json and options.clock == "real" and can_redraw(sys.stdout)
+        self.screen = Screen(sys.stderr if options.json else sys.stdout, live=live)
+        self._width = max(map(len, vms))
+        try:
+            self._filter = None if options.trace_filter is None else parse_filter(options.trace_filter, vms=vms)
+        except FilterError as error:
+            raise Refusal(f"--trace-filter: {error}") from None
+        self._level = self._log_level()
+        self._file: IO[bytes] | None = None
+        if options.trace is not None:
+            try:
+                self._file = open(options.trace, "wb")  # noqa: SIM115  # closed in __exit__
+            except OSError as error:
+                raise Refusal(f"--trace {options.trace}: {error.strerror}") from None
+
+    def __enter__(self) -> Viewer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.screen.clear()
+        if self._file is not None:
+            self._file.close()
+
+    def _log_level(self) -> Level | None:
+        """What goes to standard error. A filter or a format alone means that somebody wants to see something."""
+        if self.options.verbose:
+            return Level.INFO if self.options.verbose == 1 else Level.DEBUG
+        if self._filter is not None and self.options.trace is None:
+            return Level.DEBUG
+        return None if self.options.log_format is None else Level.INFO
+
+    def attach(self, host: Host) -> None:
+        """Add the sinks. Without options there are none, and trace points cost one attribute test."""
+        if self._file is not None:
+            sink = json_sink(self._file, host.trace)
+            host.trace.add_sink(sink if self._filter is None else filtered(sink, host.trace, self._filter))
+        if self._level is None:
+            return
+        if self.options.log_format == "json":
+            sink = json_sink(sys.stderr.buffer, host.trace, flush=True)
+        else:
+            together = self.screen.live and sys.stderr.isatty()
+            sink = human_sink(self.screen if together else sys.stderr, host.trace)  # type: ignore[arg-type]
+        wanted = at_least(self._level)
+        host.trace.add_sink(filtered(sink, host.trace, _both(wanted, self._filter)))
+
+    async def follow(self, vm: Vm, *, task_status: trio.TaskStatus[None]) -> None:
+        """Print a VM's console lines as they come, until its console is closed."""
+        with vm.console.follow(capacity=CONSOLE_LINES) as lines:
+            task_status.started()
+            async for line in lines:
+                self.screen.line(console_line(vm.name, line.text, self._width))
+            if lines.dropped:
+                self.note(f"note: {lines.dropped} console lines of {vm.name} came too fast and are not shown")
+
+    async def redraw(self, host: Host) -> None:
+        """Keep the block fresh. Never on the virtual clock, where its sleep would make time pass."""
+        while True:
+            self.screen.draw(live_block(host))
+            await trio.sleep(REDRAW_SECONDS)
+
+    def note(self, text: str) -> None:
+        """A line for the person, beside the results."""
+        self.screen.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def problems(self, host: Host) -> list[str]:
+        """Why VMs failed, with the traceback where the fault is ours."""
+        found = []
+        for vm in host.values():
+            record = vm.exit
+            if record is None or record.ok:
+                continue
+            found.append(f"error: VM {vm.name}: {record}")
+            if record.reason is ExitReason.WORKER_FAILED:
+                found.append(record.traceback.rstrip())
+        if mistakes := sum(host.trace.warnings.values()):
+            words = "1 mistake of a guest was" if mistakes == 1 else f"{mistakes} mistakes of guests were"
+            found.append(f"note: {words} answered; -v shows what")
+        return found
+
+    def finish(self, outcome: Outcome) -> None:
+        """The results."""
+        self.screen.clear()
+        if outcome.ending is not Ending.ENDED:
+            self.note(f"note: {outcome.ending}: VMs that were still on have been turned off")
+        if self.json:
+            print_json(outcome)
+        else:
+            for line in table(outcome.vms):
+                self.screen.line(line)
+
+
+def _both(first: Predicate, second: Predicate | None) -> Predicate:
+    if second is None:
+        return first
+    return lambda event, vm: first(event, vm) and second(event, vm)
+
+
+async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outcome:
+    """Start all, wait for all, and take everything down in order whatever happens. `timeout` is in seconds."""
+    options = viewer.options
+    seed = topology.host.seed if options.seed is None else options.seed
+    # Outermost the readers of consoles: closing the host ends them, after their last line.
+    with trio.open_signal_receiver(*SIGNALS) as received:
+        async with trio.open_nursery() as readers, open_host(topology, clock=options.clock, seed=seed) as host:
+            viewer.attach(host)
+            if viewer.console:
+                for vm in host.values():
+                    await readers.start(viewer.follow, vm)
+            ending = await _watch(host, viewer, timeout, received)
+            outcome = Outcome(
+                topology=str(options.target),
+                clock=options.clock,
+                seed=seed,
+                ending=ending,
+                seconds=seconds(host.hypervisor.clock()),
+                vms=[row_of(vm) for vm in host.values()],
+            )
+            problems = viewer.problems(host)
+    for problem in problems:
+        viewer.note(problem)
+    return outcome
+
+
+async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: AsyncIterator[int]) -> Ending:
+    """The run itself with its watchers; returns when every VM is off."""
+    ending = Ending.ENDED
+    starting = trio.CancelScope()
+
+    def stop(why: Ending) -> None:
+        nonlocal ending
+        ending = why
+        starting.cancel()
+        host.turn_all_off()
+
+    async def interrupts() -> None:
+        nonlocal ending
+        async for _ in received:
+            if ending is Ending.INTERRUPTED:
+                viewer.note("turning off")
+                host.turn_all_off()
+            else:
+                viewer.note("shutting down; once more to turn off")
+                ending = Ending.INTERRUPTED
+                starting.cancel()
+                for vm in host.values():
+                    watchers.start_soon(_shut_down, vm)
+
+    async def expire(after: float) -> None:
+        await trio.sleep(after)
+        stop(Ending.TIMED_OUT)
+
+    async def virtual_time() -> None:
+        """Where time jumps, nothing comes from outside: when all wait and no timer is set, this is the end.
+
+        The timeout is kept here and not by a timer, which would always be one more thing left to happen.
+        """
+        expires = inf if timeout is None else trio.current_time() + timeout
+        while True:
+            await trio.testing.wait_all_tasks_blocked()
+            left = trio.lowlevel.current_statistics().seconds_to_next_deadline
+            if left == inf:
+                return stop(Ending.NOTHING_LEFT)
+            if trio.current_time() + left > expires:
+                return stop(Ending.TIMED_OUT)
+            await trio.sleep(max(left, 0))
+
+    async with trio.open_nursery() as watchers:
+        watchers.start_soon(interrupts)
+        if viewer.options.clock == "virtual":
+            watchers.start_soon(virtual_time)
+        elif timeout is not None:
+            watchers.start_soon(expire, timeout)
+        if viewer.screen.live:
+            watchers.start_soon(viewer.redraw, host)
+        with starting:
+            try:
+                await host.start_all()
+            except StartFailed:
+                pass  # the VM's record says why; the others go on
+        await host.wait_all()
+        watchers.cancel_scope.cancel()
+    return ending
+
+
+async def _shut_down(vm: Vm) -> None:
+    """Press the power button; cut the power where there is nobody to press it for, as in a VM that is paused."""
+    for ask in (vm.shut_down, vm.turn_off):
+        try:
+            await ask()
+        except InvalidTransition:
+            continue  # and if it is off by now, all the better
+        return
