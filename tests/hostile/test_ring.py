@@ -137,6 +137,8 @@ class Rewriting(RingReader):
     """Has the peer overwrite the whole ring after each copy that is taken of it."""
 
     __slots__ = ("copies", "region")
+    copies: int
+    region: memoryview
 
     def _copy(self, start: int, length: int) -> bytes:
         copied = super()._copy(start, length)
