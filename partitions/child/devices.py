@@ -6,24 +6,25 @@ that bring a VSC of their own.
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
-from vmbus.client.service import OfferedDevice, VmbusClient
-from vsp_vsc.storage.vsc import Disk, Storage, open_storage
 
 from hypervisor.wire import Guid, WireError
 from partitions.child.console import Console
 from partitions.child.guest import BusFacts
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
-from vsp_vsc.storage.protocol import SCSI_INTERFACE
+from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError
+from vsp_vsc.device import BY_INTERFACE, BY_NAME, DeviceKind, name_of
 
-STORAGE_RING_BYTES: Final = 128 * 1024
+if TYPE_CHECKING:
+    from vsp_vsc.storage.vsc import Disk, Storage
+
+DRIVER_RING_BYTES: Final = 128 * 1024
 """Each way, with the control page: what Linux's storvsc asks for by default."""
 
 
@@ -53,25 +54,6 @@ class Binding(enum.Enum):
     """Its driver gave up."""
 
 
-Driver = Callable[[VmbusClient, OfferedDevice, GuestPlatform], AbstractAsyncContextManager[Storage]]
-
-
-@asynccontextmanager
-async def _storage_driver(bus: VmbusClient, offer: OfferedDevice, platform: GuestPlatform) -> AsyncIterator[Storage]:
-    channel = await bus.open(offer, outgoing_bytes=STORAGE_RING_BYTES, incoming_bytes=STORAGE_RING_BYTES)
-    try:
-        async with open_storage(channel, platform) as storage:
-            yield storage
-    finally:
-        with trio.move_on_after(1, shield=True):
-            await bus.close(channel)
-
-
-DRIVERS: Final[dict[Guid, Driver]] = {SCSI_INTERFACE: _storage_driver}
-NAMES: Final[dict[str, Guid]] = {"storage": SCSI_INTERFACE}
-"""Interfaces that `open_channel` and `unbind` take by name."""
-
-
 @attrs.define(eq=False)
 class BoundDevice:
     """One offer and what became of it."""
@@ -81,14 +63,23 @@ class BoundDevice:
     storage: Storage | None = None
     channel: Channel | None = None
     problem: str = ""
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    probe: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Around a driver's first talk with its device, which may take for ever."""
+    unwanted: trio.Event = attrs.field(factory=trio.Event)
+    """Set to make the driver let go."""
     released: trio.Event = attrs.field(factory=trio.Event)
-    """Set when a driver has let go."""
+    """Set when no driver has it any more."""
 
     def __str__(self) -> str:
-        kind = next((name for name, interface in NAMES.items() if interface == self.offer.interface), "device")
         state = f"{self.state.name.lower()}: {self.problem}" if self.problem else self.state.name.lower()
-        return f"{kind} {self.offer.interface} on channel {self.offer.channel_id} ({state})"
+        return f"device {name_of(self.offer.interface)} on channel {self.offer.channel_id} ({state})"
+
+    def release(self) -> None:
+        """Make its driver let go, if it has one."""
+        if self.state is Binding.PROBING:
+            self.probe.cancel()
+        else:
+            self.unwanted.set()
 
 
 class Devices:
@@ -103,29 +94,33 @@ class Devices:
         self._probing = 0
         self._settled = trio.Event()
         self._settled.set()
+        bus.on_rescind = self._remove
+        for offer in bus.offers:
+            self._add(offer)
 
     # What the kernel calls
 
-    def add(self, offer: OfferedDevice) -> None:
-        """A new offer: start its driver if there is one. Sub-channels belong to their primary's driver."""
-        device = BoundDevice(offer)
-        self._devices[offer.channel_id] = device
-        driver = DRIVERS.get(offer.interface)
-        if driver is not None:
-            self._begin_probe(device)
-            self._nursery.start_soon(self._drive, device, driver, name=f"driver of channel {offer.channel_id}")
+    async def follow_offers(self) -> None:
+        """Task: devices that come while the guest runs; ends with the bus."""
+        with contextlib.suppress(trio.EndOfChannel):
+            while True:
+                offer = await self._bus.next_offer()
+                known = self._devices.get(offer.channel_id)
+                if known is None or known.offer is not offer:
+                    self._add(offer)
 
-    def remove(self, offer: OfferedDevice) -> None:
-        """The host rescinded the offer: its driver ends and a program's channel is closed."""
-        device = self._devices.pop(offer.channel_id, None)
-        if device is not None:
-            device.scope.cancel()
+    async def stop(self) -> None:
+        """End all drivers; returns when each has let go of its channel."""
+        for device in self._devices.values():
+            device.release()
+        for device in list(self._devices.values()):
+            await device.released.wait()
 
     # What guest programs reach through `Guest`
 
     def facts(self) -> BusFacts:
         """The bus now."""
-        return BusFacts(str(self._bus.version), tuple(device.offer for device in self._devices.values()))
+        return BusFacts(self._bus.version, tuple(device.offer for device in self._devices.values()))
 
     async def settled(self) -> None:
         """Wait until no driver is still probing."""
@@ -170,33 +165,57 @@ class Devices:
             channel, device.channel = device.channel, None
             await self._bus.close(channel)
         elif device.state in (Binding.PROBING, Binding.BOUND):
-            device.scope.cancel()
+            device.release()
             await device.released.wait()
         device.state = Binding.FREE
         device.problem = ""
 
     # Inside
 
-    async def _drive(self, device: BoundDevice, driver: Driver) -> None:
-        """One device's driver, from the first packet to the last."""
+    def _add(self, offer: OfferedDevice) -> None:
+        """A new offer: start its driver if there is one. A subchannel belongs to its primary's driver."""
+        device = BoundDevice(offer)
+        self._devices[offer.channel_id] = device
+        kind = BY_INTERFACE.get(offer.interface)
+        if kind is None or offer.subchannel_index:
+            device.released.set()
+            return
+        self._begin_probe(device)
+        self._nursery.start_soon(self._drive, device, kind, name=f"driver of channel {offer.channel_id}")
+
+    def _remove(self, offer: OfferedDevice) -> None:
+        """The host took the device back: its driver ends. The bus has closed its channel already."""
+        device = self._devices.pop(offer.channel_id, None)
+        if device is not None:
+            device.release()
+
+    async def _drive(self, device: BoundDevice, kind: DeviceKind) -> None:
+        """Task: one device's driver, from the first packet to the last."""
+        channel: Channel | None = None
         problem = "its driver ended"
         try:
-            with device.scope:
-                async with driver(self._bus, device.offer, self._platform) as storage:
-                    device.storage = storage
+            with device.probe:
+                ring = DRIVER_RING_BYTES
+                channel = await self._bus.open(device.offer, outgoing_bytes=ring, incoming_bytes=ring)
+                async with kind.load_vsc()(channel, self._platform) as driver:
+                    device.storage = driver if kind.name == "storage" else None
                     device.state = Binding.BOUND
-                    self._end_probe(device)
-                    await trio.sleep_forever()
-        except* (WireError, trio.EndOfChannel, trio.ClosedResourceError, OSError) as group:
+                    self._end_probe()
+                    await device.unwanted.wait()
+                    # The host has let go of the rings, and of all pages that packets named, before the driver ends.
+                    await self._bus.close(channel)
+        except* (VmbusError, WireError, trio.EndOfChannel, trio.ClosedResourceError, OSError, MemoryError) as group:
             problem = "; ".join(str(error) or type(error).__name__ for error in group.exceptions)
             self._console.print(f"driver of channel {device.offer.channel_id}: {problem}")
         finally:
             if device.state is Binding.PROBING:
-                self._end_probe(device)
+                self._end_probe()
             device.storage = None
             device.state = Binding.FAILED
             device.problem = problem
             device.released.set()
+            if channel is not None:
+                await self._bus.close(channel)
 
     def _begin_probe(self, device: BoundDevice) -> None:
         device.state = Binding.PROBING
@@ -204,7 +223,7 @@ class Devices:
         if self._probing == 1:
             self._settled = trio.Event()
 
-    def _end_probe(self, device: BoundDevice) -> None:
+    def _end_probe(self) -> None:
         self._probing -= 1
         if not self._probing:
             self._settled.set()
@@ -216,7 +235,7 @@ class Devices:
                 return device
             raise NoSuchDevice(f"channel {wanted.channel_id} is not on offer any more; {self._inventory()}")
         if isinstance(wanted, str):
-            interface = NAMES.get(wanted) or _guid(wanted)
+            interface = BY_NAME[wanted].interface if wanted in BY_NAME else _guid(wanted)
         else:
             interface = wanted
         matches = [device for device in self._devices.values() if device.offer.interface == interface]
@@ -234,4 +253,4 @@ def _guid(text: str) -> Guid:
     try:
         return Guid(text)
     except ValueError:
-        raise NoSuchDevice(f"{text!r} is neither a GUID nor one of {', '.join(sorted(NAMES))}") from None
+        raise NoSuchDevice(f"{text!r} is neither a GUID nor one of {', '.join(sorted(BY_NAME))}") from None

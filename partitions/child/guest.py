@@ -30,11 +30,10 @@ from partitions.child.console import Console
 from partitions.child.winhv import HypercallResult, Platform, WinHv
 
 if TYPE_CHECKING:
-    from vmbus.client.service import OfferedDevice
-    from vsp_vsc.storage.vsc import Disk
-
     from partitions.child.devices import Devices
     from vmbus.channel import Channel
+    from vmbus.client.service import OfferedDevice
+    from vsp_vsc.storage.vsc import Disk
 
 GuestMain = Callable[["Guest"], Awaitable[object]]
 """A guest program's `main`. None or 0 is success; another integer is its exit code; an exception is a crash."""
@@ -75,7 +74,8 @@ class Guest:
         """The kernel's services to drivers: pages, messages, signals. For VSCs that a program brings along."""
         self.nursery = nursery
         """Tasks started here are cancelled when `main` returns."""
-        self._console = console
+        self.console = console
+        """COM1; `console.print` takes what Python's `print` takes."""
         self._winhv = winhv
         self._devices = devices
 
@@ -101,11 +101,11 @@ class Guest:
 
     def print(self, *values: object, sep: str | None = " ", end: str | None = "\n") -> None:
         """Print to the console; `print` in a guest program does the same."""
-        self._console.print(*values, sep=sep, end=end)
+        self.console.print(*values, sep=sep, end=end)
 
     def log(self, *values: object) -> None:
         """Print with the partition's time in front, as kernels do."""
-        self._console.print(f"[{self.time():12.6f}]", *values)
+        self.console.print(f"[{self.time():12.6f}]", *values)
 
     # Devices
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import attrs
 import trio
-from vmbus.client.service import VmbusClient, open_vmbus_client
 
 from hypervisor.cpuid import (
     CRASH_MSRS_AVAILABLE,
@@ -44,6 +43,7 @@ from partitions.child.interrupts import VMBUS_VECTOR, Interrupts, ProcessorInter
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
 from partitions.child.winhv import Platform, WinHv
+from vmbus.client.service import open_vmbus_client
 
 OS_ID: Final = 0xD041_0000_0001_0000
 """Bit 63: open source; bits 62..48: an OS type that nobody has (Linux is 0x100); below, version 0.1."""
@@ -144,13 +144,12 @@ class _Kernel:
                 tasks.start_soon(processor.run, name=f"{self.name}: interrupts")
             self.bind_power_button(tasks, platform)
             async with open_vmbus_client(platform) as bus:  # the newest version that both ends speak
-                await bus.wait_offers_delivered()
+                await bus.wait_offers_delivered()  # what the host has for us
                 devices = Devices(bus, platform, self.console, tasks)  # drivers by interface GUID, probing meanwhile
-                tasks.start_soon(self.follow_offers, bus, devices, name=f"{self.name}: offers")
+                tasks.start_soon(devices.follow_offers, name=f"{self.name}: hot plug")
                 await self.run_program(winhv, platform, devices)  # the guest program, until it ends
-                await devices.stop()
-                await bus.unload()
-            tasks.cancel_scope.cancel()
+                await devices.stop()  # drivers let go of their channels
+            tasks.cancel_scope.cancel()  # the bus is unloaded; interrupts off
         time.disable()
         self.stop_synic()
         self.disable_hypercalls()
@@ -235,11 +234,6 @@ class _Kernel:
 
         self.interrupts.vectors[ports.POWER_BUTTON_VECTOR] = pressed
 
-    async def follow_offers(self, bus: VmbusClient, devices: Devices) -> None:
-        """Devices that come and go while the guest runs."""
-        while True:
-            devices.add(await bus.next_offer())
-
     # The program
 
     async def run_program(self, winhv: WinHv, platform: Platform, devices: Devices) -> None:
@@ -277,8 +271,7 @@ class _Kernel:
         line = crash.fault_line(fault, self.program)
         message = f"{crash.summary(fault)}\n{text}"  # hosts show the first line
         crash.report_crash(self.machine, self.crash_page, code, OS_ID, line, message)
-        while True:
-            await self.machine.halt()
+        await trio.sleep_forever()  # the interrupt tasks, if they are still there, halt the processors
 
     async def cut_off(self, platform: Platform) -> None:
         """The end of the grace period after the power button."""
