@@ -393,8 +393,9 @@ async def test_reset_ends_devices_and_keeps_offers(memory: GuestMemory, autojump
         (await b.gpadl_and_open()).close()
         b.ports.room = 0
         b.server.offer(EchoDevice(scsi(2)))
-        b.ports.message_handlers[1](m.Unload().encode())
+        b.ports.message_handlers[1](m.initiate_contact(Version.V4_0).encode())
         await b.server.reset()
+        await trio.testing.wait_all_tasks_blocked()
         assert device.stopped == 1
         assert b.server.phase is Phase.DISCONNECTED
         assert b.server.gpadl_count == 0

@@ -65,7 +65,7 @@ def header(words: list[int], *, ranges: int = 1, length: int | None = None, chan
         pytest.param(header([4096, 1], ranges=0), id="no range"),
         pytest.param(header([]), id="no words"),
         pytest.param(header([0, 1]), id="no bytes"),
-        pytest.param(header([0x1000 << 32 | 4096, 1]), id="offset past the first page"),
+        pytest.param(header([0x1000 << 32 | 4096, 1, 2]), id="offset past the first page"),
         pytest.param(header([0xFFF << 32 | 0xFFFFFFFF, 1]), id="32-bit overflow"),
         pytest.param(header([4097, 1]), id="too few page numbers"),
         pytest.param(header([1 << 32 | 4096, 1]), id="offset makes it one page more"),
@@ -100,8 +100,9 @@ def test_words_past_the_announced_length_are_ignored(guest: ScriptedGuest) -> No
 
 def test_half_a_word_in_a_message_does_not_count(guest: ScriptedGuest) -> None:
     assert guest.say(header([8192, 5], length=24) + b"\x06\0\0\0") == []
-    body = m.GpadlBody(gpadl_id=GPADL).encode() + (6).to_bytes(8, "little")
+    body = m.GpadlBody(gpadl_id=GPADL).encode() + (7).to_bytes(8, "little")
     assert guest.say(body) == [m.GpadlCreated(channel_id=1, gpadl_id=GPADL)]
+    assert guest.last(act.MapGpadl) == act.MapGpadl(1, GPADL, (page_range([5, 7]),))
 
 
 def test_several_ranges(guest: ScriptedGuest) -> None:
