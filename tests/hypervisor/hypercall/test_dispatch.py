@@ -12,6 +12,7 @@ from hypervisor.hypercall.table import BY_CODE, CALLS
 from hypervisor.machine import GeneralProtection, InvalidOpcode, VpStopped
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
+from hypervisor.partition import Partition
 from hypervisor.privileges import Privilege
 from hypervisor.status import HvStatus
 from hypervisor.synic.messages import MessageHeader, MessageType
@@ -141,6 +142,16 @@ def test_output_lies_aligned_in_one_page_of_the_gpa_space(machine: Machine, gpa:
     assert machine.hypervisor.hypercall(child.vps[0], 0x46, 0, gpa) & 0xFFFF == HvStatus.INVALID_ALIGNMENT
 
 
+def test_an_output_list_does_not_cross_a_page(machine: Machine) -> None:
+    """Sixteen bytes of output fit sixteen bytes before the end of a page, not eight."""
+    child = machine.child()
+    child.memory.write(CHILD_INPUT, REGISTERS + SUSPEND_NAME)
+    control = control_word(0x50, count=1)
+    end = CHILD_OUTPUT + PAGE_SIZE
+    assert machine.hypervisor.hypercall(child.vps[0], control, CHILD_INPUT, end - 16) & 0xFFFF == 0
+    assert machine.hypervisor.hypercall(child.vps[0], control, CHILD_INPUT, end - 8) == HvStatus.INVALID_ALIGNMENT
+
+
 def test_addresses_of_absent_blocks_are_ignored(machine: Machine) -> None:
     """GetPartitionId has no input, a post no output."""
     child = machine.child(Privilege.ACCESS_PARTITION_ID | Privilege.POST_MESSAGES)
@@ -158,6 +169,14 @@ def test_input_and_output_do_not_overlap(machine: Machine, distance: int, legal:
         child.vps[0], control_word(0x50, count=1), CHILD_INPUT + 64, CHILD_INPUT + 64 + distance
     )
     assert value == (result_value(HvStatus.SUCCESS, 1) if legal else HvStatus.INVALID_ALIGNMENT)
+
+
+def test_output_may_begin_where_input_ends(machine: Machine) -> None:
+    """Two names make 24 bytes of input."""
+    child = machine.child()
+    child.memory.write(CHILD_INPUT, REGISTERS + 2 * SUSPEND_NAME)
+    value = machine.hypervisor.hypercall(child.vps[0], control_word(0x50, count=2), CHILD_INPUT, CHILD_INPUT + 24)
+    assert value == result_value(HvStatus.SUCCESS, 2)
 
 
 # --- memory that is not there
@@ -350,15 +369,29 @@ def test_a_failure_in_a_later_trip_counts_the_earlier_ones(machine: Machine) -> 
     assert value == result_value(HvStatus.INVALID_PARAMETER, 20)
 
 
-def test_finalizing_a_full_partition_takes_several_trips(machine: Machine) -> None:
-    """In between it is Finalizing, and the same control word goes on."""
+def full_partition(machine: Machine) -> Partition:
+    """With more in it than one trip of finalizing frees."""
     child = machine.active()
-    for index in range(3):
-        machine.must(CallCode.CREATE_VP, layouts.CreateVpInput(child.id, index))
+    machine.must(CallCode.CREATE_VP, layouts.CreateVpInput(child.id, 0))
     machine.deposit(child, 128)
     for port in range(70):
         info = struct.pack("<I4xIIHH4x", 2, 2, 0, 0, 1)
         machine.must(CallCode.CREATE_PORT_2010, layouts.CreatePort2010Input(child.id, port, 1, info))
+    return child
+
+
+def test_a_whole_call_makes_all_the_trips(machine: Machine) -> None:
+    """What a synchronous trap gives is the end, in registers as in memory."""
+    for fast in (True, False):
+        child = full_partition(machine)
+        answer = machine.call(CallCode.FINALIZE_PARTITION, layouts.PartitionInput(child.id), fast=fast)
+        assert answer.status is HvStatus.SUCCESS
+        assert child.state.value == "finalized"
+
+
+def test_finalizing_a_full_partition_takes_several_trips(machine: Machine) -> None:
+    """In between it is Finalizing, and the same control word goes on."""
+    child = full_partition(machine)
     control = CallCode.FINALIZE_PARTITION | FAST
     assert machine.hypervisor.hypercall_step(machine.vp, control, child.id) == (False, control)
     assert child.state.value == "finalizing"

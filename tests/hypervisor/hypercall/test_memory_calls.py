@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.hypercall import layouts
-from hypervisor.hypercall.abi import CallCode
+from hypervisor.hypercall.abi import CallCode, control_word, result_completed, result_status
 from hypervisor.hypercall.memory import GPA_SPACE_PAGES, page_runs
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.partition import Partition
@@ -191,6 +191,17 @@ def test_adjacent_pages_become_one_extent(machine: Machine) -> None:
     assert [(gpn, count) for gpn, _, _, count, _ in child.memory.extents()] == [(0, 1018)]
 
 
+def test_a_start_index_counts_from_the_base(machine: Machine) -> None:
+    """Element 2 of the list goes two pages past the base, whatever trip it is done in."""
+    child = machine.active()
+    first = spare(machine)
+    machine.root.memory.write(machine.input, layouts.MapGpaPagesInput(child.id, 10, 7).encode() + pages(first, 4))
+    word = control_word(CallCode.MAP_GPA_PAGES, count=4, start=2)
+    value = machine.hypervisor.hypercall(machine.vp, word, machine.input)
+    assert (result_status(value), result_completed(value)) == (HvStatus.SUCCESS, 4)
+    assert [(gpn, count) for gpn, _, _, count, _ in child.memory.extents()] == [(12, 2)]
+
+
 def test_a_run_over_two_blocks_of_the_root(machine: Machine) -> None:
     """Adjacent in the root's space, not in the host's memory."""
     child = machine.active()
@@ -302,10 +313,13 @@ def test_sparse_mapping(machine: Machine) -> None:
 def test_unmapping_what_is_not_mapped_succeeds(machine: Machine) -> None:
     """There is no list: the rep count is the number of pages, up to 4095 in several trips."""
     child = machine.active()
-    map_pages(machine, child, 2, pages(spare(machine), 4))
+    first = spare(machine)
+    map_pages(machine, child, 2, pages(first, 4))
+    map_pages(machine, child, 4000, pages(first, 4))
+    map_pages(machine, child, 4098, pages(first, 2))
     answer = machine.call(CallCode.UNMAP_GPA_PAGES, layouts.UnmapGpaPagesInput(child.id, 3), count=4095)
     assert outcome(answer) == (HvStatus.SUCCESS, 4095)
-    assert [(gpn, count) for gpn, _, _, count, _ in child.memory.extents()] == [(2, 1)]
+    assert [(gpn, count) for gpn, _, _, count, _ in child.memory.extents()] == [(2, 1), (4098, 2)]
 
 
 def test_unmapping_past_the_end(machine: Machine) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from hypervisor.hypercall import layouts
 from hypervisor.hypercall.abi import ANY_VP, VP_INDEX_SELF, CallCode
+from hypervisor.msr import Msr
+from hypervisor.pages import PAGE_SIZE
 from hypervisor.partition import PageCost, Partition
 from hypervisor.status import HvStatus
 from tests.doubles.hypercaller import Answer, Machine
@@ -73,6 +75,16 @@ def test_an_index_is_used_once_at_a_time(machine: Machine) -> None:
     assert child.pool.in_use == before - PageCost.VP
     assert machine.call(CallCode.DELETE_VP, delete, fast=True).status is HvStatus.INVALID_VP_INDEX
     assert create(machine, child, 3) is HvStatus.SUCCESS
+
+
+def test_a_deleted_vp_takes_its_pages_along(machine: Machine) -> None:
+    """What its message page hid is seen again."""
+    child = machine.child()
+    child.memory.write(5 * PAGE_SIZE, b"beneath")
+    machine.hypervisor.write_msr(child.vps[0], Msr.SIMP, 5 * PAGE_SIZE | 1)
+    assert child.memory.read(5 * PAGE_SIZE, 7) == bytes(7)
+    machine.must(CallCode.DELETE_VP, layouts.VpInput(child.id, 0))
+    assert child.memory.read(5 * PAGE_SIZE, 7) == b"beneath"
 
 
 def test_a_short_pool(machine: Machine) -> None:
