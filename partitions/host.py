@@ -182,7 +182,7 @@ class Vm:
         return managed.exit
 
     async def wait_state(self, *states: VmState) -> VmState:
-        """Until it is in one of these states, which is returned."""
+        """Until it is in one of these states, which is returned. A state that passes at once may be missed."""
         managed = self._managed
         while managed.state not in states:
             await managed.changed.wait()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from partitions.lifecycle import (
+    ENABLED_STATE,
+    REQUESTS,
+    TRANSITIONS,
+    InvalidTransition,
+    RequestedState,
+    ReturnCode,
+    VmEvent,
+    VmState,
+    allowed,
+    next_state,
+    requested_event,
+)
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(VmState, VmEvent)))
+def test_every_pair_is_in_the_table_or_refused(state: VmState, event: VmEvent) -> None:
+    """There is no third answer, and a refusal names both."""
+    if (state, event) in TRANSITIONS:
+        assert next_state(state, event) is TRANSITIONS[state, event]
+        assert allowed(state, event)
+    else:
+        assert not allowed(state, event)
+        with pytest.raises(InvalidTransition, match=state.value.replace("_", " ")) as raised:
+            next_state(state, event)
+        assert (raised.value.state, raised.value.event) == (state, event)
+
+
+def test_requests_start_from_settled_states_only() -> None:
+    """The table is the lock: while something is under way only turning off may start."""
+    started = {state for state, event in TRANSITIONS if event in REQUESTS and event is not VmEvent.TURN_OFF}
+    assert started == {state for state in VmState if state.settled}
+
+
+def test_turning_off_interrupts_everything() -> None:
+    """Every state with a worker may be turned off, except the one that already is."""
+    interrupted = {state for state, event in TRANSITIONS if event is VmEvent.TURN_OFF}
+    assert interrupted == {state for state in VmState if state.active} - {VmState.TURNING_OFF}
+
+
+def test_a_workers_end_is_a_fact() -> None:
+    """Wherever there is a worker, its end leads to Off."""
+    for state in VmState:
+        assert allowed(state, VmEvent.ENDED) == state.active
+    assert {next_state(state, VmEvent.ENDED) for state in VmState if state.active} == {VmState.OFF}
+
+
+@given(st.lists(st.sampled_from(list(VmEvent)), max_size=40))
+def test_no_history_is_a_dead_end(history: list[VmEvent]) -> None:
+    """From wherever events may lead, the VM can be turned off and started again."""
+    state = VmState.OFF
+    for event in history:
+        if allowed(state, event):
+            state = next_state(state, event)
+    if state.active:
+        if allowed(state, VmEvent.TURN_OFF):
+            state = next_state(state, VmEvent.TURN_OFF)
+        state = next_state(state, VmEvent.ENDED)
+    assert next_state(next_state(state, VmEvent.START), VmEvent.STARTED) is VmState.RUNNING
+
+
+def test_numbers_are_hyper_vs() -> None:
+    """EnabledState and the return codes are what management clients know (namespace v2)."""
+    assert set(ENABLED_STATE) == set(VmState)
+    numbers = {state.value: state.enabled_state for state in VmState}
+    assert numbers == {
+        "off": 3,
+        "starting": 10,
+        "running": 2,
+        "pausing": 32776,
+        "paused": 9,
+        "resuming": 32777,
+        "resetting": 11,
+        "shutting_down": 4,
+        "turning_off": 4,
+    }
+    assert (ReturnCode.COMPLETED, ReturnCode.JOB_STARTED, ReturnCode.INVALID_STATE) == (0, 4096, 32775)
+
+
+@pytest.mark.parametrize(
+    ("state", "requested", "event"),
+    [
+        (VmState.OFF, 2, VmEvent.START),
+        (VmState.PAUSED, 2, VmEvent.RESUME),
+        (VmState.RUNNING, 2, VmEvent.START),  # refused by the table: it runs already
+        (VmState.RUNNING, 3, VmEvent.TURN_OFF),
+        (VmState.RUNNING, 4, VmEvent.SHUT_DOWN),
+        (VmState.RUNNING, 9, VmEvent.PAUSE),
+        (VmState.RUNNING, 11, VmEvent.RESET),
+        (VmState.RUNNING, 6, None),
+        (VmState.OFF, 10, None),
+        (VmState.RUNNING, 32779, None),
+    ],
+)
+def test_what_a_requested_state_means(state: VmState, requested: int, event: VmEvent | None) -> None:
+    """Requested state 2 starts what is off and resumes what is paused; saving and rebooting are not built."""
+    assert requested_event(state, RequestedState(requested)) is event
