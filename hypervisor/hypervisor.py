@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hypervisor import cpuid, msr_table
 from hypervisor.clock import Clock
 from hypervisor.hypercall import dispatch
+from hypervisor.hypercall.ports import disconnect
 from hypervisor.intercept import InterceptAccess, memory_intercept_payload
 from hypervisor.machine import GeneralProtection, VpStopped
 from hypervisor.memory import GpaFault, GuestMemory, MemoryBlock
@@ -238,7 +239,7 @@ class Hypervisor:
         for vp in partition.vps.values():
             vp.set_explicit_suspend(True)
         for connection_id in list(partition.connections):
-            ports.disconnect_port(partition, connection_id)
+            disconnect(partition, connection_id)
             yield connection_id
         for port_id in list(partition.ports):
             ports.delete_port(partition, port_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -144,6 +144,16 @@ class MemoryPool:
         return DepositedRun(run.gpn + kept, count, run.block, run.block_page + kept)
 
 
+class Doorbells(Protocol):
+    """A backend's shortcut for signaled events; told of the partition's connections as they come and go."""
+
+    def attach(self, connection: Connection) -> None:
+        """A connection has been made."""
+
+    def detach(self, connection: Connection) -> None:
+        """The connection is gone."""
+
+
 @attrs.define(eq=False)
 class Partition:
     """One partition. Fields are plain on purpose: the hypervisor's parts read them, hypercalls and MSRs change them."""
@@ -186,6 +196,8 @@ class Partition:
     """The parent's handler of port I/O; without one, reads give ones and writes are lost."""
     on_crash: Callable[[CrashReport], None] | None = attrs.field(default=None, repr=False)
     on_reset: Callable[[], None] | None = attrs.field(default=None, repr=False)
+    doorbells: Doorbells | None = attrs.field(default=None, repr=False)
+    """Set by a backend whose guests signal without a trap."""
     teardown: Iterator[object] | None = attrs.field(default=None, repr=False)
     """What is left of finalizing, between trips."""
 

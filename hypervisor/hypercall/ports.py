@@ -21,7 +21,7 @@ from hypervisor.hypercall.layouts import (
 from hypervisor.hypercall.partitions import check_proximity
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic import ports
-from hypervisor.synic.ports import ConnectionInfo, PortInfo
+from hypervisor.synic.ports import Connection, ConnectionInfo, PortInfo
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -35,6 +35,19 @@ def _partition(hypervisor: Hypervisor, untrusted_id: int) -> Partition:
     if partition is None:
         raise HvError(HvStatus.INVALID_PARTITION_ID)
     return partition
+
+
+def _attach(target: Partition, connection: Connection) -> None:
+    if target.doorbells is not None:
+        target.doorbells.attach(connection)
+
+
+def disconnect(target: Partition, untrusted_id: int) -> None:
+    """Break a connection, and take it from the backend's shortcut first. Raises INVALID_CONNECTION_ID."""
+    connection = target.connections.get(untrusted_id)
+    if connection is not None and target.doorbells is not None:
+        target.doorbells.detach(connection)
+    ports.disconnect_port(target, untrusted_id)
 
 
 def create_port_2010(
@@ -65,7 +78,7 @@ def connect_port_2010(
     """A name in the target's hands for a port of another partition."""
     owner = _partition(hypervisor, request.port_partition_id)
     info = ConnectionInfo.decode(request.connection_info)
-    ports.connect_port(target, request.connection_id, owner, request.port_id, info)
+    _attach(target, ports.connect_port(target, request.connection_id, owner, request.port_id, info))
 
 
 def connect_port(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: ConnectPortInput) -> None:
@@ -75,14 +88,14 @@ def connect_port(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition
         raise HvError(HvStatus.INVALID_PARAMETER)
     check_proximity(request.proximity)
     info = ConnectionInfo.decode(request.connection_info)
-    ports.connect_port(target, request.connection_id, owner, request.port_id, info)
+    _attach(target, ports.connect_port(target, request.connection_id, owner, request.port_id, info))
 
 
 def disconnect_port(
     hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: DisconnectPortInput
 ) -> None:
     """What was sent is still delivered."""
-    ports.disconnect_port(target, request.connection_id)
+    disconnect(target, request.connection_id)
 
 
 def get_port_property(

@@ -9,7 +9,7 @@ from hypervisor.hypercall.abi import FAST, CallCode
 from hypervisor.privileges import Privilege
 from hypervisor.status import HvStatus
 from hypervisor.synic.messages import ANY_VP, MessageHeader
-from hypervisor.synic.ports import ConnectionInfo, PortInfo, PortType
+from hypervisor.synic.ports import Connection, ConnectionInfo, PortInfo, PortType
 from tests.doubles.hypercaller import CHILD_INPUT, Machine
 
 EVENT = PortInfo(PortType.EVENT, 2, 0, 0, 4).encode()
@@ -164,6 +164,26 @@ def test_a_child_makes_no_port_in_the_root(machine: Machine) -> None:
     assert machine.call(CallCode.CREATE_PORT_2010, request, caller=child).status is HvStatus.ACCESS_DENIED
     own = layouts.CreatePort2010Input(child.id, 1, 1, MESSAGE)
     assert machine.call(CallCode.CREATE_PORT_2010, own, caller=child).status is HvStatus.SUCCESS
+
+
+def test_a_backend_hears_of_connections(machine: Machine) -> None:
+    """Of those made and broken by hypercall, and of those that finalizing breaks."""
+    child = machine.child()
+    heard: list[tuple[str, int]] = []
+
+    class Bells:
+        def attach(self, connection: Connection) -> None:
+            heard.append(("attach", connection.id))
+
+        def detach(self, connection: Connection) -> None:
+            heard.append(("detach", connection.id))
+
+    child.doorbells = Bells()
+    machine.connect(child, PortType.EVENT, 0x10, 0x2001)
+    machine.connect(child, PortType.EVENT, 0x11, 0x2002)
+    machine.must(CallCode.DISCONNECT_PORT, layouts.DisconnectPortInput(child.id, 0x2001))
+    machine.must(CallCode.FINALIZE_PARTITION, layouts.PartitionInput(child.id))
+    assert heard == [("attach", 0x2001), ("attach", 0x2002), ("detach", 0x2001), ("detach", 0x2002)]
 
 
 def test_properties_and_the_way_back(machine: Machine) -> None:
