@@ -22,8 +22,6 @@ MESSAGE_CONNECTION_MULTICLIENT = 4
 MAX_CHANNELS = 2047
 """A VP has 2,048 event flags on a SINT and flag 0 is reserved."""
 
-MAX_CHANNEL_ID = 2047
-
 INTERRUPTS_OFF = 0xFFFF_FFFF
 """The target VP of a channel that is to raise no interrupts."""
 
@@ -54,8 +52,3 @@ class ConnectionState(enum.IntEnum):
 def event_connection_id(channel_id: int) -> int:
     """The connection that a guest signals for a channel: 0x2001 for channel 1."""
     return SINT << 12 | channel_id
-
-
-def event_port_id(channel_id: int) -> int:
-    """The port in the child that the host signals for a channel."""
-    return 2 | channel_id << 8 | SINT << 4

@@ -13,38 +13,31 @@ that does not take its messages cannot make the host's memory grow.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from typing import Final, assert_never
 
-import attrs
 import trio
 
-from hypervisor.memory import GpaFault, GuestMemory
-from hypervisor.pages import PAGE_SIZE, Access
+from hypervisor.memory import GuestMemory
 from hypervisor.status import HvError, HvStatus
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from hypervisor.wire import WireError
 from vmbus.bell import Bell
-from vmbus.channel import RECEIVED, Channel
 from vmbus.protocol.identifiers import (
-    INTERRUPTS_OFF,
     MESSAGE_CONNECTION,
     MESSAGE_CONNECTION_MULTICLIENT,
-    SINT,
-    event_connection_id,
 )
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import Direction, decode_message, describe, event_name
-from vmbus.ring import Packet, PacketType
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
-from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.channels import ServerChannel
 from vmbus.server.connection import Phase
 from vmbus.server.offers import Device, Offer
-from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
-from vmbus.server.ports import EventConnection, HostPorts, MessageConnection, ReceivePort
+from vmbus.server.opened import OpenedChannel
+from vmbus.server.ports import HostPorts, MessageConnection
+from vmbus.server.slots import ChannelSlots, OfferedChannel
 from vmbus.server.state import ServerState
 
 __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", "open_vmbus_server"]
@@ -52,67 +45,9 @@ __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", 
 INBOX_MESSAGES: Final = 1024
 """Guest messages that wait; more are dropped and counted. Linux has one in flight at a time, or a GPADL's few."""
 
-MAX_SCATTERED_PAGES: Final = 4096
-"""Per guest: each break in a ring's page list costs the host a memory mapping, of which a process has some 65,000."""
-
 _MESSAGES_PER_TURN: Final = 16
-_PACKET_NAMES: Final = {int(kind): kind.name for kind in PacketType}
 _FIRST_RETRY, _LAST_RETRY = 0.001, 0.016
 """Seconds between attempts to post when the guest's port is full."""
-
-
-@attrs.define(eq=False)
-class _Slot:
-    """A channel that has an ID: its port, and what an open gave it."""
-
-    offered: OfferedChannel
-    port: ReceivePort | None = None
-    channel: Channel | None = None
-    opened: OpenedChannel | None = None
-    events: EventConnection | None = None
-    """None where the guest wants no interrupts."""
-    ring: GpadlHold | None = None
-    scattered: int = 0
-    scope: trio.CancelScope | None = None
-    """Of the device's task, while that runs."""
-    closing: bool = False
-
-    def woken(self) -> None:
-        """The guest signalled the channel."""
-        if self.channel is not None:
-            self.channel.wake()
-
-    def signal(self) -> None:
-        """Wake the guest."""
-        if self.events is not None:
-            self.events.signal()
-
-
-@attrs.define(eq=False)
-class OfferedChannel:
-    """A device on the bus, as its host sees it."""
-
-    device: Device
-    handle: int
-    _record: Callable[[int], ServerChannel | None]
-    _open: Callable[[int], Channel | None]
-
-    @property
-    def state(self) -> ChannelState | None:
-        """None once it is rescinded and the guest has let it go."""
-        record = self._record(self.handle)
-        return None if record is None else record.state
-
-    @property
-    def channel_id(self) -> int | None:
-        """What the guest calls it, while it may."""
-        record = self._record(self.handle)
-        return (record.channel_id or None) if record is not None else None
-
-    @property
-    def channel(self) -> Channel | None:
-        """The open channel, for statistics and taps."""
-        return self._open(self.channel_id or 0)
 
 
 class VmbusServer:
@@ -133,9 +68,7 @@ class VmbusServer:
         """messages_in, messages_out, messages_lost, inbox_overflows, faults, devices_stopped."""
         self._ports = ports
         self._memory = memory
-        self._nursery: trio.Nursery | None = None
         self._trace = trace
-        self._shared = shared
         self._state = ServerState(max_version=max_version)
         self._inbox: deque[tuple[bool, bytes]] = deque()
         self._outbox: deque[tuple[Message, bytes]] = deque()
@@ -144,10 +77,18 @@ class VmbusServer:
         self._bell = Bell()
         self._phase_changed = trio.Event()
         self._messages: MessageConnection | None = None
-        self._slots: dict[int, _Slot] = {}
         self._offered: dict[int, OfferedChannel] = {}
-        self._holds = HoldCounts(self._gpadl_released)
-        self._scattered = 0
+        self._slots = ChannelSlots(
+            ports,
+            memory,
+            partition_id=partition_id,
+            trace=trace,
+            shared=shared,
+            counters=self.counters,
+            gpadl_ranges=self._state.gpadl_ranges,
+            gpadl_released=self._gpadl_released,
+            ended=self._device_ended,
+        )
         self._message_ports = [
             ports.receive_messages(MESSAGE_CONNECTION, lambda data: self._arrived(data, multiclient=False)),
             ports.receive_messages(MESSAGE_CONNECTION_MULTICLIENT, lambda data: self._arrived(data, multiclient=True)),
@@ -183,7 +124,7 @@ class VmbusServer:
     def offer(self, device: Device) -> OfferedChannel:
         """Put a device on the bus, now or hot. ValueError for one that is there already."""
         handle, actions = self._state.offer(device.offer)
-        offered = self._offered[handle] = OfferedChannel(device, handle, self._state.offers.get, self._open_channel)
+        offered = self._offered[handle] = OfferedChannel(device, handle, self._state.offers.get, self._slots.channel)
         self._perform(actions)
         return offered
 
@@ -208,7 +149,7 @@ class VmbusServer:
 
     def start(self, nursery: trio.Nursery) -> None:
         """Begin to take messages. Devices run in this nursery too."""
-        self._nursery = nursery
+        self._slots.start(nursery)
         nursery.start_soon(self._run, name=f"partition {self.partition_id} vmbus")
 
     def _arrived(self, data: bytes, *, multiclient: bool) -> None:
@@ -308,25 +249,23 @@ class VmbusServer:
             case act.DropMessageTarget():
                 self._drop_message_target()
             case act.CreateChannelPort(channel_id, handle):
-                slot = self._slots[channel_id] = _Slot(self._offered[handle])
-                slot.port = self._ports.receive_events(event_connection_id(channel_id), slot.woken)
+                self._slots.create(channel_id, self._offered[handle])
             case act.CloseChannelPort(channel_id):
-                slot = self._slots.pop(channel_id)
-                self._close_slot(slot)
-                if slot.offered.handle not in self._state.offers:
-                    self._offered.pop(slot.offered.handle, None)
+                offered = self._slots.close(channel_id)
+                if offered.handle not in self._state.offers:
+                    self._offered.pop(offered.handle, None)
             case act.OpenDevice():
-                self._perform(self._state.channel_opened(action.channel_id, self._open_device(action)))
+                self._perform(self._state.channel_opened(action.channel_id, self._slots.open_device(action)))
             case act.RetargetChannel(channel_id, target_vp):
-                ok = self._retarget(self._slots[channel_id], channel_id, target_vp)
+                ok = self._slots.retarget(channel_id, target_vp)
                 self._perform(self._state.channel_modified(channel_id, target_vp, ok))
             case act.CloseDevice(channel_id):
-                self._close_device(channel_id)
+                self._slots.close_device(channel_id)
             case act.MapGpadl(channel_id, gpadl_id, ranges):
                 ok = all(self._memory.source(gpn) is not None for part in ranges for gpn in part.gpns)
                 self._perform(self._state.gpadl_mapped(channel_id, gpadl_id, ok))
             case act.ReleaseGpadl(channel_id, gpadl_id):
-                self._holds.ask_back(channel_id, gpadl_id)
+                self._slots.ask_back(channel_id, gpadl_id)
             case act.StateChanged(channel_id, before, after):
                 self._state_changed(channel_id, before, after)
             case act.ProtocolFault(event, words):
@@ -358,134 +297,11 @@ class VmbusServer:
             self._messages.close()
             self._messages = None
 
-    # ------------------------------------------------------------------------------------------ devices and their rings
-
-    def _open_device(self, action: act.OpenDevice) -> bool:
-        """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it."""
-        slot = self._slots[action.channel_id]
-        gpns = action.ring.gpns
-        scattered = sum(1 for before, after in pairwise(gpns) if after != before + 1)
-        if self._scattered + scattered > MAX_SCATTERED_PAGES:
-            self._warn("refused_open", f"channel {action.channel_id}: rings in {scattered + 1} pieces")
-            return False
-        try:
-            rings = self._memory.flat(gpns, Access.READ_WRITE)
-            if action.target_vp != INTERRUPTS_OFF:
-                slot.events = self._ports.connect_events(action.target_vp, SINT, action.channel_id)
-        except (GpaFault, HvError, MemoryError) as error:
-            self._warn("refused_open", f"channel {action.channel_id}: {error}")
-            return False
-        border = action.downstream_page * PAGE_SIZE
-        # The guest's outgoing ring comes first; it is our incoming one.
-        slot.channel = Channel(
-            outgoing=rings[border:],
-            incoming=rings[:border],
-            signal=slot.signal,
-            shared=self._shared,
-            on_packets=lambda direction, packets: self._packets(action.channel_id, direction, packets),
-        )
-        slot.ring = GpadlHold(self._holds, action.channel_id, action.gpadl_id, (action.ring,))
-        slot.scattered = scattered
-        self._scattered += scattered
-        slot.opened = OpenedChannel(
-            action.channel_id,
-            action.target_vp,
-            action.user_data,
-            action.version,
-            self._memory,
-            ChannelGpadls(action.channel_id, self._state.gpadl_ranges, self._holds),
-        )
-        slot.scope = trio.CancelScope()
-        slot.closing = False
-        assert self._nursery is not None, "messages are taken only after start"
-        name = f"partition {self.partition_id} {slot.offered.device.offer}"
-        self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
-        return True
-
-    def _packets(self, channel_id: int, direction: str, packets: list[Packet]) -> None:
-        """The tap on a channel: packets as they are on the ring; what they mean is the device's to say."""
-        if not self._trace.on:
-            return
-        event, way = ("packet_received", TO_ROOT) if direction == RECEIVED else ("packet_sent", TO_CHILD)
-        for packet in packets:
-            kind = _PACKET_NAMES.get(packet.type, str(packet.type))
-            self._trace.emit(
-                Layer.PACKET,
-                event,
-                self.partition_id,
-                direction=way,
-                channel=channel_id,
-                size=len(packet.payload),
-                words=f"{kind} id={packet.transaction_id:#x} flags={packet.flags}",
-                transaction_id=packet.transaction_id,
-            )
-
-    async def _serve(self, slot: _Slot, scope: trio.CancelScope) -> None:
-        """Run a channel's device to its end, which is the close of the channel or a fault of the guest's."""
-        channel, opened = slot.channel, slot.opened
-        assert channel is not None
-        assert opened is not None
-        with scope:
-            try:
-                await slot.offered.device.serve(channel, opened)
-            except* (WireError, GpaFault) as faults:
-                self.counters["devices_stopped"] += 1
-                self._trace.warn(
-                    Layer.DEVICE,
-                    "device_stopped",
-                    self.partition_id,
-                    f"{slot.offered.device.offer}: {_first_words(faults)}",
-                    channel=opened.channel_id,
-                )
-        slot.scope = None
-        opened.gpadls.release_all()
-        if slot.closing:
-            self._device_ended(opened.channel_id)
-
-    def _close_device(self, channel_id: int) -> None:
-        slot = self._slots[channel_id]
-        slot.closing = True
-        if slot.scope is not None:
-            slot.scope.cancel()
-        else:
-            self._device_ended(channel_id)
-
-    def _device_ended(self, channel_id: int) -> None:
-        """Drop the views, then let the state machine know."""
-        self._drop_open(self._slots[channel_id])
-        self._perform(self._state.channel_closed(channel_id))
-
-    def _drop_open(self, slot: _Slot) -> None:
-        if slot.channel is not None:
-            slot.channel.close()
-        if slot.events is not None:
-            slot.events.close()
-        ring, slot.ring = slot.ring, None
-        slot.channel, slot.opened, slot.events, slot.closing = None, None, None, False
-        self._scattered -= slot.scattered
-        slot.scattered = 0
-        if ring is not None:
-            ring.release()
-
-    def _retarget(self, slot: _Slot, channel_id: int, target_vp: int) -> bool:
-        try:
-            events = self._ports.connect_events(target_vp, SINT, channel_id)
-        except HvError as error:
-            self._warn("refused_modify", f"channel {channel_id} to VP {target_vp}: {error}")
-            return False
-        if slot.events is not None:
-            slot.events.close()
-        slot.events = events
-        if slot.opened is not None:
-            slot.opened.target_vp = target_vp
-        return True
-
     def _gpadl_released(self, channel_id: int, gpadl_id: int) -> None:
         self._perform(self._state.gpadl_released(channel_id, gpadl_id))
 
-    def _open_channel(self, channel_id: int) -> Channel | None:
-        slot = self._slots.get(channel_id)
-        return None if slot is None else slot.channel
+    def _device_ended(self, channel_id: int) -> None:
+        self._perform(self._state.channel_closed(channel_id))
 
     # -------------------------------------------------------------------------------------------------------- the end
 
@@ -494,28 +310,12 @@ class VmbusServer:
         for handle in self._offered.keys() - self._state.offers.keys():
             del self._offered[handle]
 
-    def _close_slot(self, slot: _Slot) -> None:
-        if slot.port is not None:
-            slot.port.close()
-
     def shut_down(self) -> None:
         """Give up every port, connection and view. No task of the server runs any longer."""
         for port in self._message_ports:
             port.close()
-        for slot in self._slots.values():
-            self._close_slot(slot)
-            if slot.channel is not None:
-                slot.channel.close()
-            if slot.events is not None:
-                slot.events.close()
-        self._slots.clear()
+        self._slots.shut_down()
         self._drop_message_target()
-
-
-def _first_words(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
 
 
 @asynccontextmanager

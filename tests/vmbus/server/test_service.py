@@ -28,7 +28,8 @@ from vmbus.server.channels import ChannelState
 from vmbus.server.connection import Phase
 from vmbus.server.offers import Offer
 from vmbus.server.opened import GpadlHold
-from vmbus.server.service import INBOX_MESSAGES, MAX_SCATTERED_PAGES, OpenedChannel, VmbusServer, open_vmbus_server
+from vmbus.server.service import INBOX_MESSAGES, OpenedChannel, VmbusServer, open_vmbus_server
+from vmbus.server.slots import MAX_SCATTERED_PAGES
 
 PAGES = 8192
 GPADL = 0xE1E10

@@ -1,0 +1,284 @@
+"""The channels that have an ID: their ports, and while open their rings, interrupts and device tasks. Root side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Final
+
+import attrs
+import trio
+
+from hypervisor.memory import GpaFault, GuestMemory
+from hypervisor.pages import PAGE_SIZE, Access
+from hypervisor.status import HvError
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
+from hypervisor.wire import WireError
+from vmbus.channel import RECEIVED, Channel
+from vmbus.gpadl import GpadlRange
+from vmbus.protocol.identifiers import INTERRUPTS_OFF, SINT, event_connection_id
+from vmbus.ring import Packet, PacketType
+from vmbus.server import actions as act
+from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.offers import Device
+from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
+from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
+
+MAX_SCATTERED_PAGES: Final = 4096
+"""Per guest: each break in a ring's page list costs the host a memory mapping, of which a process has some 65,000."""
+
+_PACKET_NAMES: Final = {int(kind): kind.name for kind in PacketType}
+
+
+@attrs.define(eq=False)
+class OfferedChannel:
+    """A device on the bus, as its host sees it."""
+
+    device: Device
+    handle: int
+    _record: Callable[[int], ServerChannel | None]
+    _open: Callable[[int], Channel | None]
+
+    @property
+    def state(self) -> ChannelState | None:
+        """None once it is rescinded and the guest has let it go."""
+        record = self._record(self.handle)
+        return None if record is None else record.state
+
+    @property
+    def channel_id(self) -> int | None:
+        """What the guest calls it, while it may."""
+        record = self._record(self.handle)
+        return (record.channel_id or None) if record is not None else None
+
+    @property
+    def channel(self) -> Channel | None:
+        """The open channel, for statistics and taps."""
+        return self._open(self.channel_id or 0)
+
+
+@attrs.define(eq=False)
+class _Slot:
+    """A channel that has an ID: its port, and what an open gave it."""
+
+    offered: OfferedChannel
+    port: ReceivePort | None = None
+    channel: Channel | None = None
+    opened: OpenedChannel | None = None
+    events: EventConnection | None = None
+    """None where the guest wants no interrupts."""
+    ring: GpadlHold | None = None
+    scattered: int = 0
+    scope: trio.CancelScope | None = None
+    """Of the device's task, while that runs."""
+    closing: bool = False
+
+    def woken(self) -> None:
+        """The guest signalled the channel."""
+        if self.channel is not None:
+            self.channel.wake()
+
+    def signal(self) -> None:
+        """Wake the guest."""
+        if self.events is not None:
+            self.events.signal()
+
+
+class ChannelSlots:
+    """What the state machine's actions on channels come to. Knows no message and decides nothing about states."""
+
+    def __init__(
+        self,
+        ports: HostPorts,
+        memory: GuestMemory,
+        *,
+        partition_id: int,
+        trace: Trace,
+        shared: bool,
+        counters: Counter[str],
+        gpadl_ranges: Callable[[int, int], tuple[GpadlRange, ...] | None],
+        gpadl_released: Callable[[int, int], None],
+        ended: Callable[[int], None],
+    ) -> None:
+        """`gpadl_released(channel_id, gpadl_id)`: no view is left; `ended(channel_id)`: the device has stopped."""
+        self._ports = ports
+        self._memory = memory
+        self._partition_id = partition_id
+        self._trace = trace
+        self._shared = shared
+        self._counters = counters
+        self._gpadl_ranges = gpadl_ranges
+        self._ended = ended
+        self._holds = HoldCounts(gpadl_released)
+        self._slots: dict[int, _Slot] = {}
+        self._scattered = 0
+        self._nursery: trio.Nursery | None = None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Devices run in this nursery."""
+        self._nursery = nursery
+
+    def create(self, channel_id: int, offered: OfferedChannel) -> None:
+        """The guest may signal the channel from now on."""
+        slot = self._slots[channel_id] = _Slot(offered)
+        slot.port = self._ports.receive_events(event_connection_id(channel_id), slot.woken)
+
+    def close(self, channel_id: int) -> OfferedChannel:
+        """The ID is free again; returns whose it was."""
+        slot = self._slots.pop(channel_id)
+        if slot.port is not None:
+            slot.port.close()
+        return slot.offered
+
+    def channel(self, channel_id: int) -> Channel | None:
+        """The channel, if it is open."""
+        slot = self._slots.get(channel_id)
+        return None if slot is None else slot.channel
+
+    def ask_back(self, channel_id: int, gpadl_id: int) -> None:
+        """Have `gpadl_released` called when no view of these pages is left."""
+        self._holds.ask_back(channel_id, gpadl_id)
+
+    def shut_down(self) -> None:
+        """Give up everything. No device runs any longer."""
+        for slot in self._slots.values():
+            if slot.port is not None:
+                slot.port.close()
+            if slot.channel is not None:
+                slot.channel.close()
+            if slot.events is not None:
+                slot.events.close()
+        self._slots.clear()
+
+    def open_device(self, action: act.OpenDevice) -> bool:
+        """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it."""
+        slot = self._slots[action.channel_id]
+        gpns = action.ring.gpns
+        scattered = sum(1 for before, after in pairwise(gpns) if after != before + 1)
+        if self._scattered + scattered > MAX_SCATTERED_PAGES:
+            self._warn("refused_open", f"channel {action.channel_id}: rings in {scattered + 1} pieces")
+            return False
+        try:
+            rings = self._memory.flat(gpns, Access.READ_WRITE)
+            if action.target_vp != INTERRUPTS_OFF:
+                slot.events = self._ports.connect_events(action.target_vp, SINT, action.channel_id)
+        except (GpaFault, HvError, MemoryError) as error:
+            self._warn("refused_open", f"channel {action.channel_id}: {error}")
+            return False
+        border = action.downstream_page * PAGE_SIZE
+        # The guest's outgoing ring comes first; it is our incoming one.
+        slot.channel = Channel(
+            outgoing=rings[border:],
+            incoming=rings[:border],
+            signal=slot.signal,
+            shared=self._shared,
+            on_packets=lambda direction, packets: self._packets(action.channel_id, direction, packets),
+        )
+        slot.ring = GpadlHold(self._holds, action.channel_id, action.gpadl_id, (action.ring,))
+        slot.scattered = scattered
+        self._scattered += scattered
+        slot.opened = OpenedChannel(
+            action.channel_id,
+            action.target_vp,
+            action.user_data,
+            action.version,
+            self._memory,
+            ChannelGpadls(action.channel_id, self._gpadl_ranges, self._holds),
+        )
+        slot.scope = trio.CancelScope()
+        slot.closing = False
+        assert self._nursery is not None, "messages are taken only after start"
+        name = f"partition {self._partition_id} {slot.offered.device.offer}"
+        self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
+        return True
+
+    def _packets(self, channel_id: int, direction: str, packets: list[Packet]) -> None:
+        """The tap on a channel: packets as they are on the ring; what they mean is the device's to say."""
+        if not self._trace.on:
+            return
+        event, way = ("packet_received", TO_ROOT) if direction == RECEIVED else ("packet_sent", TO_CHILD)
+        for packet in packets:
+            kind = _PACKET_NAMES.get(packet.type, str(packet.type))
+            self._trace.emit(
+                Layer.PACKET,
+                event,
+                self._partition_id,
+                direction=way,
+                channel=channel_id,
+                size=len(packet.payload),
+                words=f"{kind} id={packet.transaction_id:#x} flags={packet.flags}",
+                transaction_id=packet.transaction_id,
+            )
+
+    async def _serve(self, slot: _Slot, scope: trio.CancelScope) -> None:
+        """Run a channel's device to its end, which is the close of the channel or a fault of the guest's."""
+        channel, opened = slot.channel, slot.opened
+        assert channel is not None
+        assert opened is not None
+        with scope:
+            try:
+                await slot.offered.device.serve(channel, opened)
+            except* (WireError, GpaFault) as faults:
+                self._counters["devices_stopped"] += 1
+                self._trace.warn(
+                    Layer.DEVICE,
+                    "device_stopped",
+                    self._partition_id,
+                    f"{slot.offered.device.offer}: {_first_words(faults)}",
+                    channel=opened.channel_id,
+                )
+        slot.scope = None
+        opened.gpadls.release_all()
+        if slot.closing:
+            self._device_ended(opened.channel_id)
+
+    def close_device(self, channel_id: int) -> None:
+        """Stop the device; `ended` follows, now or when its task has come to its end."""
+        slot = self._slots[channel_id]
+        slot.closing = True
+        if slot.scope is not None:
+            slot.scope.cancel()
+        else:
+            self._device_ended(channel_id)
+
+    def _device_ended(self, channel_id: int) -> None:
+        """Drop the views, then say so."""
+        self._drop_open(self._slots[channel_id])
+        self._ended(channel_id)
+
+    def _drop_open(self, slot: _Slot) -> None:
+        if slot.channel is not None:
+            slot.channel.close()
+        if slot.events is not None:
+            slot.events.close()
+        ring, slot.ring = slot.ring, None
+        slot.channel, slot.opened, slot.events, slot.closing = None, None, None, False
+        self._scattered -= slot.scattered
+        slot.scattered = 0
+        if ring is not None:
+            ring.release()
+
+    def retarget(self, channel_id: int, target_vp: int) -> bool:
+        """Move the interrupts to another VP; False if there is no such VP."""
+        slot = self._slots[channel_id]
+        try:
+            events = self._ports.connect_events(target_vp, SINT, channel_id)
+        except HvError as error:
+            self._warn("refused_modify", f"channel {channel_id} to VP {target_vp}: {error}")
+            return False
+        if slot.events is not None:
+            slot.events.close()
+        slot.events = events
+        if slot.opened is not None:
+            slot.opened.target_vp = target_vp
+        return True
+
+    def _warn(self, event: str, words: str) -> None:
+        self._trace.warn(Layer.CONTROL, event, self._partition_id, words)
+
+
+def _first_words(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
