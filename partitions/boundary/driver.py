@@ -1,7 +1,7 @@
 """A session of the boundary driver: lines in, acts of the guest, answers and events out. Root side.
 
 After each command the driver lets the root come to rest before it answers. Time stands still but for `advance`, and
-disk I/O happens on this thread, so a session is a function of its input. A peer's mistakes are answers, never exceptions.
+disk I/O happens on this thread, so a session is a function of its input. A peer's mistakes are answers, not exceptions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Session:
         assert partition is not None, "a VM without software does not end by itself"
         table = self._vm.settings
         self._write(
-            protocol.Ready(vm=table.name, partition=partition, processors=table.processors, memory=table.memory)
+            protocol.Ready(vm=table.name, partition=partition, processors=table.processors, memory=int(table.memory))
         )
 
     async def handle(self, untrusted_line: bytes | None) -> None:
@@ -237,6 +237,7 @@ async def serve(
 
     backends = Backends(send)
     (table,) = topology.vm
+    failed: StartFailed | None = None
     async with open_host(topology, clock="virtual", backends=backends) as host:
         for sink in sinks(host.trace):
             host.trace.add_sink(sink)
@@ -246,12 +247,15 @@ async def serve(
             try:
                 await session.start()
             except StartFailed as error:
-                raise CannotStart(str(error)) from None
-            async for line in lines:
-                await session.handle(line)
-                if session.over:
-                    break
+                failed = error
+            else:
+                async for line in lines:
+                    await session.handle(line)
+                    if session.over:
+                        break
             nursery.cancel_scope.cancel()
+    if failed is not None:  # raised here, where no nursery wraps it
+        raise CannotStart(str(failed))
 
 
 async def speak(topology: Topology, trace_file: str | None) -> None:

@@ -6,6 +6,9 @@ come in between, always before the answer to the command that caused them. docs/
 
 from __future__ import annotations
 
+import difflib
+import re
+import typing
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -126,6 +129,8 @@ class Quit(Command, tag="quit"):
 AnyCommand = (
     Read | Write | Hypercall | ReadMsr | WriteMsr | Cpuid | PortIn | PortOut | Settle | Advance | Reset | Start | Quit
 )
+
+OPERATIONS = tuple(str(kind.__struct_config__.tag) for kind in typing.get_args(AnyCommand))
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -270,11 +275,17 @@ def decode(line: bytes) -> AnyCommand:
         field = path.strip("`.") or None
         if field is None and "field `" in reason:
             field = reason.split("field `")[1].split("`")[0]
-        if field is None and reason.startswith("Invalid value '"):
-            field = "op"
+        if (unknown := re.fullmatch(r"Invalid value '(.*)'", reason, re.DOTALL)) and field == "op":
+            reason = _unknown_op(unknown[1])
         raise BadLine(reason, field, _id_of(line)) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadLine(f"not JSON: {error}") from None
+
+
+def _unknown_op(written: str) -> str:
+    near = difflib.get_close_matches(written, OPERATIONS, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(OPERATIONS)}"
+    return f'Unknown op "{written[:40]}"; {hint}'
 
 
 def _id_of(line: bytes) -> Id:
