@@ -149,14 +149,19 @@ class Devices:
     async def open_raw(self, wanted: Guid | str | OfferedDevice, ring_bytes: int, user_data: bytes) -> Channel:
         """Open a channel that no driver holds."""
         device = self._find(wanted)
+        if device.channel is not None and device.channel.closed:
+            await self.unbind(device.offer)
         if device.state not in (Binding.FREE, Binding.FAILED):
             raise DeviceBusy(f"{device}: unbind it first")
-        channel = await self._bus.open(
-            device.offer, outgoing_bytes=ring_bytes, incoming_bytes=ring_bytes, user_data=user_data
-        )
         device.state = Binding.RAW
-        device.channel = channel
-        return channel
+        try:
+            device.channel = await self._bus.open(
+                device.offer, outgoing_bytes=ring_bytes, incoming_bytes=ring_bytes, user_data=user_data
+            )
+        except BaseException:
+            device.state = Binding.FREE
+            raise
+        return device.channel
 
     async def unbind(self, wanted: Guid | str | OfferedDevice) -> None:
         """Take a device from its driver or from the program that opened it."""

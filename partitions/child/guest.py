@@ -143,7 +143,7 @@ class Guest:
         return await self._devices.open_raw(device, ring_bytes, user_data)
 
     async def unbind(self, device: Guid | str | OfferedDevice) -> None:
-        """Take the kernel's driver off a device and close its channel, so that `open_channel` can have it."""
+        """Take the kernel's driver, or the program's own channel, off a device; `open_channel` can have it then."""
         await self._devices.unbind(device)
 
     # The bare interface

@@ -324,7 +324,9 @@ async def test_a_program_opens_closes_and_opens_a_channel(autojump_clock: MockCl
             await guest.open_channel(str(UNKNOWN))
         await guest.unbind(guest.bus.offers[0])
         assert channel.closed
-        await guest.open_channel(guest.bus.offers[0])
+        channel = await guest.open_channel(guest.bus.offers[0])
+        await channel.aclose()
+        await guest.open_channel(UNKNOWN)
 
     machine = FakeMachine()
     ScriptedBus(machine, offers=[UNKNOWN])
