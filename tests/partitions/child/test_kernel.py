@@ -81,9 +81,8 @@ async def test_the_bus_is_unloaded_before_the_power_goes(autojump_clock: MockClo
     machine = FakeMachine()
     bus = ScriptedBus(machine)
     await run(machine=machine)
-    assert [type(message) for message in bus.heard] == [m.InitiateContact, m.RequestOffers, m.Unload] or isinstance(
-        bus.heard[-1], m.Unload
-    )
+    assert [type(message) for message in bus.heard[-2:]] == [m.RequestOffers, m.Unload]
+    assert machine.is_off
 
 
 async def test_older_hosts_are_spoken_to_in_their_version(autojump_clock: MockClock) -> None:
@@ -273,11 +272,9 @@ async def test_each_processor_has_a_synic(autojump_clock: MockClock) -> None:
         other.memory = machines[0].memory
     ScriptedBus(machines[0])
     await boot(machines, nothing)
-    pages = {machine.writes[index][1] for machine in machines for index in range(len(machine.writes))}
     for machine in machines:
         assert [msr for msr, _ in machine.writes if msr in (Msr.SIMP, Msr.SCONTROL)][:2] == [Msr.SIMP, Msr.SCONTROL]
     assert len({value for machine in machines for msr, value in machine.writes if msr == Msr.SIMP and value}) == 3
-    assert pages
 
 
 async def test_a_guest_knows_its_name_arguments_time_and_work(autojump_clock: MockClock) -> None:
