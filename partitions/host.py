@@ -19,20 +19,20 @@ a request that does not go with the VM's state. What a guest does is never an ex
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 import trio
-from trio.testing import MockClock
 
 from hypervisor.clock import TICKS_PER_SECOND, seconds
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.trace import Sink, Trace
-from partitions.determinism import ClockKind, host_random
 from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
 from partitions.root.exits import ExitReason, ExitRecord
@@ -55,6 +55,7 @@ from partitions.topology_schema import Topology, VmTable
 
 if TYPE_CHECKING:
     from hypervisor.backend.base import Backend
+    from partitions.determinism import ClockKind
 
 __all__ = [
     "Console",
@@ -232,6 +233,8 @@ class Host(Mapping[str, Vm]):
 
     def random(self, purpose: str) -> random.Random:
         """Random numbers that a seed makes repeatable; each purpose has its own."""
+        from partitions.determinism import host_random
+
         return host_random(self.seed, purpose)
 
     def define(self, settings: VmTable) -> Vm:
@@ -333,6 +336,7 @@ async def open_host(
                 vid=vid,
                 make_backend=backends or _Backends(topology),
                 folder=topology.folder,
+                wall_clock=_wall_clock(now, virtual),
                 inline_io=virtual,
             )
             vmms = await stack.enter_async_context(open_vmms(services))
@@ -374,8 +378,18 @@ def _trio_clock() -> Callable[[], int]:
     return clock
 
 
+def _wall_clock(now: Callable[[], int], virtual: bool) -> Callable[[], datetime.datetime]:
+    """The date now, read once and carried on by the host's clock; a virtual run always begins on the same day."""
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC) if virtual else datetime.datetime.now(datetime.UTC)
+    began = now()
+    return lambda: start + datetime.timedelta(microseconds=(now() - began) // 10)
+
+
 def _is_virtual(wanted: ClockKind | None) -> bool:
-    actual: Literal["real", "virtual"] = "virtual" if isinstance(trio.lowlevel.current_clock(), MockClock) else "real"
+    # Whoever runs on a mock clock has imported its module; importing it here would cost 9 MiB (it brings pytest along).
+    testing = sys.modules.get("trio.testing")
+    mocked = testing is not None and isinstance(trio.lowlevel.current_clock(), testing.MockClock)
+    actual: Literal["real", "virtual"] = "virtual" if mocked else "real"
     if wanted is not None and wanted != actual:
         raise ValueError(f"a host on the {wanted} clock cannot run on Trio's {actual} clock; use determinism.run")
     return actual == "virtual"

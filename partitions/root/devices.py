@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
+from partitions.root.exits import CannotStart
 from partitions.topology_schema import DeviceTable, DiskTable, VmTable
 from vmbus.server.offers import Device, Offer
 from vsp_vsc.storage.backends.base import BackendError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _module_numbers: Final = itertools.count(1)
 
 
-class DeviceError(Exception):
+class DeviceError(CannotStart):
     """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
 
 

@@ -11,6 +11,10 @@ from hypervisor.clock import seconds
 from hypervisor.crash import CrashReport
 
 
+class CannotStart(Exception):
+    """The host cannot give a VM what its definition asks for: nobody's bug, and the words are for people."""
+
+
 class ExitReason(enum.Enum):
     """Why a VM is off."""
 

@@ -20,6 +20,7 @@ from hypervisor.partition import Partition, PartitionState, pool_pages
 from hypervisor.privileges import CHILD_PRIVILEGES, Privilege
 from hypervisor.properties import Property
 from hypervisor.status import HvError, HvStatus
+from partitions.root.exits import CannotStart
 from partitions.root.winhv import HypercallFailed, WinHv
 from partitions.topology_schema import size_words
 
@@ -41,7 +42,7 @@ _DEPOSIT_MORE: Final = 64
 _POOL_BLOCK_PAGES: Final = 1024
 
 
-class OutOfHostMemory(Exception):
+class OutOfHostMemory(CannotStart):
     """The host has not so much memory left, by its topology's account."""
 
 

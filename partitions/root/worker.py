@@ -11,6 +11,7 @@ happened and cancel the scope that the guest runs in. A reset is the same with a
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,15 +25,16 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.partition import Partition
 from hypervisor.synic.messages import MessageType
 from partitions.lifecycle import VmEvent
-from partitions.ports import POWER_BUTTON_VECTOR
+from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
 from partitions.root.chipset.chipset import Chipset
+from partitions.root.chipset.cmos import CmosClock
 from partitions.root.chipset.com1 import Com1
 from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
-from partitions.root.devices import CountedDevice, DeviceError, open_devices
-from partitions.root.exits import ExitReason, ExitRecord
+from partitions.root.devices import CountedDevice, open_devices
+from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.statistics import VmStatistics, take_statistics
-from partitions.root.vid import OutOfHostMemory, Vid, VmPartition
+from partitions.root.vid import Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import VmTable
@@ -57,6 +59,8 @@ class HostServices:
     make_backend: BackendFactory
     folder: Path
     """Where relative paths of images and VSPs start."""
+    wall_clock: Callable[[], datetime.datetime]
+    """The date that a guest's CMOS clock shows."""
     inline_io: bool
     """Do disk I/O on the Trio thread: the virtual clock would jump while another thread works."""
 
@@ -137,15 +141,12 @@ class Worker:
         try:
             with self._life:
                 await self._run()
-        except (OutOfHostMemory, DeviceError) as error:
-            self._not_started(error)
+        except CannotStart as error:
+            self._failure = error
+            self._end = (ExitReason.NOT_STARTED, str(error))
         except Exception as error:  # the worker boundary: the only place where exceptions of ours are caught
-            refusal = _only(error)
-            if isinstance(refusal, OutOfHostMemory | DeviceError):
-                self._not_started(refusal)
-            else:
-                self._failure = refusal
-                self._end = (ExitReason.WORKER_FAILED, f"{type(refusal).__name__}: {refusal}")
+            self._failure = cause = _only(error)
+            self._end = (ExitReason.WORKER_FAILED, f"{type(cause).__name__}: {cause}")
         return self.record()
 
     def record(self) -> ExitRecord:
@@ -168,6 +169,10 @@ class Worker:
     async def _run(self) -> None:
         host, settings = self._host, self._settings
         hypervisor = host.hypervisor
+        try:
+            backend = host.make_backend(hypervisor, settings)
+        except (OSError, SyntaxError, ValueError, NotImplementedError) as error:  # the guest's program, mostly
+            raise CannotStart(str(error)) from error
         async with contextlib.AsyncExitStack() as stack:
             built = stack.enter_context(
                 host.vid.open_partition(name=settings.name, memory=settings.memory, processors=settings.processors)
@@ -179,8 +184,15 @@ class Worker:
             host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
             stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
 
+            backend = host.make_backend(hypervisor, settings)
             chipset = Chipset(
-                (Com1(self._console.write_byte), self._power, ResetControl(self._guest_reset), self._exit_code),
+                (
+                    Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high)),
+                    CmosClock(host.wall_clock),
+                    self._power,
+                    ResetControl(self._guest_reset),
+                    self._exit_code,
+                ),
                 hypervisor.trace,
                 built.id,
             )
@@ -211,7 +223,6 @@ class Worker:
             self.server, self._devices = server, devices
             for device in devices:
                 server.offer(device)
-            backend = host.make_backend(hypervisor, settings)
             await self._rounds(backend, built, chipset, server)
 
     async def _rounds(self, backend: Backend, built: VmPartition, chipset: Chipset, server: VmbusServer) -> None:
@@ -262,10 +273,6 @@ class Worker:
             case _:
                 reason = ExitReason.INTERCEPT
         self.end(reason, _message_words(message))
-
-    def _not_started(self, error: Exception) -> None:
-        self._failure = error
-        self._end = (ExitReason.NOT_STARTED, str(error))
 
     def _forget_partition(self) -> None:
         """Runs before the partition goes: what is asked later is answered from the last count."""
