@@ -24,6 +24,7 @@ from vsp_vsc.storage.vsp import StorageVsp
 INSTANCE = Guid("11111111-2222-3333-4444-555555555555")
 MEMORY_BYTES = 16 << 20
 RING_BYTES = 128 * 1024
+PATIENCE_SECONDS = 20
 
 
 class PlainPlatform:
@@ -130,10 +131,12 @@ async def serving(
         finally:
             pair.ended.set()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        yield pair
-        nursery.cancel_scope.cancel()
+    # Whoever waits for what never comes fails, and does not hang.
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            yield pair
+            nursery.cancel_scope.cancel()
 
 
 class SlowBackend(MemoryBackend):
