@@ -21,7 +21,7 @@ def add_parser(verbs: Verbs) -> None:
         help="run a topology until all its guests have ended",
         description="Start every VM of a topology and wait until all have ended. Exit status: 0 all ended well, 1 "
         "a guest or a worker failed, 2 usage or topology, 124 timeout, 130 interrupted. Ctrl-C presses the power "
-        "buttons, a second one cuts the power.",
+        "buttons, a second one cuts the power, a third leaves at once.",
         allow_abbrev=False,
     )
     parser.add_argument("target", metavar="TARGET", help=TARGET_HELP)

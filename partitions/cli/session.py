@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +16,7 @@ import trio.testing
 
 from hypervisor.clock import seconds
 from hypervisor.trace import Level
-from partitions.cli.common import Refusal, print_json
+from partitions.cli.common import INTERRUPTED, Refusal, print_json
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.host import ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter
@@ -80,6 +81,10 @@ class Viewer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the block away and finish the trace file."""
         self.screen.clear()
         if self._file is not None:
             self._file.close()
@@ -199,9 +204,13 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
 
     async def interrupts() -> None:
         nonlocal ending
+        times = 0
         async for _ in received:
-            if ending is Ending.INTERRUPTED:
-                viewer.note("turning off")
+            times += 1
+            if times > 2:
+                leave(viewer)
+            elif times == 2:
+                viewer.note("turning off; once more to leave at once")
                 host.turn_all_off()
             else:
                 viewer.note("shutting down; once more to turn off")
@@ -245,6 +254,14 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
         await host.wait_all()
         watchers.cancel_scope.cancel()
     return ending
+
+
+def leave(viewer: Viewer) -> None:
+    """End the process here and now: a task guest that shields itself from cancellation cannot be made to let go."""
+    viewer.note("error: leaving without the guests that do not let go")
+    viewer.close()
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 async def _shut_down(vm: Vm) -> None:
