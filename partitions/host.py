@@ -80,6 +80,8 @@ ROOT_PROCESSORS: Final = 4
 ROOT_MEMORY: Final = 256 << 20
 """What the host's own structures may take beside the VMs' memory, in bytes; used as needed."""
 MAX_PROCESSORS: Final = 64
+DESCRIPTORS_BESIDE: Final = 256
+"""Descriptors that the process has besides those of VMs: its own files, traces, deposits."""
 
 
 class Vm:
@@ -323,6 +325,7 @@ async def open_host(
     )
     for sink in sinks:
         hypervisor.trace.add_sink(sink)
+    _raise_descriptor_limit(topology)
     try:
         async with AsyncExitStack() as stack:
             stack.callback(hypervisor.close)
@@ -383,6 +386,17 @@ def _wall_clock(now: Callable[[], int], virtual: bool) -> Callable[[], datetime.
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC) if virtual else datetime.datetime.now(datetime.UTC)
     began = now()
     return lambda: start + datetime.timedelta(microseconds=(now() - began) // 10)
+
+
+def _raise_descriptor_limit(topology: Topology) -> None:
+    """A descriptor for each VM's memory and each image; the usual soft limit of 1,024 is for programs with select()."""
+    import resource
+
+    wanted = DESCRIPTORS_BESIDE + sum(2 + len(vm.disk) for vm in topology.vm)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def _is_virtual(wanted: ClockKind | None) -> bool:

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.partition import Partition, PartitionState, pool_pages
-from hypervisor.privileges import CHILD_PRIVILEGES, Privilege
+from hypervisor.privileges import Privilege
 from hypervisor.properties import Property
 from hypervisor.status import HvError, HvStatus
 from partitions.root.exits import CannotStart
@@ -27,13 +27,20 @@ from partitions.topology_schema import size_words
 T = TypeVar("T")
 
 VM_PRIVILEGES: Final = int(
-    CHILD_PRIVILEGES
-    | Privilege.POST_MESSAGES
-    | Privilege.SIGNAL_EVENTS
+    Privilege.ACCESS_VP_RUNTIME_MSR
+    | Privilege.ACCESS_PARTITION_REFERENCE_COUNTER
+    | Privilege.ACCESS_SYNIC_MSRS
+    | Privilege.ACCESS_APIC_MSRS
+    | Privilege.ACCESS_HYPERCALL_MSRS
+    | Privilege.ACCESS_VP_INDEX
+    | Privilege.ACCESS_RESET_MSR
     | Privilege.ACCESS_PARTITION_REFERENCE_TSC
     | Privilege.ACCESS_FREQUENCY_MSRS
+    | Privilege.ACCESS_TSC_INVARIANT
+    | Privilege.POST_MESSAGES
+    | Privilege.SIGNAL_EVENTS
 )
-"""What a VM may do: a new partition's rights, and those that VMBus and a modern kernel's clock need."""
+"""What a VM may do. Only what works: a Linux that sees the synthetic timers' bit stops its local APIC timer for them."""
 
 EXPLICIT_SUSPEND: Final = 0x0000_0000
 """HvRegisterExplicitSuspend."""
@@ -127,7 +134,9 @@ class Vid:
         self.pool = PagePool(hypervisor)
 
     @contextlib.contextmanager
-    def open_partition(self, *, name: str, memory: int, processors: int) -> Iterator[VmPartition]:
+    def open_partition(
+        self, *, name: str, memory: int, processors: int, privileges: int = VM_PRIVILEGES
+    ) -> Iterator[VmPartition]:
         """A partition with `memory` bytes from GPA 0 and `processors` suspended processors; destroyed at the end.
 
         Raises `OutOfHostMemory`, and `HypercallFailed` where the hypervisor refuses.
@@ -146,7 +155,7 @@ class Vid:
                 ),
             )
             hv.initialize_partition(partition_id)
-            hv.set_partition_property(partition_id, Property.PRIVILEGE_FLAGS, VM_PRIVILEGES)
+            hv.set_partition_property(partition_id, Property.PRIVILEGE_FLAGS, privileges)
             for index in range(processors):
                 self.paying(partition_id, partial(hv.create_vp, partition_id, index))
             self.paying(partition_id, lambda: hv.map_gpa_pages(partition_id, 0, source, pages, Access.ALL))

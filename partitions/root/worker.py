@@ -23,6 +23,7 @@ from hypervisor.backend.base import Backend
 from hypervisor.crash import CrashReport
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.partition import Partition
+from hypervisor.privileges import Privilege
 from hypervisor.synic.messages import MessageType
 from partitions.lifecycle import VmEvent
 from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
@@ -34,7 +35,7 @@ from partitions.root.console import Console
 from partitions.root.devices import CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.statistics import VmStatistics, take_statistics
-from partitions.root.vid import Vid, VmPartition
+from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import VmTable
@@ -47,6 +48,12 @@ Report = Callable[[VmEvent], None]
 """Hears STARTED, GUEST_RESET and WAS_RESET as they happen."""
 
 CONSOLE_TAIL_LINES: Final = 20
+_PRIVILEGES: Final = {
+    BackendKind.TASK: VM_PRIVILEGES,
+    BackendKind.PROCESS: VM_PRIVILEGES,
+    # KVM keeps the local APIC, so its registers have no second way in.
+    BackendKind.KVM: VM_PRIVILEGES & ~int(Privilege.ACCESS_APIC_MSRS),
+}
 
 
 @attrs.frozen
@@ -175,7 +182,12 @@ class Worker:
             raise CannotStart(str(error)) from error
         async with contextlib.AsyncExitStack() as stack:
             built = stack.enter_context(
-                host.vid.open_partition(name=settings.name, memory=settings.memory, processors=settings.processors)
+                host.vid.open_partition(
+                    name=settings.name,
+                    memory=settings.memory,
+                    processors=settings.processors,
+                    privileges=_PRIVILEGES[settings.backend],
+                )
             )
             partition = built.partition
             self._built = built

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import pytest
 import trio
 import trio.testing
 
+from hypervisor.backend.base import Backend
+from hypervisor.backend.task import TaskBackend
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.machine import Machine
 from hypervisor.trace import Layer, TraceEvent
+from partitions.compose import guest_entry
 from partitions.determinism import run
 from partitions.host import ExitReason, Host, StartFailed, VmState, open_host
 from partitions.topology_schema import DiskTable, Size, Topology, VmTable
+from vmbus.server.connection import Phase
 
 MIB = 1 << 20
 
@@ -117,6 +124,37 @@ async def test_a_reset_keeps_disks_and_forgets_memory(tmp_path: Path, autojump_c
         assert host["c"].console.lines() == [f"boot {number} seen 1" for number in (1, 2, 3, 4)]
 
 
+async def test_a_reset_ends_the_old_guests_bus(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """No device serves rings in memory that is another guest's now, even if that one never comes to the bus."""
+    boots = 0
+
+    def backend(hypervisor: Hypervisor, settings: VmTable) -> Backend:
+        kernel = guest_entry(settings, topology)
+
+        async def entry(machines: Sequence[Machine]) -> None:
+            nonlocal boots
+            boots += 1
+            if boots == 1:
+                await kernel(machines)
+            await trio.sleep_forever()
+
+        return TaskBackend(hypervisor, entry)
+
+    disk = DiskTable(path="d.img", size=Size(MIB))
+    idle = VmTable(name="i", program="idle", memory=Size(4 * MIB), disk=[disk])
+    topology = Topology(vm=[idle], folder=tmp_path)
+    async with open_host(topology, backends=backend) as host:
+        await host["i"].start()
+        await trio.sleep(1)
+        worker = host["i"]._managed.worker
+        assert worker is not None
+        assert worker.server is not None
+        assert worker.server.phase is Phase.CONNECTED
+        await host["i"].reset()
+        await trio.sleep(1)
+        assert (boots, worker.server.phase, host.winhv.flags.taken) == (2, Phase.DISCONNECTED, 0)
+
+
 async def test_operations_in_the_middle_of_io(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Pause, reset and turning off hit a guest at full tilt; it stands still, boots again, or is gone without trace."""
     folder = folder_with(
@@ -205,6 +243,7 @@ async def test_many_idle_children(tmp_path: Path, autojump_clock: trio.abc.Clock
         exits = await host.wait_all()
         assert {ended.reason for ended in exits.values()} == {ExitReason.POWERED_OFF}
         assert (host.winhv.flags.taken, len(host.hypervisor.partitions)) == (0, 1)
+        assert host.winhv.port_ids.in_use == host.winhv.connection_ids.in_use == set()
     assert len(os.listdir("/proc/self/fd")) == files
 
 

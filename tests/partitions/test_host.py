@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -364,6 +365,35 @@ async def test_reset_by_the_guest(way: str, autojump_clock: trio.abc.Clock) -> N
         ]
 
 
+async def test_a_reset_reaches_the_chipset(autojump_clock: trio.abc.Clock) -> None:
+    """What the guest told before it reset itself is not told by the one that boots afterwards."""
+    boots = 0
+
+    async def guest(machine: Machine) -> None:
+        nonlocal boots
+        boots += 1
+        if boots == 1:
+            machine.port_out(ports.EXIT_CODE, 4, 9)
+            machine.port_out(ports.RESET, 1, ports.RESET_NOW)
+        machine.port_out(ports.POWER, 2, ports.POWER_OFF)
+
+    async with bare_host(guest) as host:
+        await host["web"].start()
+        ended = await host["web"].wait()
+        assert (ended.resets, ended.exit_code, ended.ok) == (1, None, True)
+
+
+async def test_the_first_reason_counts(autojump_clock: trio.abc.Clock) -> None:
+    """A VM that crashed and is turned off while its worker takes it down has crashed."""
+    async with bare_host(idle) as host:
+        await host["web"].start()
+        worker = host["web"]._managed.worker
+        assert worker is not None
+        worker.end(ExitReason.CRASHED, "first")
+        await host["web"].turn_off()
+        assert str(host["web"].exit) == "crashed: first"
+
+
 async def test_turn_off_does_not_ask(autojump_clock: trio.abc.Clock) -> None:
     """The guest gets no chance to tidy up."""
     tidied: list[str] = []
@@ -537,11 +567,11 @@ async def test_nothing_is_left_behind(tmp_path: Path, autojump_clock: trio.abc.C
     async with bare_host(guest, table, folder=tmp_path) as host:
         await host["web"].start()
         await host["web"].wait()
-        before = held(host)
+        before, free = held(host), host.vid.pool.free_pages
         for _ in range(12):
             await host["web"].start()
             await host["web"].wait()
-        assert held(host) == before
+        assert (held(host), host.vid.pool.free_pages) == (before, free)
         assert host["web"]._managed.starts == 13
 
 
@@ -662,6 +692,19 @@ async def test_the_hosts_random_numbers_follow_the_seed(autojump_clock: trio.abc
         async with bare_host(idle, seed=seed) as host:
             drawn.append(host.random("switch").random())
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+async def test_the_descriptor_limit_grows_with_the_topology(autojump_clock: trio.abc.Clock) -> None:
+    """A topology of many VMs does not fail at the shell's limit, which is never lowered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        async with bare_host(idle):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+        async with bare_host(idle, *(vm_table(f"vm{number}") for number in range(100))):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 456
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_uptime_counts_on(autojump_clock: trio.abc.Clock) -> None:
