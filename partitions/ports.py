@@ -16,6 +16,8 @@ from typing import Final
 
 COM1: Final = 0x3F8
 """Base of the first serial port; eight registers of one byte."""
+COM1_LINE: Final = 4
+"""Its interrupt line, for guests with an interrupt controller that has lines."""
 COM1_TRANSMIT: Final = COM1
 """THR: a byte written here is printed."""
 COM1_LINE_STATUS: Final = COM1 + 5

@@ -38,3 +38,6 @@ class Backend(Protocol):
 
     async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Execute all processors until cancelled, which is power off, or until the guest's software ends."""
+
+    def set_line(self, line: int, high: bool) -> None:
+        """Drive an input of the guest's interrupt controllers; nothing where it has none."""

@@ -191,6 +191,9 @@ class TaskBackend:
         self.failure: BaseException | None = None
         """What the guest's software raised, for the worker to keep."""
 
+    def set_line(self, line: int, high: bool) -> None:
+        """Model guests have no interrupt controller besides the SynIC."""
+
     async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the guest until it returns or is cancelled. Its exceptions become an unrecoverable exception of VP 0."""
         machines = [TaskVp(self._hypervisor, partition.vps[index]) for index in sorted(partition.vps)]

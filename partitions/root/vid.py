@@ -40,7 +40,7 @@ VM_PRIVILEGES: Final = int(
     | Privilege.POST_MESSAGES
     | Privilege.SIGNAL_EVENTS
 )
-"""What a VM may do. Only what works: a Linux that sees the synthetic timers' bit stops its local APIC timer for them."""
+"""What a VM may do. Only what works: Linux stops its local APIC timer when it sees the synthetic timers."""
 
 EXPLICIT_SUSPEND: Final = 0x0000_0000
 """HvRegisterExplicitSuspend."""
