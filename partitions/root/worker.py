@@ -196,7 +196,6 @@ class Worker:
             host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
             stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
 
-            backend = host.make_backend(hypervisor, settings)
             chipset = Chipset(
                 (
                     Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high)),

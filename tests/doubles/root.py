@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from hypervisor.backend.base import Backend
@@ -108,3 +110,38 @@ def post(machine: Machine, connection_id: int, payload: bytes, message_type: int
 def signal(machine: Machine, connection_id: int) -> int:
     """HvSignalEvent; the status."""
     return machine.hypercall(control_word(0x5D, fast=True), connection_id) & 0xFFFF
+
+
+# What is held.
+
+
+@attrs.frozen
+class Held:
+    """What a host holds for its VMs; the same before and after a VM's life."""
+
+    partitions: int
+    root_bytes: int
+    port_ids: int
+    connection_ids: int
+    flags: int
+    root_ports: int
+    root_connections: int
+    handlers: int
+    files: int
+
+
+def held(host: Host) -> Held:
+    hv, winhv = host.hypervisor, host.winhv
+    # Blocks to deposit from are kept by the host for the next VM.
+    deposits = [block for block in hv._root_blocks.values() if "deposits" in block.name]
+    return Held(
+        partitions=len(hv.partitions),
+        root_bytes=hv.root_bytes - sum(block.size for block in deposits),
+        port_ids=len(winhv.port_ids.in_use),
+        connection_ids=len(winhv.connection_ids.in_use),
+        flags=winhv.flags.taken,
+        root_ports=len(hv.root.ports),
+        root_connections=len(hv.root.connections),
+        handlers=len(winhv.message_handlers) + len(winhv.hypervisor_handlers),
+        files=len(os.listdir("/proc/self/fd")) - len(deposits),
+    )

@@ -21,7 +21,7 @@ from hypervisor.trace import Layer, TraceEvent
 from partitions.compose import guest_entry
 from partitions.determinism import run
 from partitions.host import ExitReason, Host, StartFailed, VmState, open_host
-from partitions.topology_schema import DiskTable, Size, Topology, VmTable
+from partitions.topology_schema import DeviceTable, DiskTable, Size, Topology, VmTable
 from vmbus.server.connection import Phase
 
 MIB = 1 << 20
@@ -195,6 +195,40 @@ async def test_operations_in_the_middle_of_io(tmp_path: Path, autojump_clock: tr
         assert guest.exit is not None
         assert guest.exit.resets == 5
         assert (host.winhv.flags.taken, len(host.winhv.port_ids.in_use), len(host.hypervisor.root.ports)) == (0, 0, 0)
+
+
+async def test_a_bug_in_a_device_stays_in_its_vm(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A VSP that raises what is no fault of the guest's: that VM goes off with the traceback, its sibling works on."""
+    folder = folder_with(
+        tmp_path,
+        vsp="""
+        from hypervisor.wire import Guid
+        from vmbus.server.offers import Offer
+        class Buggy:
+            offer = Offer(Guid("11111111-2222-3333-4444-555555555555"), Guid("99999999-2222-3333-4444-555555555555"))
+            async def serve(self, channel, opened):
+                await channel.receive()
+                raise RuntimeError("a bug of ours")
+        """,
+        opens="""
+        from vmbus.ring import Packet, PacketType
+        async def main(guest):
+            channel = await guest.open_channel("11111111-2222-3333-4444-555555555555")
+            await guest.sleep(1)
+            await channel.send(Packet(PacketType.INBAND, 0, 0, 0, bytes(8)))
+            await guest.sleep(100)
+        """,
+        steady="async def main(guest):\n    await guest.sleep(5)\n",
+    )
+    buggy = vm("buggy", "opens", device=[DeviceTable(vsp="vsp.py:Buggy")])
+    async with open_host(Topology(vm=[buggy, vm("steady", "steady")], folder=folder)) as host:
+        await host.start_all()
+        exits = await host.wait_all()
+        assert exits["steady"].ok
+        assert (exits["buggy"].reason, exits["buggy"].ok) == (ExitReason.WORKER_FAILED, False)
+        assert str(exits["buggy"]) == "worker failed: RuntimeError: a bug of ours"
+        assert "vsp.py" in exits["buggy"].traceback
+        assert exits["buggy"].uptime == pytest.approx(1)
 
 
 async def test_the_power_button(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
