@@ -5,7 +5,7 @@ asks for a batch at a time, as a program with a queue would. It is compared with
 many tasks, which is what an async program without us would write, and with `os.preadv` in a plain loop, which is the
 least that reading costs in Python.
 
-Here VSP and VSC share a process and plain memory; `partita bench` drives the same reads through a whole host.
+Here VSP and VSC share a process and plain memory. The readers take any `Disk`, so a guest program can run them too.
 """
 
 from __future__ import annotations

@@ -65,6 +65,16 @@ async def test_a_completion_is_as_long_as_its_request_up_to_a_packet(sent: int, 
         assert len(completion.body) == answered
 
 
+async def test_an_answer_longer_than_its_request_is_cut() -> None:
+    """The limits of a short QUERY_PROPERTIES, the SRB of a guest that speaks 4.2."""
+    async with serving({0: disk()}) as pair:
+        begin, query, _, end = handshake(Version.WIN7)
+        *_, properties = await ask(pair.guest_end, begin, query, control(10, size=16))
+        assert len(properties.body) == 16
+        _, absent = await ask(pair.guest_end, end, command(bytes(6), lun=9, version=Version.WIN7))
+        assert (len(absent.body), absent.body[14]) == (48, SrbStatus.INVALID_LUN)
+
+
 @pytest.mark.parametrize("version", Version)
 async def test_srbs_in_every_version(version: Version) -> None:
     """36-byte SRBs before Windows 8, 52 bytes since."""

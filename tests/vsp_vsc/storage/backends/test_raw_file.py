@@ -112,6 +112,31 @@ async def test_a_flush_covers_all_writes_submitted_before_it(image: Path, monkey
     assert order == ["write 0", "write 1", "write 2", "flush"]
 
 
+async def test_a_write_does_not_wait_for_a_flush_behind_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take long over a flush; what is done before it is answered before it."""
+    held, working, write_answered = threading.Event(), threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def fdatasync(fd: int) -> None:
+        if not working.is_set():
+            working.set()
+            held.wait(10)
+        else:
+            in_time.append(write_answered.wait(10))
+
+    monkeypatch.setattr(raw_file, "_flush", fdatasync)
+    backend = RawFileBackend.open(image)
+    flushed = trio.Event()
+    backend.submit(Job(IoOperation.FLUSH, lambda error: None))
+    working.wait(10)
+    backend.submit(Job(IoOperation.WRITE, lambda error: write_answered.set(), [memoryview(bytes(512))], 0, 512))
+    backend.submit(Job(IoOperation.FLUSH, lambda error: flushed.set()))
+    held.set()
+    await flushed.wait()
+    assert in_time == [True]
+    backend.close()
+
+
 async def test_one_hop_carries_many_jobs(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What gathers while the worker works is one batch."""
     held, working = threading.Event(), threading.Event()
