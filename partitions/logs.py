@@ -75,19 +75,31 @@ class HumanRenderer:
             parts.append(f"ch {event['channel']}")
         if "size" in event:
             parts.append(f"{event['size']} B")
-        if words:
-            parts.append(printable(words))
-        parts.extend(f"{key}={_plain(value)}" for key, value in event.items() if key not in _COLUMNS)
+        # Where there are no colours the level is a word, after the columns so that they stay aligned.
+        mark = "" if self._colour or event["level"] < Level.WARNING else f"{Level(event['level']).name.lower()}: "
+        if words or mark:
+            parts.append(mark + printable(words))
+        parts.extend(f"{key}={_value(key, value)}" for key, value in event.items() if _tells(key, value, words))
         moment, name, rest = f"{event['time']:11.6f}", f"{vm:<{self._vm_width}}", "  ".join(parts).rstrip()
         if not self._colour:
-            mark = "" if event["level"] < Level.WARNING else f"{Level(event['level']).name.lower()}: "
-            return f"{moment}  {name}  {mark}{rest}"
+            return f"{moment}  {name}  {rest}"
         tint = self._vms.setdefault(vm, _VM_COLOURS[len(self._vms) % len(_VM_COLOURS)])
         strong = _LEVEL_COLOURS.get(event["level"], "")
         return f"{_DIM}{moment}{_RESET}  {tint}{name}{_RESET}  {strong}{rest}{_RESET if strong else ''}"
 
 
 _COLUMNS = frozenset(JSON_KEYS)
+_HEX = frozenset({"address", "connection", "control", "gpa", "msr", "port", "value", "vector"})
+"""Fields that people know by their hexadecimal numbers."""
+
+
+def _tells(key: str, value: object, words: str) -> bool:
+    """Whether a field says more than the columns and the words."""
+    return key not in _COLUMNS and not (isinstance(value, str) and f" {value} " in f" {words} ")
+
+
+def _value(key: str, value: object) -> str:
+    return f"{value:#x}" if key in _HEX and isinstance(value, int) else _plain(value)
 
 
 def _plain(value: object) -> str:

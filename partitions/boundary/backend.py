@@ -87,6 +87,9 @@ class BoundaryBackend:
         self.partition: Partition | None = None
         self.failure: BaseException | None = None
 
+    def set_line(self, line: int, high: bool) -> None:
+        """Nothing: this guest has no interrupt controllers but its processors' own."""
+
     async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled, which is power off or a reset."""
 

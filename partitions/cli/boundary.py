@@ -43,13 +43,13 @@ def call(options: argparse.Namespace) -> int:
     topology = msgspec.structs.replace(topology, vm=only)
 
     from partitions import determinism
-    from partitions.boundary import driver
+    from partitions.boundary import driver, stdio
 
     seed = topology.host.seed if options.seed is None else options.seed
     if seed is not None and seed < 0:
         raise Refusal("--seed must not be negative")
     try:
-        determinism.run(driver.speak, topology, options.trace, clock="virtual", seed=seed, autojump=False)
+        determinism.run(stdio.speak, topology, options.trace, clock="virtual", seed=seed, autojump=False)
     except determinism.NotRepeatable as error:
         raise Refusal(str(error)) from None
     except driver.CannotStart as error:

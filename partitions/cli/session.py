@@ -142,7 +142,7 @@ class Viewer:
             found.append(f"error: VM {vm.name}: {record}")
             if record.reason is ExitReason.WORKER_FAILED:
                 found.append(record.traceback.rstrip())
-        if mistakes := sum(host.trace.warnings.values()):
+        if self._level is None and (mistakes := sum(host.trace.warnings.values())):
             words = "1 mistake of a guest was" if mistakes == 1 else f"{mistakes} mistakes of guests were"
             found.append(f"note: {words} answered; -v shows what")
         return found

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from partitions import determinism
-from partitions.boundary import driver, protocol
+from partitions.boundary import driver, protocol, stdio
 from partitions.topology import Topology, parse_topology
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "boundary.md"
@@ -295,9 +295,9 @@ def test_no_line_ends_a_session(lines: list[bytes]) -> None:
 @given(st.binary(max_size=200), st.lists(st.integers(1, 40)))
 def test_lines_are_cut_the_same_however_they_come(data: bytes, cuts: list[int]) -> None:
     """Where the pipe cuts its input means nothing; a line that is too long is one None, and the next is whole again."""
-    whole = driver.LineSplitter(30)
+    whole = stdio.LineSplitter(30)
     expected = [*whole.feed(data), *whole.end()] if len(data) <= 30 else None
-    pieces = driver.LineSplitter(30)
+    pieces = stdio.LineSplitter(30)
     got: list[bytes | None] = []
     rest = data
     for cut in cuts:
@@ -311,7 +311,7 @@ def test_lines_are_cut_the_same_however_they_come(data: bytes, cuts: list[int]) 
 
 def test_line_that_is_too_long() -> None:
     """It is told once, its rest is skipped, and what follows is read."""
-    splitter = driver.LineSplitter(10)
+    splitter = stdio.LineSplitter(10)
     assert splitter.feed(b"x" * 11) == [None]
     assert splitter.feed(b"y" * 11) == []
     assert splitter.feed(b"\nnext\nlast") == [b"next"]

@@ -100,8 +100,19 @@ def test_human_lines_are_aligned() -> None:
         "   1.234568  web   control    >root   open_channel            ch 5  120 B  OPENCHANNEL relid=5",
         "   1.234568  web   packet     >root   packet_received         ch 5  64 B  SCSI READ(10)  lun=0",
         "   1.234568  web   state              vm_state                Starting -> Running",
-        "   1.234568  #3    warning: hypercall          bad_alignment           input GPA 0x1001  count=1",
+        "   1.234568  #3    hypercall          bad_alignment           warning: input GPA 0x1001  count=1",
     ]
+
+
+def test_fields_for_people_and_for_scripts() -> None:
+    """Registers and ports are hexadecimal for people, numbers for scripts; to people nothing is said twice."""
+    trace, text, data = make_trace(), io.StringIO(), io.BytesIO()
+    trace.add_sink(logs.human_sink(text, trace))
+    trace.add_sink(logs.json_sink(data, trace))
+    trace.emit(Layer.MSR, "write_msr", 2, words="GUEST_OS_ID", vp=0, msr=0x40000000, register="GUEST_OS_ID")
+    assert text.getvalue().endswith("write_msr               GUEST_OS_ID  vp=0  msr=0x40000000\n")
+    line = json.loads(data.getvalue())
+    assert (line["vp"], line["msr"], line["register"]) == (0, 0x40000000, "GUEST_OS_ID")
 
 
 def test_guests_cannot_drive_the_terminal() -> None:

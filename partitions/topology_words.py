@@ -1,0 +1,103 @@
+"""A topology's problems in words: where they are, what stands there, what was expected. Root side."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from partitions.topology_schema import Backend, Restart
+from partitions.topology_source import KeyPath, nearest
+
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+
+
+def what(raw: object) -> str:
+    """A value as it stands in the file, or its kind."""
+    match raw:
+        case bool():
+            return "true" if raw else "false"
+        case str():
+            return f'"{raw}"'
+        case int() | float():
+            return str(raw)
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return "a date or time"
+
+
+def reason_words(error: str, kind: Any, raw: object) -> str:
+    """msgspec's reason in the words of a topology file."""
+    reason = re.sub(r" - at `.*`$", "", error)
+    if isinstance(kind, type) and issubclass(kind, Backend | Restart):
+        known = [str(member) for member in kind]
+        near = nearest(str(raw), known)
+        hint = f'did you mean "{near}"?' if near else f"known are {', '.join(known)}"
+        return f"must not be {what(raw)}; {hint}"
+    if match := re.fullmatch(r"Expected `int` (>=|<=) (-?\d+)", reason):
+        return f"must be at {'least' if match[1] == '>=' else 'most'} {match[2]}, is {raw}"
+    if match := re.fullmatch(r"Expected `([a-z]+)(?: \| null)?`, got `.*`", reason):
+        return f"must be {_TYPES[match[1]]}, is {what(raw)}"
+    return reason
+
+
+def error_words(error: Exception) -> str:
+    """An operating system's reason without its number and path."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def bare_type(kind: Any) -> Any:
+    """A field's type without its description and without `| None`."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return bare_type(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return bare_type(next(part for part in typing.get_args(kind) if part is not type(None)))
+    return kind
+
+
+def is_table(kind: Any) -> bool:
+    """Whether a bare type is one of the schema's tables."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def brackets(keys: KeyPath) -> str:
+    """What stands between the brackets of a table's header."""
+    return ".".join(str(key) for key in keys if isinstance(key, str))
+
+
+def siblings(path: Path) -> list[str]:
+    """Files beside a path, for guesses at what was meant."""
+    try:
+        return [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    except OSError:
+        return []
+
+
+def spell(raw: object, keys: KeyPath) -> str:
+    """`vm[1] "web".disk[0].path`: the VM's name beside its number, because nobody counts tables."""
+    words = ""
+    for key in keys:
+        if isinstance(key, int):
+            raw = raw[key] if isinstance(raw, list) and key < len(raw) else None
+            words += f"[{key}]"
+            if isinstance(raw, dict) and isinstance(name := raw.get("name"), str):
+                words += f' "{name}"'
+        else:
+            raw = raw.get(key) if isinstance(raw, dict) else None
+            words += f".{key}" if words else key
+    return words
