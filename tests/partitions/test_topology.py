@@ -369,3 +369,17 @@ def test_line_of_nested_tables() -> None:
     assert line_of(text, ("vm", 1, "disk", 0, "path")) == 8
     assert line_of(text, ("vm", 1, "name")) == 6
     assert line_of(text, ("host", "memory")) is None
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "topology.md"
+
+
+def test_documented_topology(folder: Path) -> None:
+    """The file that docs/topology.md shows is read, and its table has every key that works in this version."""
+    document = DOCUMENT.read_text()
+    (folder / "data.img").unlink()
+    parse_topology(document.split("```toml\n")[1].split("```")[0], folder)
+    later = {"cpu", "nic", "iops", "switch", "pool"}
+    for kind in ("HostTable", "VmTable", "DiskTable", "DeviceTable"):
+        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "device"}:
+            assert f"| `{key}` |" in document, key
