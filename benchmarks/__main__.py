@@ -1,0 +1,60 @@
+"""`make bench`: every ratio that has a bar, as a table and as benchmarks/latest.json. Both sides."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import attrs
+
+from benchmarks import host, ring_channel
+
+LATEST = Path(__file__).with_name("latest.json")
+
+
+@attrs.frozen
+class Bar:
+    """How good a figure has to be."""
+
+    limit: float
+    at_least: bool
+
+    def met(self, value: float) -> bool:
+        """Whether the figure is good enough."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self.limit:g}"
+
+
+BARS = {
+    "ring.batch64.vs_trio_channel": Bar(6, at_least=True),
+    "channel.batch64.vs_trio_channel": Bar(3, at_least=True),
+    "storage.randread4k_qd32.vs_trio_open_file": Bar(8, at_least=True),
+    "storage.randread4k_qd32.vs_preadv": Bar(round(1 / 12, 4), at_least=True),
+    "storage.seqread256k_qd8.vs_preadv": Bar(0.35, at_least=True),
+    "root.rss_mib": Bar(48, at_least=False),
+    "boot.idle_child_ms": Bar(5, at_least=False),
+}
+
+
+def main() -> int:
+    """Measure, print, write the file; 1 where a bar is missed."""
+    figures = ring_channel.measure() | host.measure()
+    machine = f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.machine()}"
+    print(f"\n{machine}; ratios are medians of interleaved rounds, higher is better unless the bar says otherwise\n")
+    width = max(map(len, figures))
+    missed = 0
+    for key, value in figures.items():
+        bar = BARS[key]
+        missed += not bar.met(value)
+        print(f"{key:{width}}  {value:8.3f}  {bar!s:16}  {'met' if bar.met(value) else 'MISSED'}")
+    LATEST.write_text(json.dumps({"machine": machine, "figures": figures}, indent=2) + "\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
