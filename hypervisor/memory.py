@@ -94,6 +94,11 @@ class MemoryBlock:
             del self._map
             self.view = memoryview(b"")
 
+    def __del__(self) -> None:
+        # A block that nobody closed, as after a failure half-way, must not keep its descriptor.
+        if getattr(self, "fd", None) is not None:
+            self.close()
+
 
 @attrs.define
 class _Extent:
