@@ -50,8 +50,6 @@ def _enter(parts: list[str], is_array: bool, counts: dict[str, int]) -> KeyPath:
         spelled = ".".join(map(str, place))
         if is_array and depth == len(parts) - 1:
             counts[spelled] = counts.get(spelled, -1) + 1
-            for deeper in [known for known in counts if known.startswith(f"{spelled}.{counts[spelled]}.")]:
-                del counts[deeper]
         if spelled in counts:
             place.append(counts[spelled])
     return tuple(place)

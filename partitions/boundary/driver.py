@@ -52,7 +52,7 @@ class Session:
     async def start(self) -> None:
         """Power on, and say so. Raises `StartFailed`."""
         await self._vm.start()
-        await self._settle()
+        await settle()
         partition = self._vm.partition_id
         assert partition is not None, "a VM without software does not end by itself"
         table = self._vm.settings
@@ -73,7 +73,7 @@ class Session:
             answer = await self._act(command)
         except _Refuse as refusal:
             answer = refusal.answer
-        await self._settle()
+        await settle()
         self._write(answer)
 
     async def _act(self, command: protocol.AnyCommand) -> Line:
@@ -85,7 +85,7 @@ class Session:
             case protocol.Advance(ticks=ticks):
                 if ticks > MAX_ADVANCE:
                     raise _refuse(command.id, "ticks", f"Expected at most {MAX_ADVANCE}, one day")
-                await self._advance(ticks)
+                await advance(ticks)
             case protocol.Reset():
                 self._power(command.id)
                 await self._vm.reset()
@@ -166,23 +166,6 @@ class Session:
             raise _refuse(command_id, "vp", f"Expected a processor from 0 to {len(machines) - 1}")
         return machines[index]
 
-    async def _advance(self, ticks: int) -> None:
-        """Let time pass from timer to timer, so that each sees the time it was set for."""
-        clock = trio.lowlevel.current_clock()
-        assert isinstance(clock, trio.testing.MockClock), "a session runs on the virtual clock"
-        until = trio.current_time() + seconds(ticks)
-        while True:
-            await self._settle()
-            left = until - trio.current_time()
-            following = max(trio.lowlevel.current_statistics().seconds_to_next_deadline, 0)
-            clock.jump(max(min(left, following), 0))
-            if following > left:
-                return
-
-    async def _settle(self) -> None:
-        """Until every task of the root has nothing left to do, `tell_changes` included."""
-        await trio.testing.wait_all_tasks_blocked()
-
     async def tell_changes(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """What becomes of the VM, as events."""
         with self._vm.events() as changes:
@@ -194,6 +177,25 @@ class Session:
                 elif change.event is VmEvent.ENDED and record is not None:
                     reason, code = record.reason.value, record.exit_code
                     self._write(protocol.Ended(reason=reason, exit_code=code, detail=record.detail))
+
+
+async def settle() -> None:
+    """Until every task of the root has nothing left to do, `tell_changes` included."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def advance(ticks: int) -> None:
+    """Let time pass on Trio's `MockClock`, from timer to timer, so that each sees the time it was set for."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock), "a session runs on the virtual clock"
+    until = trio.current_time() + seconds(ticks)
+    while True:
+        await settle()
+        left = until - trio.current_time()
+        following = max(trio.lowlevel.current_statistics().seconds_to_next_deadline, 0)
+        clock.jump(max(min(left, following), 0))
+        if following > left:
+            return
 
 
 class Backends:

@@ -10,14 +10,20 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.machine import VpStopped
 from partitions import determinism
 from partitions.boundary import driver, protocol, stdio
+from partitions.boundary.backend import BoundaryVp
 from partitions.topology import Topology, parse_topology
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "boundary.md"
@@ -224,6 +230,46 @@ def test_time_stands_still_but_for_advance(topology: Topology) -> None:
     read = {"op": "rdmsr", "msr": "0x40000020"}
     answers = say(topology, read, read, {"op": "advance", "ticks": 12345}, read, {"op": "advance", "ticks": 0}, read)
     assert [answer["value"] for answer in answers if "value" in answer] == [0, 1, 12345, 12346]
+
+
+async def test_every_timer_sees_the_time_it_was_set_for(mock_clock: MockClock) -> None:
+    """Time that is advanced in one go still passes from timer to timer."""
+    seen: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            await trio.sleep(0.25)
+            seen.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        await driver.advance(10_000_000)
+        await driver.settle()
+        assert seen == [0.25, 0.5, 0.75, 1.0]
+        assert trio.current_time() == 1.0
+        nursery.cancel_scope.cancel()
+
+
+def test_interrupts_wait_for_a_suspended_processor() -> None:
+    """What is raised while the processor is suspended is told when it may run, the highest vector first, once."""
+    told: list[tuple[int, int]] = []
+    vp: Any = SimpleNamespace(index=3, suspended=True, pending=set(), runner=None)
+    machine = BoundaryVp(
+        cast(Hypervisor, SimpleNamespace(read_msr=None)), vp, lambda index, vector: told.append((index, vector))
+    )
+    for vector in (0x40, 0xF3, 0x40):
+        machine.interrupt(vector)
+    machine.suspended(True)
+    assert told == []
+    vp.suspended = False
+    machine.suspended(False)
+    machine.suspended(False)
+    machine.interrupt(0x50)
+    assert told == [(3, 0xF3), (3, 0x40), (3, 0x50)]
+    machine.detach()
+    assert vp.runner is None
+    with pytest.raises(VpStopped):
+        machine.read_msr(0)
 
 
 def test_power(topology: Topology) -> None:
