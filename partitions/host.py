@@ -366,8 +366,21 @@ class _Backends:
                 from partitions.compose import guest_entry
 
                 return TaskBackend(hypervisor, guest_entry(vm, self.topology))
-            case BackendKind.PROCESS | BackendKind.KVM:
-                raise NotImplementedError(f"the {vm.backend.value} backend is not in this version")
+            case BackendKind.KVM:
+                from hypervisor.backend.kvm.backend import KvmBackend
+                from partitions.root.chipset.linux_boot import LinuxImage
+
+                folder = self.topology.folder
+                image = LinuxImage.open(
+                    folder / vm.kernel,
+                    initrd=folder / vm.initrd if vm.initrd else None,
+                    command_line=vm.cmdline,
+                    memory_bytes=vm.memory,
+                    processors=vm.processors,
+                )
+                return KvmBackend(hypervisor, image.load)
+            case BackendKind.PROCESS:
+                raise NotImplementedError("the process backend is not in this version")
 
 
 def _trio_clock() -> Callable[[], int]:

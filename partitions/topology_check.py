@@ -6,7 +6,7 @@ import os
 import re
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import msgspec
 
@@ -137,15 +137,15 @@ class Check:
 
     def vm(self, vm: VmTable, keys: KeyPath) -> None:
         """The rules of one VM."""
-        if vm.backend is not Backend.TASK:
-            self.problem((*keys, "backend"), f'"{vm.backend}" is not in this version; use "task"')
-        elif vm.program:
-            if (wrong := check_program(self.folder, vm.program)) is not None:
-                self.problem((*keys, "program"), wrong)
-        elif self.programs:
-            self.problem(
-                (*keys, "program"), "is missing: name the Python file with the guest's `async def main(guest)`"
-            )
+        match vm.backend:
+            case Backend.TASK:
+                self.task_vm(vm, keys)
+            case Backend.KVM:
+                self.kvm_vm(vm, keys)
+            case Backend.PROCESS:
+                self.problem((*keys, "backend"), f'"{vm.backend}" is not in this version; use "task" or "kvm"')
+            case _:
+                assert_never(vm.backend)
         if vm.memory % PAGE_SIZE:
             self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
         elif vm.memory < LEAST_MEMORY:
@@ -162,6 +162,32 @@ class Check:
         for index, device in enumerate(vm.device):
             if (wrong := check_vsp(self.folder, device.vsp)) is not None:
                 self.problem((*keys, "device", index, "vsp"), wrong)
+
+    def task_vm(self, vm: VmTable, keys: KeyPath) -> None:
+        """A VM whose guest is a program."""
+        for key in ("kernel", "initrd"):
+            if getattr(vm, key):
+                self.problem((*keys, key), f'is for backend = "kvm"; remove {key} or change the backend')
+        if vm.program:
+            if (wrong := check_program(self.folder, vm.program)) is not None:
+                self.problem((*keys, "program"), wrong)
+        elif self.programs:
+            self.problem(
+                (*keys, "program"), "is missing: name the Python file with the guest's `async def main(guest)`"
+            )
+
+    def kvm_vm(self, vm: VmTable, keys: KeyPath) -> None:
+        """A VM whose guest is a kernel."""
+        if vm.program:
+            self.problem((*keys, "program"), 'is for backend = "task"; a VM of KVM has a kernel')
+        if not vm.kernel:
+            self.problem((*keys, "kernel"), "is missing: name the vmlinuz file of a kernel package")
+        for key in ("kernel", "initrd"):
+            path = self.folder / getattr(vm, key)
+            if getattr(vm, key) and not path.is_file():
+                near = nearest(path.name, siblings(path))
+                hint = f'; did you mean "{near}"?' if near else ""
+                self.problem((*keys, key), f'there is no file "{path}"{hint}')
 
     def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
         """One controller's worth."""

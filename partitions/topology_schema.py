@@ -16,6 +16,8 @@ from msgspec import Meta
 
 UNITS = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+DEFAULT_COMMAND_LINE = "console=ttyS0 quiet panic=-1"
+"""Messages on COM1, few of them since each byte costs, and a panic that ends the VM."""
 MAX_PROCESSORS = 64
 """Virtual processors a VM; one 64-bit mask holds them all, and so do the guest's interrupt targets."""
 
@@ -140,11 +142,14 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One virtual machine."""
 
     name: Name
-    backend: Annotated[Backend, Meta(description='"task" in this version.')] = Backend.TASK
+    backend: Annotated[Backend, Meta(description='"task" runs a program, "kvm" a kernel.')] = Backend.TASK
     program: Annotated[str, Meta(description="Python file with `async def main(guest)`, or a built-in program.")] = ""
     args: Annotated[dict[str, Any], Meta(description="For the guest program, as `guest.args`.")] = msgspec.field(
         default_factory=dict
     )
+    kernel: Annotated[str, Meta(description="A Linux bzImage, with backend kvm; from the topology's folder.")] = ""
+    initrd: Annotated[str, Meta(description="Its initial RAM disk, with backend kvm.")] = ""
+    cmdline: Annotated[str, Meta(description="The kernel's command line, with backend kvm.")] = DEFAULT_COMMAND_LINE
     memory: Annotated[Size, _size("A multiple of 4096 bytes.", "64MiB")] = msgspec.field(
         default_factory=lambda: Size(64 << 20)
     )

@@ -89,8 +89,8 @@ def test_all_keys(folder: Path) -> None:
         (VM + "procesors = 2\n", 'line 4: vm[0] "web".procesors: unknown key; did you mean "processors"?'),
         (
             VM + "zzz = 2\n",
-            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, memory, processors, '
-            "restart, cpu, disk, nic, device",
+            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, initrd, '
+            "cmdline, memory, processors, restart, cpu, disk, nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
@@ -127,8 +127,15 @@ def test_all_keys(folder: Path) -> None:
             VM + 'backend = "qqqqqq"\n',
             'line 4: vm[0] "web".backend: must not be "qqqqqq"; known are task, process, kvm',
         ),
-        (VM + 'backend = "kvm"\n', 'line 4: vm[0] "web".backend: "kvm" is not in this version; use "task"'),
-        (VM + 'backend = "process"\n', 'line 4: vm[0] "web".backend: "process" is not in this version; use "task"'),
+        (
+            VM + 'backend = "kvm"\n',
+            'line 1: vm[0] "web".kernel: is missing: name the vmlinuz file of a kernel package\n'
+            'line 3: vm[0] "web".program: is for backend = "task"; a VM of KVM has a kernel',
+        ),
+        (
+            VM + 'backend = "process"\n',
+            'line 4: vm[0] "web".backend: "process" is not in this version; use "task" or "kvm"',
+        ),
         (VM + 'restart = "always"\n', 'line 4: vm[0] "web".restart: "always" is not in this version; use "never"'),
         (VM + "cpu = { limit = 50 }\n", 'line 4: vm[0] "web".cpu: processor controls come later: remove cpu'),
         (

@@ -1,8 +1,8 @@
 """COM1: as much of a 16550 as an operating system's console driver asks for. Root side.
 
 Output is never slow here, so the transmitter is always empty; received bytes wait in a bounded queue. Drivers probe
-the scratch register, the FIFO bits of IIR and the loopback of MCR, so these work. The interrupt line follows IER and the
-two causes that exist; a driver that never enables it, as a kernel printing its messages, polls LSR.
+the scratch register, the FIFO bits of IIR and the loopback of MCR, so these work. The interrupt line follows IER and
+the two causes that exist; a driver that never enables it, as a kernel printing its messages, polls LSR.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from pathlib import Path
 import attrs
 
 from hypervisor.memory import GuestMemory
+from partitions.root.chipset import acpi
+from partitions.root.exits import CannotStart
 
 GDT_GPA = 0x500
 ZERO_PAGE_GPA = 0x7000
@@ -20,14 +22,17 @@ PAGE_TABLES_GPA = 0x9000
 COMMAND_LINE_GPA = 0x20000
 LOW_MEMORY_END = 0x9FC00
 KERNEL_GPA = 0x100000
-FOUR_GIB = 1 << 32
+MOST_MEMORY = 0xC000_0000
+"""RAM is one run that ends below the windows of devices."""
+_INITRD_END = 0x3800_0000
+"""Where every kernel's direct map reaches."""
 
 _RAM, _RESERVED = 1, 2
-_LOADFLAG_HIGH, _XLOADFLAG_64BIT = 0x01, 0x01
+_XLOADFLAG_64BIT = 0x01
 _LOADER_UNDEFINED = 0xFF
 
 
-class BootError(Exception):
+class BootError(CannotStart):
     """A kernel, initrd or command line that cannot be started; the text says which file, why and what to do."""
 
 
@@ -46,50 +51,68 @@ class ProcessorStart:
     gdt_limit: int
 
 
-def load_linux(
-    memory: GuestMemory, *, kernel: Path, initrd: Path | None, command_line: str, acpi_rsdp: int
-) -> ProcessorStart:
-    """Write everything that the kernel expects; raises `BootError`. RAM must be one run from GPA 0 and below 3 GiB."""
-    image = _read(kernel, "kernel")
-    header = _header_of(image, kernel)
-    setup_sectors = header[0x1F1 - 0x1F1] or 4
-    payload = image[(setup_sectors + 1) * 512 :]
-    (init_size,) = struct.unpack_from("<I", header, 0x260 - 0x1F1)
-    room = memory.end
-    if KERNEL_GPA + max(init_size, len(payload)) > room:
-        raise BootError(
-            f"{kernel}: the kernel needs {(KERNEL_GPA + init_size) >> 20} MiB to unpack itself and the VM has "
-            f"{room >> 20} MiB; give it more memory"
-        )
-    (limit,) = struct.unpack_from("<I", header, 0x238 - 0x1F1)
-    encoded = command_line.encode() + b"\0"
-    if len(encoded) > limit:
-        raise BootError(f"cmdline has {len(encoded) - 1} characters, {kernel} takes {limit - 1}")
+@attrs.frozen
+class LinuxImage:
+    """A kernel, read and checked for a VM of a certain size; `load` cannot fail for a person's mistake any more."""
 
-    memory.write(KERNEL_GPA, payload)
-    memory.write(COMMAND_LINE_GPA, encoded)
-    zero_page = bytearray(4096)
-    zero_page[0x1F1 : 0x1F1 + len(header)] = header
-    zero_page[0x210] = _LOADER_UNDEFINED
-    struct.pack_into("<I", zero_page, 0x228, COMMAND_LINE_GPA)
-    struct.pack_into("<Q", zero_page, 0x070, acpi_rsdp)
-    if initrd is not None:
-        data = _read(initrd, "initrd")
-        lowest = KERNEL_GPA + init_size
-        start = (min(room, 0x3800_0000) - len(data)) & ~0xFFF
-        if start < lowest:
+    memory_bytes: int
+    """The VM's RAM, one run from GPA 0."""
+    header: bytes = attrs.field(repr=False)
+    payload: bytes = attrs.field(repr=False)
+    initrd: bytes = attrs.field(repr=False)
+    initrd_gpa: int
+    command_line: bytes
+    processors: int
+
+    @classmethod
+    def open(
+        cls, kernel: Path, *, initrd: Path | None, command_line: str, memory_bytes: int, processors: int
+    ) -> LinuxImage:
+        """Read the files. Raises `BootError`."""
+        image = _read(kernel, "kernel")
+        header = _header_of(image, kernel)
+        payload = image[((header[0] or 4) + 1) * 512 :]
+        (init_size,) = struct.unpack_from("<I", header, 0x260 - 0x1F1)
+        end = KERNEL_GPA + max(init_size, len(payload))
+        if memory_bytes > MOST_MEMORY:
+            raise BootError(f"a VM with a kernel has at most {MOST_MEMORY >> 20} MiB of memory in this version")
+        if end > memory_bytes:
             raise BootError(
-                f"{initrd}: {len(data) >> 20} MiB do not fit beside the kernel in {room >> 20} MiB of memory; "
+                f"{kernel}: the kernel needs {end >> 20} MiB to unpack itself and the VM has "
+                f"{memory_bytes >> 20} MiB; give it more memory"
+            )
+        (limit,) = struct.unpack_from("<I", header, 0x238 - 0x1F1)
+        encoded = command_line.encode() + b"\0"
+        if len(encoded) > limit:
+            raise BootError(f"cmdline has {len(encoded) - 1} characters, {kernel} takes {limit - 1}")
+        data = b"" if initrd is None else _read(initrd, "initrd")
+        start = (min(memory_bytes, _INITRD_END) - len(data)) & ~0xFFF
+        if start < end:
+            raise BootError(
+                f"{initrd}: {len(data) >> 20} MiB do not fit beside the kernel in {memory_bytes >> 20} MiB of memory; "
                 "give the VM more"
             )
-        memory.write(start, data)
-        struct.pack_into("<II", zero_page, 0x218, start, len(data))
-    _write_memory_map(zero_page, room)
-    memory.write(ZERO_PAGE_GPA, bytes(zero_page))
-    gdt = struct.pack("<4Q", 0, 0, 0x00AF9B00_0000FFFF, 0x00CF9300_0000FFFF)
-    memory.write(GDT_GPA, gdt)
-    _write_page_tables(memory)
-    return ProcessorStart(KERNEL_GPA + 0x200, ZERO_PAGE_GPA, STACK_GPA, PAGE_TABLES_GPA, GDT_GPA, len(gdt) - 1)
+        return cls(memory_bytes, header, payload, data, start, encoded, processors)
+
+    def load(self, memory: GuestMemory) -> ProcessorStart:
+        """Write everything that the kernel expects: itself, initrd, command line, ACPI and page tables, memory map."""
+        memory.write(KERNEL_GPA, self.payload)
+        memory.write(COMMAND_LINE_GPA, self.command_line)
+        memory.write(acpi.TABLES_GPA, acpi.build_tables(self.processors))
+        zero_page = bytearray(4096)
+        zero_page[0x1F1 : 0x1F1 + len(self.header)] = self.header
+        zero_page[0x210] = _LOADER_UNDEFINED
+        struct.pack_into("<I", zero_page, 0x228, COMMAND_LINE_GPA)
+        struct.pack_into("<Q", zero_page, 0x070, acpi.TABLES_GPA)
+        if self.initrd:
+            memory.write(self.initrd_gpa, self.initrd)
+            struct.pack_into("<II", zero_page, 0x218, self.initrd_gpa, len(self.initrd))
+        _write_memory_map(zero_page, self.memory_bytes)
+        memory.write(ZERO_PAGE_GPA, bytes(zero_page))
+        gdt = struct.pack("<4Q", 0, 0, 0x00AF9B00_0000FFFF, 0x00CF9300_0000FFFF)
+        memory.write(GDT_GPA, gdt)
+        _write_page_tables(memory)
+        return ProcessorStart(KERNEL_GPA + 0x200, ZERO_PAGE_GPA, STACK_GPA, PAGE_TABLES_GPA, GDT_GPA, len(gdt) - 1)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -15,7 +15,7 @@ from hypervisor.memory import GuestMemory, MemoryBlock
 from hypervisor.pages import PAGE_SHIFT, Access
 from partitions.root.chipset import acpi, aml, cmos, linux_boot
 from partitions.root.chipset.cmos import CmosClock
-from partitions.root.chipset.linux_boot import BootError, load_linux
+from partitions.root.chipset.linux_boot import BootError, LinuxImage
 
 MIB = 1 << 20
 
@@ -123,16 +123,15 @@ def memory() -> GuestMemory:
     return memory
 
 
+def image_of(kernel: Path, *, initrd: Path | None = None, command_line: str = "") -> LinuxImage:
+    return LinuxImage.open(kernel, initrd=initrd, command_line=command_line, memory_bytes=16 * MIB, processors=1)
+
+
 def test_kernel_initrd_and_command_line_lie_where_the_zero_page_says(memory: GuestMemory, tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(kernel_image())
     (tmp_path / "initrd").write_bytes(b"initrd!" * 1000)
-    start = load_linux(
-        memory,
-        kernel=tmp_path / "vmlinuz",
-        initrd=tmp_path / "initrd",
-        command_line="console=ttyS0",
-        acpi_rsdp=acpi.TABLES_GPA,
-    )
+    image = image_of(tmp_path / "vmlinuz", initrd=tmp_path / "initrd", command_line="console=ttyS0")
+    start = image.load(memory)
     zero_page = memory.read(start.zero_page, 4096)
 
     assert memory.read(start.entry - 0x200, 4096) == b"\xf4" * 4096
@@ -141,14 +140,15 @@ def test_kernel_initrd_and_command_line_lie_where_the_zero_page_says(memory: Gue
     initrd, size = struct.unpack_from("<II", zero_page, 0x218)
     assert memory.read(initrd, size) == b"initrd!" * 1000
     assert initrd % 4096 == 0
-    assert struct.unpack_from("<Q", zero_page, 0x70) == (acpi.TABLES_GPA,)
+    (rsdp,) = struct.unpack_from("<Q", zero_page, 0x70)
+    assert memory.read(rsdp, 8) == b"RSD PTR "
     regions = [struct.unpack_from("<QQI", zero_page, 0x2D0 + 20 * i) for i in range(zero_page[0x1E8])]
     assert regions[-1] == (MIB, 15 * MIB, 1)
 
 
 def test_the_page_tables_map_each_address_to_itself(memory: GuestMemory, tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(kernel_image())
-    start = load_linux(memory, kernel=tmp_path / "vmlinuz", initrd=None, command_line="", acpi_rsdp=0)
+    start = image_of(tmp_path / "vmlinuz").load(memory)
 
     def entry(table: int, index: int) -> int:
         return int(struct.unpack("<Q", memory.read((table & ~0xFFF) + 8 * index, 8))[0])
@@ -170,24 +170,22 @@ def test_the_page_tables_map_each_address_to_itself(memory: GuestMemory, tmp_pat
         (kernel_image(payload=bytes(20 * MIB)), "give it more memory"),
     ],
 )
-def test_a_file_that_cannot_be_started_is_refused_by_name(
-    memory: GuestMemory, tmp_path: Path, image: bytes, words: str
-) -> None:
+def test_a_file_that_cannot_be_started_is_refused_by_name(tmp_path: Path, image: bytes, words: str) -> None:
     (tmp_path / "vmlinuz").write_bytes(image)
     with pytest.raises(BootError, match=words) as caught:
-        load_linux(memory, kernel=tmp_path / "vmlinuz", initrd=None, command_line="", acpi_rsdp=0)
+        image_of(tmp_path / "vmlinuz")
     assert str(tmp_path / "vmlinuz") in str(caught.value)
 
 
-def test_an_initrd_that_does_not_fit_and_a_missing_file(memory: GuestMemory, tmp_path: Path) -> None:
+def test_an_initrd_that_does_not_fit_and_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(kernel_image())
     (tmp_path / "initrd").write_bytes(bytes(14 * MIB))
     with pytest.raises(BootError, match="give the VM more"):
-        load_linux(memory, kernel=tmp_path / "vmlinuz", initrd=tmp_path / "initrd", command_line="", acpi_rsdp=0)
+        image_of(tmp_path / "vmlinuz", initrd=tmp_path / "initrd")
     with pytest.raises(BootError, match=r"initrd .*none: No such file"):
-        load_linux(memory, kernel=tmp_path / "vmlinuz", initrd=tmp_path / "none", command_line="", acpi_rsdp=0)
+        image_of(tmp_path / "vmlinuz", initrd=tmp_path / "none")
     with pytest.raises(BootError, match="300 characters"):
-        load_linux(memory, kernel=tmp_path / "vmlinuz", initrd=None, command_line="x" * 300, acpi_rsdp=0)
+        image_of(tmp_path / "vmlinuz", command_line="x" * 300)
 
 
 def test_low_memory_layout_has_no_overlaps() -> None:

@@ -1,0 +1,1 @@
+"""Virtual processors of KVM: ioctls, vCPU threads, exits. Hypervisor."""

@@ -1,0 +1,115 @@
+"""One VM of KVM: memory slots, interrupt controllers, CPUID, the MSR filter, doorbells. Hypervisor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from hypervisor.backend.kvm import ioctls
+from hypervisor.backend.kvm.ioctls import Capability, KvmError, Request
+
+NEEDED = {
+    Capability.USER_MEMORY: "guest memory from this process",
+    Capability.IRQCHIP: "interrupt controllers in the kernel",
+    Capability.IOEVENTFD: "doorbells without an exit",
+    Capability.SIGNAL_MSI: "interrupts by vector",
+    Capability.IMMEDIATE_EXIT: "a way to stop a virtual processor",
+    Capability.X86_USER_SPACE_MSR: "synthetic MSRs in this process",
+    Capability.X86_MSR_FILTER: "synthetic MSRs kept from KVM's own Hyper-V emulation",
+}
+SYNTHETIC_MSRS = 0x4000_0000
+SYNTHETIC_MSR_COUNT = 0x1000
+TSS_GPA = 0xFFFB_D000
+IDENTITY_MAP_GPA = 0xFFFB_C000
+LOCAL_APIC_MSI = 0xFEE0_0000
+
+
+def open_kvm() -> int:
+    """A descriptor of /dev/kvm that has all we need. Raises `KvmError` with the remedy."""
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise KvmError(
+            "there is no /dev/kvm: load kvm-intel or kvm-amd, or turn on virtualization in the firmware"
+        ) from None
+    except PermissionError:
+        raise KvmError("no permission for /dev/kvm: join the group kvm, or run as root") from None
+    except OSError as error:
+        raise KvmError(f"/dev/kvm: {error.strerror}") from error
+    try:
+        for capability, purpose in NEEDED.items():
+            if ioctls.ioctl(fd, Request.CHECK_EXTENSION, int(capability)) == 0:
+                raise KvmError(f"this KVM lacks KVM_CAP_{capability.name} ({purpose}): a newer kernel has it")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class KvmMachine:
+    """One VM of KVM. Close it after its vCPUs."""
+
+    def __init__(self) -> None:
+        self.kvm_fd = open_kvm()
+        self.fd = -1
+        try:
+            self.fd = ioctls.ioctl(self.kvm_fd, Request.CREATE_VM, 0)
+            ioctls.ioctl(self.fd, Request.SET_TSS_ADDR, TSS_GPA)
+            ioctls.ioctl(self.fd, Request.SET_IDENTITY_MAP_ADDR, bytearray(struct.pack("<Q", IDENTITY_MAP_GPA)))
+            ioctls.ioctl(self.fd, Request.CREATE_IRQCHIP)
+            self._take_synthetic_msrs()
+        except BaseException:
+            self.close()
+            raise
+        self.run_size = ioctls.ioctl(self.kvm_fd, Request.GET_VCPU_MMAP_SIZE)
+        self._slots = 0
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for fd in (self.fd, self.kvm_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.kvm_fd = -1
+
+    def map(self, gpa: int, view: memoryview) -> None:
+        """Make host memory guest memory; the caller keeps the view alive as long as the VM."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        region = ioctls.MEMORY_REGION.pack(self._slots, 0, gpa, len(view), address)
+        ioctls.ioctl(self.fd, Request.SET_USER_MEMORY_REGION, bytearray(region))
+        self._slots += 1
+
+    def interrupt(self, apic_id: int, vector: int) -> None:
+        """Raise an edge interrupt with this vector at one local APIC."""
+        message = ioctls.MSI.pack(LOCAL_APIC_MSI | apic_id << 12, 0, vector, 0, 0)
+        ioctls.ioctl(self.fd, Request.SIGNAL_MSI, bytearray(message))
+
+    def set_line(self, line: int, high: bool) -> None:
+        """Drive an input of the interrupt controllers: COM1 is on line 4."""
+        ioctls.ioctl(self.fd, Request.IRQ_LINE, bytearray(ioctls.IRQ_LEVEL.pack(line, high)))
+
+    def doorbell(self, port: int, value: int, event_fd: int, *, attach: bool) -> None:
+        """Count a 4-byte OUT of `value` to `port` on an eventfd, without an exit; or no longer."""
+        flags = ioctls.IOEVENTFD_PIO | ioctls.IOEVENTFD_DATAMATCH | (0 if attach else ioctls.IOEVENTFD_DEASSIGN)
+        ioctls.ioctl(self.fd, Request.IOEVENTFD, bytearray(ioctls.IOEVENTFD.pack(value, port, 4, event_fd, flags)))
+
+    def supported_cpuid(self) -> list[tuple[int, ...]]:
+        """(function, index, flags, eax, ebx, ecx, edx) of what KVM can show, without its own hypervisor leaves."""
+        count = 128
+        buffer = bytearray(8 + count * ioctls.CPUID_ENTRY.size)
+        struct.pack_into("<I", buffer, 0, count)
+        ioctls.ioctl(self.kvm_fd, Request.GET_SUPPORTED_CPUID, buffer)
+        (found,) = struct.unpack_from("<I", buffer)
+        entries = [ioctls.CPUID_ENTRY.unpack_from(buffer, 8 + i * ioctls.CPUID_ENTRY.size) for i in range(found)]
+        return [entry for entry in entries if entry[0] >> 8 != 0x400000]
+
+    def _take_synthetic_msrs(self) -> None:
+        enable = ioctls.ENABLE_CAP.pack(Capability.X86_USER_SPACE_MSR, 0, ioctls.MSR_EXIT_REASONS, 0, 0, 0)
+        ioctls.ioctl(self.fd, Request.ENABLE_CAP, bytearray(enable))
+        # struct kvm_msr_filter: default allow; one range, reads and writes, whose bitmap of zeros denies all of it.
+        bitmap = bytearray(SYNTHETIC_MSR_COUNT // 8)
+        address = ctypes.addressof((ctypes.c_char * len(bitmap)).from_buffer(bitmap))
+        ranges = struct.pack("<IIIIQ", 3, SYNTHETIC_MSR_COUNT, SYNTHETIC_MSRS, 0, address)
+        ioctls.ioctl(
+            self.fd, Request.X86_SET_MSR_FILTER, bytearray(struct.pack("<II", 0, 0) + ranges.ljust(384, b"\0"))
+        )
