@@ -50,6 +50,8 @@ _COMPLETE, _INBAND, _GPA_DIRECT = int(PacketType.COMPLETION), int(PacketType.INB
 _EXECUTE_SRB, _REPORT_LUNS, _INQUIRY = int(Operation.EXECUTE_SRB), int(Opcode.REPORT_LUNS), int(Opcode.INQUIRY)
 _IN = int(Direction.IN)
 _INTO_GUEST, _FROM_GUEST = Access.WRITE, Access.READ
+_COMMANDS = tuple((CDB_LENGTH[code], DIRECTION[code]) for code in range(256))
+"""By operation code: the least CDB length, and the direction of the data if we know the command."""
 
 # operation, SRB length, port with path, target and LUN as one word, CDB length, sense length, direction, bytes, CDB
 _SRB = "I8xH2xIBBBxI16s"
@@ -165,21 +167,26 @@ class StorageSession:
         if byte_offset + byte_count > pages << PAGE_SHIFT:
             raise BadValue(f"a GPA range of {byte_count} bytes at {byte_offset} in {pages} pages")
         opcode = cdb[0]
+        least_cdb, proper = _COMMANDS[opcode]
         if (
             srb_length != self._srb_size
             or sense_length > SENSE_SIZE
             or wanted > MAX_TRANSFER
-            or not CDB_LENGTH[opcode] <= cdb_length <= CDB_SIZE
-            or (DIRECTION[opcode] != direction and wanted and DIRECTION[opcode] is not None)
+            or not least_cdb <= cdb_length <= CDB_SIZE
+            or (direction != proper and proper is not None and wanted)
         ):
             return self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}, data {wanted}")
+        access = _INTO_GUEST if direction == _IN else _FROM_GUEST
+        views: Sequence[memoryview]
         try:
-            views = self._memory.page_views(
-                untrusted_gpns, byte_offset, wanted, _INTO_GUEST if direction == _IN else _FROM_GUEST
-            )
+            if pages == 1:
+                views = (self._memory.view((untrusted_gpns[0] << PAGE_SHIFT) + byte_offset, wanted, access),)
+            else:
+                views = self._memory.page_views(untrusted_gpns, byte_offset, wanted, access)
         except GpaFault as fault:
             return self._invalid(packet, f"{describe_cdb(cdb)}: {fault}")
-        if self._trace.on:
+        tracing = self._trace.on
+        if tracing:
             self._emit_command(where, cdb, wanted)
         target = self._disks.get(where >> 8)
         if target is None or opcode == _REPORT_LUNS:
@@ -189,8 +196,13 @@ class StorageSession:
             self.in_flight += 1
             self._counters.waited += 1
             return 0
-        self._complete(packet, result)
-        return result.transferred
+        moved = result.transferred
+        answer = self._good.get(moved << 8 | len(body) - offset)
+        if answer is None or result.status or tracing:
+            self._complete(packet, result)
+        else:
+            self.outbox.append(Packet(_COMPLETE, 0, packet.transaction_id, 0, answer))
+        return moved
 
     def _other(self, packet: Packet) -> int:
         """Anything but a command with data."""

@@ -296,8 +296,15 @@ class Disk:
         """A window's requests, one after the other in its buffer."""
         built: list[Request] = []
         position, size = 0, self.block_size
+        form, formed_for = None, -1
         for _, lba, count in window:
-            built.append(self._transfer(direction, lba, count, buffer, position, fua))
+            if form is None or formed_for != count or position & PAGE_MASK or lba + count > _LBA_10:
+                built.append(self._transfer(direction, lba, count, buffer, position, fua))
+                # What the next has in common with this one if it begins on a page too.
+                form = None if position & PAGE_MASK else self._forms.get(_form_key(direction, count, 0, fua))
+                formed_for = count
+            else:
+                built.append(_fill_in(form, lba, buffer, position))
             position += count * size
         return built
 
@@ -313,15 +320,9 @@ class Disk:
         if lba + count > _LBA_10:
             cdb = read_cdb(lba, count) if direction is Direction.IN else write_cdb(lba, count, fua=fua)
             return self._with_data(cdb, direction, buffer, position, count * self.block_size)
-        key = count << 16 | offset << 2 | fua << 1 | direction
+        key = _form_key(direction, count, offset, fua)
         form = self._forms.get(key) or self._new_form(key, direction, count, buffer, position, fua)
-        pack, head, prefix, tail, pages = form
-        first = position >> PAGE_SHIFT
-        if pages == 1:
-            body = pack(head, buffer.gpn + first, prefix, lba.to_bytes(4, "big"), tail)
-        else:
-            body = pack(head, *buffer.gpns[first : first + pages], prefix, lba.to_bytes(4, "big"), tail)
-        return body, 16 + 8 * pages, buffer
+        return _fill_in(form, lba, buffer, position)
 
     def _new_form(
         self, key: int, direction: Direction, count: int, buffer: DmaBuffer, position: int, fua: bool
@@ -350,6 +351,20 @@ class Disk:
 
     def _without_data(self, cdb: bytes) -> Request:
         return self._storage.without_data(self._address, cdb)
+
+
+def _form_key(direction: Direction, count: int, offset: int, fua: bool) -> int:
+    return count << 16 | offset << 2 | fua << 1 | direction
+
+
+def _fill_in(form: _Form, lba: int, buffer: DmaBuffer, position: int) -> Request:
+    """A request of a form, for blocks from `lba` on, from or to byte `position` of a buffer."""
+    pack, head, prefix, tail, pages = form
+    first = position >> PAGE_SHIFT
+    if pages == 1:
+        return pack(head, buffer.gpn + first, prefix, lba.to_bytes(4, "big"), tail), 24, buffer
+    gpns = buffer.gpns[first : first + pages]
+    return pack(head, *gpns, prefix, lba.to_bytes(4, "big"), tail), 16 + 8 * pages, buffer
 
 
 class Storage:
