@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## boot two children, give them disks, show their traffic
-	$(BIN)/partita run 03-disk -v
+	$(BIN)/partita run 03-disk -vv --trace-filter 'layer=state|control|device'
 
 test: $(READY) ## the fast test suite
 	$(BIN)/python -m pytest -q
