@@ -4,8 +4,8 @@ It knows nothing of VMBus: any front end that carries CDBs can serve it. A front
 wherever the data is to go or to come from, with room for `length` bytes, and checks itself that a command's direction
 (`scsi.DIRECTION`) is that of its buffer.
 
-Answers to SPC-4 and SBC-3 for a thick, non-removable direct access disk with 512-byte blocks. Every command that is
-neither READ(10) nor in the table at the end gets INVALID COMMAND OPERATION CODE. A host's I/O error becomes sense data.
+Answers to SPC-4 and SBC-3 for a thick, non-removable direct access disk with 512-byte blocks. Every command that is not
+in the table at the end gets INVALID COMMAND OPERATION CODE. A host's I/O error becomes sense data.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from vsp_vsc.storage.scsi import (
 )
 from vsp_vsc.storage.sense import Reason, descriptor_sense, fixed_sense
 
-_READ_10 = int(Opcode.READ_10)
-_unpack_10 = CDB_10.unpack_from
 _SHIFT = BLOCK_SIZE.bit_length() - 1
 _PROTECT = 0xE0
 """RDPROTECT and WRPROTECT: our disks carry no protection information."""
@@ -120,11 +118,7 @@ class ScsiTarget:
 
         The result, or None where it is handed to `done`: later, or before this returns if the backend is inline.
         """
-        opcode = cdb[0]
-        if opcode == _READ_10:  # nearly all commands: one look-up and one call less
-            _, flags, lba, _, count, _ = _unpack_10(cdb)
-            return self._read(flags, lba, count, 7, views, length, tag, done)
-        handler = _HANDLERS.get(opcode)
+        handler = _HANDLERS.get(cdb[0])
         if handler is None:
             return self._refuse(Reason.INVALID_OPCODE, field=0)
         return handler(self, cdb, views, length, tag, done)
@@ -134,6 +128,20 @@ class ScsiTarget:
         return TargetStatistics(self._check_conditions, self._host_errors)
 
     # --- reading and writing
+
+    def read_now(self, lba: int, count: int, views: Views) -> bool:
+        """Read blocks into views of just that size, if nothing speaks against it and nothing has to be waited for.
+
+        Else false, and `start` finds out what there is to say.
+        """
+        try:
+            return lba + count <= self.blocks and self.backend.try_read(views, lba << _SHIFT, count << _SHIFT)
+        except OSError:
+            return False
+
+    def _read_10(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
+        _, flags, lba, _, count, _ = CDB_10.unpack_from(cdb)
+        return self._read(flags, lba, count, 7, views, length, tag, done)
 
     def _read_16(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         _, flags, lba, count, _, _ = CDB_16.unpack_from(cdb)
@@ -330,6 +338,7 @@ _HANDLERS: dict[int, _Handler] = {
     Opcode.INQUIRY: ScsiTarget._inquiry,
     Opcode.MODE_SENSE_6: ScsiTarget._mode_sense_6,
     Opcode.READ_CAPACITY_10: ScsiTarget._read_capacity_10,
+    Opcode.READ_10: ScsiTarget._read_10,
     Opcode.WRITE_10: ScsiTarget._write_10,
     Opcode.SYNCHRONIZE_CACHE_10: ScsiTarget._synchronize_10,
     Opcode.MODE_SENSE_10: ScsiTarget._mode_sense_10,

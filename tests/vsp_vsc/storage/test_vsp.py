@@ -293,6 +293,7 @@ async def test_what_is_asked_and_answered_can_be_watched() -> None:
         await ask(
             pair.guest_end,
             command(read_cdb(0, 8), [3], 4096),
+            command(read_cdb(8, 8), [4], 4096),
             command(read_cdb(1 << 20, 8), [3], 4096),
             command(bytes(6), lun=3),
         )
@@ -303,6 +304,8 @@ async def test_what_is_asked_and_answered_can_be_watched() -> None:
             ("storage_control", TO_ROOT, "QUERY_PROPERTIES"),
             ("storage_control", TO_ROOT, "END_INITIALIZATION"),
             ("scsi_command", TO_ROOT, "SCSI READ(10) lba=0 blocks=8"),
+            ("scsi_result", TO_CHILD, "good"),
+            ("scsi_command", TO_ROOT, "SCSI READ(10) lba=8 blocks=8"),
             ("scsi_result", TO_CHILD, "good"),
             ("scsi_command", TO_ROOT, "SCSI READ(10) lba=1048576 blocks=8"),
             (
