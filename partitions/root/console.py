@@ -7,6 +7,7 @@ text is made with replacement characters: a console never raises over what a gue
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -40,8 +41,17 @@ class Console:
         self._lines: deque[ConsoleLine] = deque()
         self._lines_charge = 0
         self._feed: Feed[ConsoleLine] = Feed()
+        self._receive: Callable[[bytes], int] | None = None
         self.total_bytes = 0
         """All that was ever printed, kept or not."""
+
+    def connect(self, receive: Callable[[bytes], int] | None) -> None:
+        """Where typed bytes go while the VM is on: COM1's receiver, or None when it goes off."""
+        self._receive = receive
+
+    def send(self, data: bytes) -> int:
+        """Type bytes into COM1; how many there was room for, none while the VM is off. Send the rest again later."""
+        return 0 if self._receive is None else self._receive(data)
 
     def write_byte(self, byte: int) -> None:
         """One byte from the transmit register."""

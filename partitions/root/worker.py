@@ -196,9 +196,12 @@ class Worker:
             host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
             stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
 
+            com1 = Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high))
+            self._console.connect(com1.receive)
+            stack.callback(self._console.connect, None)
             chipset = Chipset(
                 (
-                    Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high)),
+                    com1,
                     CmosClock(host.wall_clock),
                     self._power,
                     ResetControl(self._guest_reset),

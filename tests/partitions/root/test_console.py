@@ -111,3 +111,19 @@ async def test_unsubscribed_is_forgotten() -> None:
     feed.put(2)
     numbers.close()
     assert [number async for number in numbers] == [1]
+
+
+def test_what_is_typed_goes_to_the_receiver_of_the_running_vm_only() -> None:
+    """A console outlives its VM: while that is off, nothing typed is taken, and the sender is told so."""
+    console, typed = Console(lambda: 0), []
+
+    def receive(data: bytes) -> int:
+        typed.append(data)
+        return 2
+
+    assert console.send(b"lost") == 0
+    console.connect(receive)
+    assert console.send(b"ls\n") == 2
+    console.connect(None)
+    assert console.send(b"lost") == 0
+    assert typed == [b"ls\n"]
