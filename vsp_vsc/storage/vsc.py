@@ -171,17 +171,22 @@ class Disk:
 
     async def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read several ranges, given as (block, count), at once."""
-        size = self.block_size
+        windows = self._windows(requests)
+        if len(windows) == 1 and len(windows[0][0]) == len(requests):
+            return await self._read_window(*windows[0])
         results: list[list[bytes]] = [[] for _ in requests]
-        for window, blocks in self._windows(requests):
-            with self._storage.pool.allocate(blocks * size) as buffer:
-                await self._run(self._requests(window, Direction.IN, buffer))
-                view, start = buffer.view, 0
-                for index, _, count in window:
-                    end = start + count * size
-                    results[index].append(bytes(view[start:end]))
-                    start = end
-        return [pieces[0] if len(pieces) == 1 else b"".join(pieces) for pieces in results]
+        for window, blocks in windows:
+            for (index, _, _), piece in zip(window, await self._read_window(window, blocks), strict=True):
+                results[index].append(piece)
+        return [b"".join(pieces) for pieces in results]
+
+    async def _read_window(self, window: Sequence[tuple[int, int, int]], blocks: int) -> list[bytes]:
+        """The bytes of each piece of a window, which has so many blocks in all."""
+        size = self.block_size
+        with self._storage.pool.allocate(blocks * size) as buffer:
+            await self._run(self._requests(window, Direction.IN, buffer))
+            view, end = buffer.view, 0
+            return [bytes(view[end : (end := end + count * size)]) for _, _, count in window]
 
     async def write(self, lba: int, data: bytes | bytearray | memoryview, *, fua: bool = False) -> None:
         """Write whole blocks. With `fua` they are on the medium afterwards, without it in its cache: see `flush`."""
