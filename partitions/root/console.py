@@ -1,4 +1,4 @@
-"""What a VM prints on COM1: the last 64 KiB, lines with their times, and readers that follow. Root side.
+"""COM1 of a VM, both ways: the last 64 KiB printed, lines with their times, readers that follow. Root side.
 
 Bytes come one by one out of port intercepts. The guest decides how many and which, so everything here is bounded, and
 text is made with replacement characters: a console never raises over what a guest prints.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+import trio
 
 from hypervisor.clock import Clock
 from partitions.root.feed import Feed, Subscription
@@ -31,8 +32,51 @@ class ConsoleLine(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+class ConsoleBytes:
+    """One reader of the bytes as they come, made by `Console.listen`. It holds a place, no bytes of its own."""
+
+    __slots__ = ("_bell", "_console", "_place", "dropped")
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._place = console.total_bytes
+        self._bell = trio.Event()
+        self.dropped = 0
+        """Bytes that were printed and forgotten before this reader came for them."""
+
+    async def receive(self) -> bytes:
+        """All that was printed since the last time, at least one byte; empty at the end of the console."""
+        console = self._console
+        while self._place == console.total_bytes:
+            if console.closed:
+                await trio.lowlevel.checkpoint()
+                return b""
+            self._bell = trio.Event()
+            await self._bell.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        new = console.total_bytes - self._place
+        self._place = console.total_bytes
+        data = console.last(new)
+        self.dropped += new - len(data)
+        return data
+
+    def ring(self) -> None:
+        """There is something to read, or the end."""
+        self._bell.set()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._console.forget(self)
+
+    def __enter__(self) -> ConsoleBytes:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 class Console:
-    """COM1's output of one VM. It outlives the worker: a new start appends, `clear` empties."""
+    """COM1 of one VM. It outlives the worker: a new start appends, `clear` empties."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -42,6 +86,8 @@ class Console:
         self._lines_charge = 0
         self._feed: Feed[ConsoleLine] = Feed()
         self._receive: Callable[[bytes], int] | None = None
+        self._readers: tuple[ConsoleBytes, ...] = ()
+        self.closed = False
         self.total_bytes = 0
         """All that was ever printed, kept or not."""
 
@@ -65,6 +111,8 @@ class Console:
             self._open_line.append(byte)
             if len(self._open_line) >= MAX_LINE:
                 self._end_line()
+        for reader in self._readers:
+            reader.ring()
 
     def write(self, data: bytes) -> None:
         """Several bytes, in order."""
@@ -80,6 +128,9 @@ class Console:
         """The VM's definition is gone: followers end after what they have."""
         self.flush_line()
         self._feed.close()
+        self.closed = True
+        for reader in self._readers:
+            reader.ring()
 
     def clear(self) -> None:
         """Forget what was printed so far."""
@@ -112,6 +163,20 @@ class Console:
     def follow(self, *, capacity: int = 1024) -> Subscription[ConsoleLine]:
         """New lines from now on: `async for line in console.follow()`. A slow reader loses the oldest (`.dropped`)."""
         return self._feed.subscribe(capacity)
+
+    def listen(self) -> ConsoleBytes:
+        """A reader of the bytes from now on. A slow one loses the oldest (`.dropped`), since only so many are kept."""
+        reader = ConsoleBytes(self)
+        self._readers = (*self._readers, reader)
+        return reader
+
+    def forget(self, reader: ConsoleBytes) -> None:
+        """A reader has gone."""
+        self._readers = tuple(other for other in self._readers if other is not reader)
+
+    def last(self, count: int) -> bytes:
+        """The last bytes, as many of `count` as are kept."""
+        return bytes(self._bytes[-count:]) if count else b""
 
     def _end_line(self) -> None:
         line = ConsoleLine(self._clock(), _text(self._open_line))

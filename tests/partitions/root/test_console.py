@@ -127,3 +127,38 @@ def test_what_is_typed_goes_to_the_receiver_of_the_running_vm_only() -> None:
     console.connect(None)
     assert console.send(b"lost") == 0
     assert typed == [b"ls\n"]
+
+
+async def test_bytes_as_they_come() -> None:
+    """A listener gets every byte in order, unended lines too, and an empty answer after the last one."""
+    port = console()
+    port.write(b"before")
+    with port.listen() as reader:
+        port.write(b"logi")
+        assert await reader.receive() == b"logi"
+        async with trio.open_nursery() as nursery:
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(await reader.receive())
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            port.write(b"n: ")
+        assert got == [b"n: "]
+        port.write(b"\r\n")
+        port.close()
+        assert await reader.receive() == b"\r\n"
+        assert await reader.receive() == b""
+    assert reader.dropped == 0
+
+
+async def test_a_slow_listener_loses_the_oldest_bytes_and_knows_how_many() -> None:
+    """What is kept bounds what a listener can be behind; the rest is counted."""
+    port = console()
+    with port.listen() as reader:
+        port.write(b"x" * 300_000 + b"end")
+        data = await reader.receive()
+    assert data.endswith(b"xend")
+    assert KEPT_BYTES <= len(data) < 300_000
+    assert len(data) + reader.dropped == 300_003
