@@ -4,14 +4,17 @@
 
 QEMU's TCG emulates AMD SVM well enough for kvm-amd. The outer kernel mounts this machine's root read-only over 9p, lays
 a tmpfs over it and runs the command there, so it sees this checkout and its virtual environment. The command's exit
-status is ours, its output comes by the serial port, and what it writes is gone with the machine.
+status is ours, its output comes by the serial port, and what it writes is gone with the machine, but for the folder
+`.build/linux/out`, which is shared for writing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,8 +23,14 @@ from pathlib import Path
 
 from tests.linux_guest import parts
 
-OUTER_MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "kvm-amd")
+OUTER_MODULES = ("virtio_pci", "virtio_blk", "ext4", "9p", "9pnet_virtio", "overlay", "kvm-amd")
 OUTER_MEMORY = "6144"
+NO_STATUS = 125
+"""The command never came to its end: the outer machine did not boot, or its time was up."""
+OUT = parts.BUILD / "out"
+"""What outlives the outer machine."""
+SCRATCH = "/scratch"
+"""An ext4 of the outer machine on a virtio disk, where one was asked for: a page cache as on a real machine."""
 MARK = "outer machine: status "
 
 INIT = """#!/bin/busybox sh
@@ -29,52 +38,81 @@ b=/bin/busybox
 $b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev
 for module in /modules/*; do $b insmod $module; done
 $b mkdir /host /cover /all
-$b mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose host /host
+share=trans=virtio,version=9p2000.L,msize=512000
+$b mount -t 9p -o $share,ro,cache=loose host /host
 $b mount -t tmpfs cover /cover
 $b mkdir /cover/upper /cover/scratch
 $b mount -t overlay -o lowerdir=/host,upperdir=/cover/upper,workdir=/cover/scratch overlay /all
 $b mount -t proc proc /all/proc; $b mount -t sysfs sys /all/sys; $b mount -t devtmpfs dev /all/dev
-$b mkdir -p /all/dev/shm /all/dev/pts
-$b mount -t tmpfs shm /all/dev/shm; $b mount -t devtmpfs pts /all/dev/pts 2>/dev/null
+$b mkdir -p /all/dev/shm /allOUT
+$b mount -t tmpfs shm /all/dev/shm
+$b mount -t 9p -o $share out /allOUT
+if [ -b /dev/vda ]; then $b mkdir -p /allSCRATCH; $b mount -t ext4 /dev/vda /allSCRATCH; fi
 $b ip link set lo up
-$b chroot /all /bin/sh /command
+$b cp /command /all/command
+$b chroot /all /bin/sh /command </dev/null
 echo "MARK$?"
 $b poweroff -f
 """.replace("MARK", MARK)
 
 
-def run(command: list[str], *, timeout: float) -> int:
-    """Run a command in the outer machine, its output on ours; its exit status, or 125 where it never got to one."""
+def run(command: list[str], *, timeout: float, scratch_mib: int = 0) -> int:
+    """Run a command in the outer machine, its output on ours; its exit status, or `NO_STATUS`."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise parts.MissingPart("qemu-system-x86_64 is not here (Debian: qemu-system-x86)")
-    kernel = parts.kernel("linux-image-amd64")
-    with tempfile.TemporaryDirectory() as scratch:
+    kernel = parts.kernel(parts.OUTER)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
         words = " ".join(shlex.quote(word) for word in command)
-        script = Path(scratch) / "command"
-        script.write_text(f"export HOME=/tmp PATH={os.environ['PATH']}\ncd {shlex.quote(os.getcwd())}\n{words}\n")
-        init = INIT.replace("$b chroot", "$b cp /command /all/command\n$b chroot")
-        image = parts.initramfs(Path(scratch) / "outer.img", init, kernel.modules(OUTER_MODULES), [script])
+        script = f"export HOME=/tmp PATH={os.environ['PATH']}\ncd {shlex.quote(os.getcwd())}\n{words}\n"
+        init = INIT.replace("/allOUT", f"/all{OUT}").replace("SCRATCH", SCRATCH)
+        image = parts.initramfs(
+            Path(folder) / "outer.img", init, kernel.modules(OUTER_MODULES), {"command": script.encode()}
+        )
         machine = [
             *(qemu, "-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", "2", "-m", OUTER_MEMORY),
-            *("-nographic", "-no-reboot", "-kernel", str(kernel.image), "-initrd", str(image)),
+            *("-nographic", "-nic", "none", "-no-reboot", "-kernel", str(kernel.image), "-initrd", str(image)),
             *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
+            *("-virtfs", f"local,path={OUT},mount_tag=out,security_model=none"),
             *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
         ]
-        status = 125
-        with subprocess.Popen(machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            killer = threading.Timer(timeout, process.kill)
-            killer.start()
-            try:
-                for line in process.stdout:
-                    if MARK in line:
-                        status = int(line.split(MARK)[1])
-                    else:
-                        print(line, end="", flush=True)
-            finally:
-                killer.cancel()
+        if scratch_mib:
+            disk = Path(folder) / "scratch.raw"
+            subprocess.run(["mke2fs", "-q", "-t", "ext4", disk, f"{scratch_mib}M"], check=True)
+            machine += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
+        return _watch(machine, timeout)
+
+
+def _watch(machine: list[str], timeout: float) -> int:
+    """Pass on what the machine prints, up to the line with the command's status."""
+    status = NO_STATUS
+    with subprocess.Popen(
+        machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        late = threading.Timer(timeout, _kill, (process, f"the outer machine took more than {timeout:g} s"))
+        late.start()
+        try:
+            for raw in process.stdout:
+                line = raw.decode("utf-8", "replace").replace("\r", "")
+                if MARK in line:
+                    status = int(line.split(MARK)[1])
+                    break
+                print(line, end="", flush=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        finally:
+            late.cancel()
+            _kill(process)
     return status
+
+
+def _kill(process: subprocess.Popen[bytes], words: str = "") -> None:
+    if words:
+        print(f"error: {words}", file=sys.stderr, flush=True)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,21 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
 
+INNER = "linux-image-cloud-amd64"
+"""The guest of most tests: Debian 12's own kernel, 6.1."""
+NEWER = "linux-image-6.12-cloud-amd64"
+"""A second guest: the kernel that Debian 12's security suite carries beside it."""
+OUTER = "linux-image-amd64"
+"""The outer machine's kernel, where one is needed: it has 9p, overlay and kvm-amd."""
 BUILD = Path(__file__).parents[2] / ".build" / "linux"
 BUSYBOX = Path("/bin/busybox")
 
@@ -35,21 +42,12 @@ class Kernel:
 
     def modules(self, names: Iterable[str]) -> list[Path]:
         """Module files for these names and what they depend on, in the order of loading; built-in ones have no file."""
-        files: list[Path] = []
-        for name in names:
-            done = subprocess.run(
-                ["modprobe", "-d", self.root, "-S", self.release, "--show-depends", name],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise MissingPart(f"module {name} of {self.release}: {done.stderr.strip()}")
-            for line in done.stdout.splitlines():
-                verb, _, path = line.partition(" ")
-                if verb == "insmod" and Path(path.strip()) not in files:
-                    files.append(Path(path.strip()))
-        return files
+        words = ["modprobe", "-d", str(self.root), "-S", self.release, "--show-depends", "--all", *names]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise MissingPart(f"modules of {self.release}: {done.stderr.strip()}")
+        files = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("insmod ")]
+        return [Path(file) for file in dict.fromkeys(files)]
 
 
 def kernel(meta_package: str) -> Kernel:
@@ -86,27 +84,45 @@ def _dependency(meta_package: str) -> str:
     return names[0]
 
 
-def initramfs(place: Path, script: str, modules: Iterable[Path], extra: Iterable[Path] = ()) -> Path:
-    """An initramfs with busybox, these modules as /modules/NN-name, more files at the top, and `script` as /init."""
+def initramfs(place: Path, script: str, modules: Iterable[Path], extra: Mapping[str, bytes] | None = None) -> Path:
+    """An initramfs with busybox, these modules as /modules/NN-name.ko, more files by path, and `script` as /init."""
     if not BUSYBOX.exists():
         raise MissingPart("busybox is not here (Debian: busybox-static)")
-    tree = place.with_suffix(".tree")
-    shutil.rmtree(tree, ignore_errors=True)
-    for folder in ("bin", "dev", "proc", "sys", "modules", "mnt"):
-        (tree / folder).mkdir(parents=True)
-    shutil.copy(BUSYBOX, tree / "bin" / "busybox")
+    archive = _Archive()
+    for folder in ("bin", "dev", "proc", "sys", "modules", "mnt", "new"):
+        archive.add(folder, b"", 0o040755)
+    archive.add("bin/busybox", BUSYBOX.read_bytes())
     for number, module in enumerate(modules):
-        shutil.copy(module, tree / "modules" / f"{number:02d}-{module.name}")
-    for file in extra:
-        shutil.copy(file, tree / file.name)
-    init = tree / "init"
-    init.write_text(script)
-    init.chmod(0o755)
-    with place.open("wb") as image:
-        listing = subprocess.run(["find", "."], cwd=tree, capture_output=True, check=True).stdout
-        archive = subprocess.run(
-            ["cpio", "-o", "-H", "newc", "--quiet"], cwd=tree, input=listing, capture_output=True, check=True
-        ).stdout
-        subprocess.run(["gzip", "-1"], input=archive, stdout=image, check=True)
-    shutil.rmtree(tree)
+        data = module.read_bytes()
+        if module.suffix == ".xz":
+            data = lzma.decompress(data)
+        archive.add(f"modules/{number:02d}-{module.name.removesuffix('.xz')}", data)
+    for name, data in (extra or {}).items():
+        archive.add(name, data)
+    archive.add("init", script.encode())
+    place.write_bytes(archive.finish())
     return place
+
+
+class _Archive:
+    """A cpio archive in the "newc" format, which is what kernels unpack. Source: initramfs buffer format of Linux."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._number = 0
+
+    def add(self, name: str, data: bytes, mode: int = 0o100755) -> None:
+        self._number += 1
+        encoded = name.encode() + b"\0"
+        fields = (self._number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+        self._data += b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
+        self._align()
+        self._data += data
+        self._align()
+
+    def finish(self) -> bytes:
+        self.add("TRAILER!!!", b"", 0)
+        return bytes(self._data)
+
+    def _align(self) -> None:
+        self._data += bytes(-len(self._data) % 4)

@@ -1,0 +1,249 @@
+"""A Linux kernel in a VM of ours, told what to do by a script, and what it reported. Root side.
+
+The script runs as init. Its steps print what the guest itself has to say between two marks on the console, so one boot
+can serve many checks; a step can also be answered from outside while it runs (`during`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+import partitions
+from hypervisor.backend.kvm.backend import KvmBackend
+from hypervisor.hypervisor import Hypervisor
+from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
+from partitions.root.chipset.linux_boot import LinuxImage
+from partitions.topology_schema import Backend, DiskTable, HostTable, Size, Topology, VmTable
+from tests.linux_guest import parts
+
+STORAGE = ("hv_vmbus", "hv_storvsc", "sd_mod", "ext4")
+QUIET = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"
+"""Each byte that a kernel prints costs an exit; a guest of tests prints what is asked for."""
+UP = "init is up"
+BEGIN, END, OVER = "<<< ", ">>> ", "init is done"
+DEFAULT_TIMEOUT = 60.0
+
+INIT = f"""#!/bin/busybox sh
+export PATH=/bin
+echo {UP}
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+stty -echo -onlcr
+load() {{ insmod $(ls /modules/[0-9]*-$1.ko) $2; }}
+all() {{ for module in $(ls /modules/*.ko); do insmod $module; done; }}
+await() {{ # await SECONDS COMMAND...
+  tenths=$(($1 * 10)); shift
+  while ! "$@" 2>/dev/null; do
+    tenths=$((tenths - 1)); [ $tenths -gt 0 ] || {{ echo "gave up: $*"; return 1; }}
+    sleep 0.1
+  done
+}}
+"""
+
+
+class GuestFailed(Exception):
+    """The guest did not come to the end of its script; the text has its last words."""
+
+
+@attrs.frozen
+class Step:
+    """What one step of the script printed, and its status."""
+
+    output: str
+    status: int
+
+    @property
+    def lines(self) -> list[str]:
+        """The output's lines."""
+        return self.output.splitlines()
+
+
+@attrs.frozen
+class Evidence:
+    """What a boot left behind."""
+
+    steps: dict[str, Step]
+    exit: ExitRecord
+    statistics: VmStatistics
+    boot_seconds: float
+    """From `start` to the first line of init."""
+
+    def __getitem__(self, step: str) -> str:
+        """What a step printed; a step that failed is an error here, with its words."""
+        done = self.steps[step]
+        if done.status:
+            raise GuestFailed(f"step {step!r} ended with status {done.status}:\n{done.output}")
+        return done.output
+
+
+@attrs.frozen
+class Plan:
+    """What to boot and what to have it do."""
+
+    steps: Mapping[str, str]
+    """Shell lines by step, run in this order."""
+    disks: Sequence[DiskTable] = ()
+    modules: Sequence[str] = STORAGE
+    """Carried along with what they depend on; `all` or `load NAME` in a step puts them in."""
+    kernel: str = parts.INNER
+    processors: int = 1
+    memory: int = 256 << 20
+    command_line: str = QUIET
+    extra: Mapping[str, bytes] = attrs.Factory(dict)
+    ending: str = "poweroff -f"
+    timeout: float = DEFAULT_TIMEOUT
+
+
+def topology(plan: Plan, folder: Path) -> Topology:
+    """One VM called linux with the plan's kernel, and its initramfs made in `folder`."""
+    kernel = parts.kernel(plan.kernel)
+    script = INIT
+    for name, lines in plan.steps.items():
+        script += f"echo '{BEGIN}{name}'\n(\n{lines}\n) 2>&1\necho '{END}{name}' $?\n"
+    script += f"sync\necho {OVER}\n{plan.ending}\nsleep 1000\n"
+    image = parts.initramfs(folder / "init.img", script, kernel.modules(plan.modules), plan.extra)
+    vm = VmTable(
+        name="linux",
+        backend=Backend.KVM,
+        kernel=str(kernel.image),
+        initrd=str(image),
+        cmdline=plan.command_line,
+        memory=Size(plan.memory),
+        processors=plan.processors,
+        disk=list(plan.disks),
+    )
+    return Topology(host=HostTable(), vm=[vm], folder=folder)
+
+
+@asynccontextmanager
+async def booted(plan: Plan, folder: Path) -> AsyncIterator[tuple[Host, Vm]]:
+    """The plan's VM, running; turned off at the end of the block if it is not off by then."""
+    async with partitions.open_host(topology(plan, folder)) as host:
+        vm = host["linux"]
+        await vm.start()
+        yield host, vm
+
+
+During = Callable[[Host, Vm], Awaitable[None]]
+
+
+def boot(plan: Plan, folder: Path, during: Mapping[str, During] | None = None) -> Evidence:
+    """Boot, let the script run to its end, collect. `during` has what to do outside when a step begins.
+
+    Raises `GuestFailed`; the time-box is the plan's.
+    """
+    return trio.run(_boot, plan, folder, during or {})
+
+
+async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evidence:
+    began = time.perf_counter()
+    up = began
+    lines: list[str] = []
+    with trio.move_on_after(plan.timeout) as scope:
+        async with booted(plan, folder) as (host, vm):
+            began = time.perf_counter()
+
+            async def listen() -> None:
+                nonlocal up
+                async for line in vm.console.follow(capacity=100_000):
+                    lines.append(line.text)
+                    if line.text == UP:
+                        up = time.perf_counter()
+                    if line.text.startswith(BEGIN) and (act := during.get(line.text.removeprefix(BEGIN))) is not None:
+                        await act(host, vm)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                try:
+                    exit_record = await vm.wait()
+                    await trio.sleep(0)  # the reader has what was printed last
+                finally:
+                    if scope.cancel_called:
+                        lines = vm.console.lines()
+                nursery.cancel_scope.cancel()
+            lines = [line.rstrip("\r") for line in vm.console.lines()]
+            statistics = vm.statistics()
+    if scope.cancelled_caught:
+        raise GuestFailed(f"not at its end after {plan.timeout:g} s; its last lines:\n" + "\n".join(lines[-25:]))
+    exit_record.raise_worker_failure()
+    if OVER not in lines:
+        raise GuestFailed(f"{exit_record} before its script was done; its last lines:\n" + "\n".join(lines[-25:]))
+    return Evidence(_steps(lines), exit_record, statistics, up - began)
+
+
+def _steps(lines: Sequence[str]) -> dict[str, Step]:
+    steps: dict[str, Step] = {}
+    inside: list[str] = []
+    for line in lines:
+        if line.startswith(BEGIN):
+            inside = []
+        elif line.startswith(END):
+            name, _, status = line.removeprefix(END).rpartition(" ")
+            steps[name] = Step("\n".join(inside), int(status))
+        else:
+            inside.append(line)
+    return steps
+
+
+class Shell:
+    """A shell on a guest's console, typed at from outside."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._count = 0
+
+    async def expect(self, words: str, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """Wait until the console has shown these words; all of its text. Raises `GuestFailed`."""
+        with trio.move_on_after(timeout):
+            while words not in self._console.text:
+                await trio.sleep(0.02)
+            return self._console.text
+        raise GuestFailed(f"{words!r} did not come in {timeout:g} s:\n{self._console.text[-2000:]}")
+
+    async def type(self, text: str) -> None:
+        """Type, waiting where the port's queue is full."""
+        rest = text.encode()
+        while rest:
+            rest = rest[self._console.send(rest) :]
+            await trio.sleep(0.01)
+
+    async def run(self, command: str, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """What a command prints. Raises `GuestFailed` if it fails."""
+        self._count += 1
+        mark = f"mark{self._count}"
+        start = len(self._console.text)
+        # The mark is put together by the shell, so its echo is not taken for its output.
+        await self.type(f"{command}; echo ma''rk{self._count} $?\n")
+        text = await self.expect(mark + " ", timeout)
+        while not text[text.index(mark + " ") :].count("\n"):
+            await trio.sleep(0.01)
+            text = self._console.text
+        output, _, status = text[start:].partition(mark + " ")
+        if status.split()[0] != "0":
+            raise GuestFailed(f"{command!r} ended with status {status.split()[0]}: {output}")
+        return output
+
+
+class Boots:
+    """A backend factory that keeps what it made, for those who count exits."""
+
+    def __init__(self) -> None:
+        self.backends: list[KvmBackend] = []
+
+    def __call__(self, hypervisor: Hypervisor, vm: VmTable) -> KvmBackend:
+        image = LinuxImage.open(
+            Path(vm.kernel),
+            initrd=Path(vm.initrd),
+            command_line=vm.cmdline,
+            memory_bytes=vm.memory,
+            processors=vm.processors,
+        )
+        made = KvmBackend(hypervisor, image.load)
+        self.backends.append(made)
+        return made
