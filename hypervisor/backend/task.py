@@ -213,7 +213,7 @@ class TaskBackend:
     async def _boot(self, partition: Partition, machines: Sequence[TaskVp], nursery: trio.Nursery) -> None:
         """The guest's first task; all others are below it."""
         hypervisor = self._hypervisor
-        with watchdog.watching(hypervisor.clock, hypervisor.trace, partition.id):
+        with watchdog.watching(hypervisor.trace, partition.id):
             try:
                 await machines[0].runnable()
                 await self._entry(machines)
