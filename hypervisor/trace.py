@@ -67,6 +67,8 @@ class TraceEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What it means, for people: `SCSI READ(10) lba=0 blocks=8`."""
     fields: dict[str, Any] = {}
     """Further numbers, by stable names."""
+    vm: str = ""
+    """The VM's name, where the event is about a VM that may have no partition; else the partition's name is meant."""
 
 
 TO_ROOT = ">root"
@@ -85,7 +87,7 @@ class Trace:
         self.on = False
         """True while somebody listens. Test it before building what `emit` takes."""
         self.names: dict[int, str] = {}
-        """Partition ID to VM name, kept by the VMMS, so that sinks can print names."""
+        """Partition ID to VM name, kept by the VID, so that sinks can print names."""
         self.warnings: Counter[tuple[int, str]] = Counter()
         """How often each (partition, event) was warned of; counted even while nobody listens."""
 
@@ -111,10 +113,12 @@ class Trace:
         channel: int | None = None,
         size: int | None = None,
         words: str = "",
+        vm: str = "",
         **fields: Any,
     ) -> None:
         """Build one event and hand it to every sink. A sink that raises is a bug of ours and is let through."""
-        happened = TraceEvent(self._clock(), layer, event, partition, level, direction, channel, size, words, fields)
+        now = self._clock()
+        happened = TraceEvent(now, layer, event, partition, level, direction, channel, size, words, fields, vm)
         for sink in self._sinks:
             sink(happened)
 

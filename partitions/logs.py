@@ -28,8 +28,11 @@ Predicate = Callable[[TraceEvent, str], bool]
 """Takes the event and the VM's name."""
 
 
-def vm_name(names: Mapping[int, str], partition: int) -> str:
-    """What people call a partition: the VM's name, `root`, `#7` for a partition without a VM, empty for none."""
+def vm_name(names: Mapping[int, str], event: TraceEvent) -> str:
+    """What people call whom an event is about: the VM's name, `root`, `#7` for a partition without one, or nothing."""
+    if event.vm:
+        return event.vm
+    partition = event.partition
     if partition in names:
         return names[partition]
     return ROOT_NAME if partition == ROOT_PARTITION else f"#{partition}" if partition else ""
@@ -174,7 +177,7 @@ def _sink(logger: object, trace: Trace, renderer: Callable[[object, str, EventDi
     write = structlog.BoundLoggerBase(logger, [unpack_event, renderer], {})._proxy_to_logger
 
     def sink(event: TraceEvent) -> None:
-        write("msg", trace_event=event, vm=vm_name(names, event.partition))
+        write("msg", trace_event=event, vm=vm_name(names, event))
 
     return sink
 
@@ -208,7 +211,7 @@ def filtered(sink: Sink, trace: Trace, predicate: Predicate) -> Sink:
     names = trace.names
 
     def select(event: TraceEvent) -> None:
-        if predicate(event, vm_name(names, event.partition)):
+        if predicate(event, vm_name(names, event)):
             sink(event)
 
     return select

@@ -273,6 +273,7 @@ class Vmms:
             level = Level.INFO if record.ok else Level.ERROR
             trace.emit(
                 *(Layer.STATE, "vm_ended", vm.partition_id),
+                vm=vm.name,
                 level=level,
                 words=str(record),
                 reason=record.reason.value,
@@ -288,10 +289,13 @@ class Vmms:
         if vm.worker is not None and vm.worker.partition is not None:
             vm.partition_id = vm.worker.partition.id
         if host.trace.on:
-            # Before a VM's first start there is no partition to name it by.
-            words = f"{vm.name}: {before.value} -> {vm.state.value}"
-            level = Level.INFO
-            host.trace.emit(Layer.STATE, "vm_state", vm.partition_id, level=level, words=words, cause=event.value)
+            host.trace.emit(
+                *(Layer.STATE, "vm_state", vm.partition_id),
+                vm=vm.name,  # which has no partition before its first start
+                level=Level.INFO,
+                words=f"{before.value} -> {vm.state.value}",
+                cause=event.value,
+            )
         change = VmStateChange(host.clock(), vm.name, before, vm.state, event)
         vm.feed.put(change)
         self.feed.put(change)

@@ -146,6 +146,7 @@ class Vid:
             source = self._take_memory(memory, name)
             teardown.callback(self._release_memory, source, memory)
             partition_id = self.paying(hv.root_id, hv.create_partition)
+            self.hypervisor.trace.names[partition_id] = name
             teardown.callback(self._destroy, partition_id)
             pages = memory >> PAGE_SHIFT
             self.deposit(

@@ -192,7 +192,6 @@ class Worker:
             partition = built.partition
             self._built = built
             stack.callback(self._forget_partition)
-            hypervisor.trace.names[built.id] = settings.name
             host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
             stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
 

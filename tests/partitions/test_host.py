@@ -22,6 +22,7 @@ from partitions.host import (
     VmState,
     open_host,
 )
+from partitions.logs import vm_name
 from partitions.topology_schema import DiskTable, Size
 from tests.doubles.root import (
     MIB,
@@ -158,14 +159,20 @@ async def test_statistics_outlive_the_vm(autojump_clock: trio.abc.Clock) -> None
 
 
 async def test_states_are_traced_with_the_vms_name(autojump_clock: trio.abc.Clock) -> None:
-    """Sinks hear of state changes and of the end, and can turn a partition ID into a name."""
-    events: list[TraceEvent] = []
-    async with bare_host(clean, sinks=[events.append]) as host:
+    """Every change of state has its VM's name, the first one too, before there is a partition to be named by.
+
+    Once it was nameless, and `--trace-filter vm=web,layer=state` began with "running".
+    """
+    told: list[tuple[str, TraceEvent]] = []
+    async with bare_host(clean) as host:
+        host.trace.add_sink(lambda event: told.append((vm_name(host.trace.names, event), event)))
         await host["web"].start()
         await host["web"].wait()
         names = dict(host.trace.names)
+    events = [event for _, event in told]
     states = [event.words for event in events if event.layer is Layer.STATE and event.event == "vm_state"]
-    assert states == ["web: off -> starting", "web: starting -> running", "web: running -> off"]
+    assert states == ["off -> starting", "starting -> running", "running -> off"]
+    assert {name for name, event in told if event.layer is Layer.STATE and event.words != "uninitialized"} == {"web"}
     finish = next(event for event in events if event.event == "vm_ended")
     assert (names[finish.partition], finish.words, finish.fields["exit_code"]) == ("web", "powered off", 0)
     assert {event.partition for event in events if event.layer is Layer.PORT} == {finish.partition}

@@ -137,7 +137,7 @@ def test_virtual_runs_are_repeatable(topology: MakeTopology, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["-v"], r"^ +\d\.\d{6} +state +vm_state +web: off -> starting  cause=start$"),
+        (["-v"], r"^ +\d\.\d{6}  web +state +vm_state +off -> starting  cause=start$"),
         (["-vv"], r"^ +\d\.\d{6}  web +control +>root +initiate_contact "),
         (["--trace-filter", "event=initiate_contact"], r"^ +\d\.\d{6}  web +control +>root +initiate_contact "),
         (["--log-format", "json"], r'^\{"time":.*"event":"vm_state"'),
