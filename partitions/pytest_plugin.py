@@ -3,7 +3,7 @@
     async def test_my_guest(partita_host):
         host = await partita_host("my_topology/")
         await host["web"].start()
-        assert await host["web"].wait() == 0
+        assert (await host["web"].wait()).exit_code == 0
 
 It works wherever pytest-trio (or another plugin that runs async fixtures under Trio) is installed. Hosts opened by a
 test are closed when it ends, the last one first; a failure inside one fails the test. Installing Partita costs other

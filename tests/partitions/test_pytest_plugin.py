@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from partitions import pytest_plugin
+
 TOPOLOGY = '[[vm]]\nname = "web"\nprogram = "web.py"\nmemory = "4MiB"\n'
 
 
@@ -56,6 +58,13 @@ def test_without():
     )
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_the_documented_example_works(project: Path) -> None:
+    """What the module shows can be copied; once it compared a record with a number, which is never equal."""
+    shown = [line[4:] for line in (pytest_plugin.__doc__ or "").splitlines() if line.startswith("    ")]
+    done = run_pytest(project, "\n".join(shown).replace("my_topology/", str(project)) + "\n")
+    assert done.returncode == 0, done.stdout
 
 
 def test_failures_are_the_tests_own(project: Path) -> None:
