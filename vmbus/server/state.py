@@ -26,6 +26,8 @@ from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.connection import AfterDisconnect, Contact, Phase, judge
 from vmbus.server.offers import Offer, check_offer
 
+_LATE_RELEASE = int(m.MessageType.REL_ID_RELEASED).to_bytes(4, "little")
+"""Linux's driver, when it is removed, unloads first and gives its channel IDs back after that: no fault, no effect."""
 _CONTACTS = (m.InitiateContactLegacy, m.InitiateContact, m.InitiateContact2)
 
 
@@ -53,6 +55,8 @@ class ServerState(ChannelRules):
 
     def handle(self, data: bytes, *, multiclient: bool = False) -> list[Action]:
         """Take one message of the guest's. `multiclient` if it came by connection ID 4."""
+        if self.phase is Phase.DISCONNECTED and data[: len(_LATE_RELEASE)] == _LATE_RELEASE:
+            return []
         try:
             message = decode_message(data, sender=Direction.TO_ROOT, version=self.version, features=self.features)
             self._dispatch(message, data, multiclient)

@@ -205,6 +205,19 @@ def test_unload_and_reconnect_offer_the_same_ids_again() -> None:
     assert guest.gpadl_and_open(2)[-1] == m.OpenChannelResult(channel_id=2, open_id=2)
 
 
+def test_channel_ids_given_back_after_unload_are_no_fault() -> None:
+    """Linux removes its devices after it has unloaded, and says so; while connected the same is judged as ever."""
+    guest = ScriptedGuest()
+    guest.connect(scsi(1))
+    assert guest.say(m.RelIdReleased(channel_id=1)) == []
+    assert guest.faults == ["unexpected_message"]
+    assert guest.say(m.Unload()) == [m.UnloadComplete()]
+    assert guest.say(m.RelIdReleased(channel_id=1)) == []
+    assert guest.faults == ["unexpected_message"]
+    guest.contact()
+    assert [o.channel_id for o in guest.request_offers() if isinstance(o, m.OfferChannel)] == [1]
+
+
 def test_a_contact_while_connected_is_a_disconnect_without_unload_complete() -> None:
     """The answer to the new contact waits until all that the old one had is gone."""
     guest = ScriptedGuest()
