@@ -17,6 +17,7 @@ import trio
 import partitions
 from hypervisor.backend.kvm.backend import KvmBackend
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.trace import Level, Sink, TraceEvent
 from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
 from partitions.root.chipset.linux_boot import LinuxImage
 from partitions.topology_schema import Backend, DiskTable, HostTable, Size, Topology, VmTable
@@ -73,6 +74,8 @@ class Evidence:
     statistics: VmStatistics
     boot_seconds: float
     """From `start` to the first line of init."""
+    warnings: list[str]
+    """What the host found wrong with the guest, where the plan was traced."""
 
     def __getitem__(self, step: str) -> str:
         """What a step printed; a step that failed is an error here, with its words."""
@@ -98,6 +101,8 @@ class Plan:
     extra: Mapping[str, bytes] = attrs.Factory(dict)
     ending: str = "poweroff -f"
     timeout: float = DEFAULT_TIMEOUT
+    traced: bool = False
+    """Keep the host's warnings; every packet is traced then, which costs."""
 
 
 def topology(plan: Plan, folder: Path) -> Topology:
@@ -122,9 +127,9 @@ def topology(plan: Plan, folder: Path) -> Topology:
 
 
 @asynccontextmanager
-async def booted(plan: Plan, folder: Path) -> AsyncIterator[tuple[Host, Vm]]:
+async def booted(plan: Plan, folder: Path, sinks: Sequence[Sink] = ()) -> AsyncIterator[tuple[Host, Vm]]:
     """The plan's VM, running; turned off at the end of the block if it is not off by then."""
-    async with partitions.open_host(topology(plan, folder)) as host:
+    async with partitions.open_host(topology(plan, folder), sinks=sinks) as host:
         vm = host["linux"]
         await vm.start()
         yield host, vm
@@ -145,8 +150,14 @@ async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evide
     began = time.perf_counter()
     up = began
     lines: list[str] = []
+    warnings: list[str] = []
+
+    def keep(event: TraceEvent) -> None:
+        if event.level >= Level.WARNING:
+            warnings.append(f"{event.event}: {event.words}")
+
     with trio.move_on_after(plan.timeout) as scope:
-        async with booted(plan, folder) as (host, vm):
+        async with booted(plan, folder, [keep] if plan.traced else []) as (host, vm):
             began = time.perf_counter()
 
             async def listen() -> None:
@@ -162,7 +173,6 @@ async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evide
                 nursery.start_soon(listen)
                 try:
                     exit_record = await vm.wait()
-                    await trio.sleep(0)  # the reader has what was printed last
                 finally:
                     if scope.cancel_called:
                         lines = vm.console.lines()
@@ -174,7 +184,7 @@ async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evide
     exit_record.raise_worker_failure()
     if OVER not in lines:
         raise GuestFailed(f"{exit_record} before its script was done; its last lines:\n" + "\n".join(lines[-25:]))
-    return Evidence(_steps(lines), exit_record, statistics, up - began)
+    return Evidence(_steps(lines), exit_record, statistics, up - began, warnings)
 
 
 def _steps(lines: Sequence[str]) -> dict[str, Step]:
@@ -196,38 +206,38 @@ class Shell:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._reader = console.listen()
+        self._unread = console.text
+        """Printed and not yet asked for."""
         self._count = 0
 
     async def expect(self, words: str, timeout: float = DEFAULT_TIMEOUT) -> str:
-        """Wait until the console has shown these words; all of its text. Raises `GuestFailed`."""
-        with trio.move_on_after(timeout):
-            while words not in self._console.text:
-                await trio.sleep(0.02)
-            return self._console.text
-        raise GuestFailed(f"{words!r} did not come in {timeout:g} s:\n{self._console.text[-2000:]}")
+        """Wait until the guest prints these words; what it printed before them. Raises `GuestFailed`."""
+        with trio.move_on_after(timeout) as scope:
+            while words not in self._unread:
+                self._unread += (await self._reader.receive()).decode("utf-8", "replace").replace("\r", "")
+        if scope.cancelled_caught:
+            raise GuestFailed(f"{words!r} did not come in {timeout:g} s:\n{self._unread[-2000:]}")
+        before, _, self._unread = self._unread.partition(words)
+        return before
 
     async def type(self, text: str) -> None:
-        """Type, waiting where the port's queue is full."""
+        """Type as a quick person would, no faster than the guest reads."""
         rest = text.encode()
         while rest:
-            rest = rest[self._console.send(rest) :]
+            rest = rest[self._console.send(rest[:16]) :]
             await trio.sleep(0.01)
 
     async def run(self, command: str, timeout: float = DEFAULT_TIMEOUT) -> str:
         """What a command prints. Raises `GuestFailed` if it fails."""
         self._count += 1
-        mark = f"mark{self._count}"
-        start = len(self._console.text)
-        # The mark is put together by the shell, so its echo is not taken for its output.
-        await self.type(f"{command}; echo ma''rk{self._count} $?\n")
-        text = await self.expect(mark + " ", timeout)
-        while not text[text.index(mark + " ") :].count("\n"):
-            await trio.sleep(0.01)
-            text = self._console.text
-        output, _, status = text[start:].partition(mark + " ")
-        if status.split()[0] != "0":
-            raise GuestFailed(f"{command!r} ended with status {status.split()[0]}: {output}")
-        return output
+        # The shell puts the mark together, so an echo of what was typed is not taken for it.
+        await self.type(f"{command}; echo '=='{self._count}: $?.\n")
+        output = await self.expect(f"=={self._count}: ", timeout)
+        status = await self.expect(".", timeout)
+        if status != "0":
+            raise GuestFailed(f"{command!r} ended with status {status}: {output}")
+        return output.strip()
 
 
 class Boots:

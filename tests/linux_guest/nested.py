@@ -31,6 +31,7 @@ OUT = parts.BUILD / "out"
 """What outlives the outer machine."""
 SCRATCH = "/scratch"
 """An ext4 of the outer machine on a virtio disk, where one was asked for: a page cache as on a real machine."""
+UP = "outer machine: up"
 MARK = "outer machine: status "
 
 INIT = """#!/bin/busybox sh
@@ -50,10 +51,11 @@ $b mount -t 9p -o $share out /allOUT
 if [ -b /dev/vda ]; then $b mkdir -p /allSCRATCH; $b mount -t ext4 /dev/vda /allSCRATCH; fi
 $b ip link set lo up
 $b cp /command /all/command
+echo "UP"
 $b chroot /all /bin/sh /command </dev/null
 echo "MARK$?"
 $b poweroff -f
-""".replace("MARK", MARK)
+""".replace("MARK", MARK).replace("UP", UP)
 
 
 def run(command: list[str], *, timeout: float, scratch_mib: int = 0) -> int:
@@ -65,7 +67,7 @@ def run(command: list[str], *, timeout: float, scratch_mib: int = 0) -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         words = " ".join(shlex.quote(word) for word in command)
-        script = f"export HOME=/tmp PATH={os.environ['PATH']}\ncd {shlex.quote(os.getcwd())}\n{words}\n"
+        script = f"export HOME=/tmp TERM=dumb PATH={os.environ['PATH']}\ncd {shlex.quote(os.getcwd())}\n{words}\n"
         init = INIT.replace("/allOUT", f"/all{OUT}").replace("SCRATCH", SCRATCH)
         image = parts.initramfs(
             Path(folder) / "outer.img", init, kernel.modules(OUTER_MODULES), {"command": script.encode()}
@@ -87,11 +89,13 @@ def run(command: list[str], *, timeout: float, scratch_mib: int = 0) -> int:
 def _watch(machine: list[str], timeout: float) -> int:
     """Pass on what the machine prints, up to the line with the command's status."""
     status = NO_STATUS
+    firmware: list[str] | None = []
+    """What was printed before the outer machine was up; of interest only if it never is."""
     with subprocess.Popen(
         machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
         assert process.stdout is not None
-        late = threading.Timer(timeout, _kill, (process, f"the outer machine took more than {timeout:g} s"))
+        late = threading.Timer(timeout, kill, (process, f"the outer machine took more than {timeout:g} s"))
         late.start()
         try:
             for raw in process.stdout:
@@ -99,16 +103,24 @@ def _watch(machine: list[str], timeout: float) -> int:
                 if MARK in line:
                     status = int(line.split(MARK)[1])
                     break
-                print(line, end="", flush=True)
+                if firmware is not None:
+                    firmware.append(line)
+                    if UP in line:
+                        firmware = None
+                else:
+                    print(line, end="", flush=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
         finally:
             late.cancel()
-            _kill(process)
+            kill(process)
+    if firmware is not None:
+        print("error: the outer machine did not come up", *firmware[-20:], sep="\n", file=sys.stderr)
     return status
 
 
-def _kill(process: subprocess.Popen[bytes], words: str = "") -> None:
+def kill(process: subprocess.Popen[bytes], words: str = "") -> None:
+    """End a process and all that it started in its session."""
     if words:
         print(f"error: {words}", file=sys.stderr, flush=True)
     with contextlib.suppress(ProcessLookupError):

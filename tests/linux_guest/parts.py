@@ -126,3 +126,8 @@ class _Archive:
 
     def _align(self) -> None:
         self._data += bytes(-len(self._data) % 4)
+
+
+def distribution() -> Path:
+    """A root file system's tree, from Debian packages that were unpacked and never configured."""
+    return BUILD / "distribution"

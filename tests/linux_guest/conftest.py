@@ -1,0 +1,38 @@
+"""When these tests run, what they share, and the report at their end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.linux_guest.report import FILE, Report
+
+ASKED = "PARTITA_LINUX_TESTS"
+_REPORT = Report()
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get(ASKED) == "1":
+        return
+    skip = pytest.mark.skip(reason="a Linux kernel is booted by `make linux-test`, which takes minutes")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def evidence() -> Callable[[str, str], None]:
+    """Puts a driver's evidence into the report."""
+    return _REPORT.add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _REPORT:
+        _REPORT.write()
+        terminalreporter.section("what the guests reported")
+        terminalreporter.write_line(_REPORT.text())
+        terminalreporter.write_line(f"kept in {FILE}")
