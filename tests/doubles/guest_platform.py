@@ -1,4 +1,4 @@
-"""`GuestPlatform` without a machine, and a host that is a script of messages."""
+"""`GuestPlatform` without a machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import trio
 from hypervisor.clock import ticks
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.status import HvStatus
-from hypervisor.wire import Guid
-from vmbus.protocol import Direction, Version, decode_message
-from vmbus.protocol import messages as m
-from vmbus.protocol.identifiers import ChannelStatus, event_connection_id
 
-INTERFACE = Guid("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
 FIRST_PAGE = 16
 
 
@@ -31,6 +26,8 @@ class FakePlatform:
     allocated: dict[int, int] = attrs.field(factory=dict)
     """Pages that are not free, as first page and count."""
     slept: list[float] = attrs.field(factory=list)
+    signals: list[int] = attrs.field(factory=list)
+    """Connections that were signaled."""
     _next_page: int = FIRST_PAGE
 
     def allocate_pages(self, count: int) -> int:
@@ -49,6 +46,7 @@ class FakePlatform:
         return self.post(connection_id, payload)
 
     def signal_event(self, connection_id: int) -> HvStatus:
+        self.signals.append(connection_id)
         return self.signal(connection_id)
 
     def reference_time(self) -> int:
@@ -58,6 +56,11 @@ class FakePlatform:
         self.slept.append(seconds)
         await trio.sleep(seconds)
 
+    def deliver(self, payload: bytes) -> None:
+        """A message from the host; nobody may be listening."""
+        if self.message_handler is not None:
+            self.message_handler(payload)
+
     def set_message_handler(self, handler: Callable[[bytes], None] | None) -> None:
         self.message_handler = handler
 
@@ -66,90 +69,3 @@ class FakePlatform:
             self.event_handlers.pop(channel_id, None)
         else:
             self.event_handlers[channel_id] = handler
-
-
-@attrs.define(eq=False)
-class MessageScript:
-    """A host that answers each message as a good one would, unless told otherwise; `quiet` types are not answered."""
-
-    platform: FakePlatform
-    version: int = Version.V5_3
-    offers: int = 1
-    message_connection: int = 0x77
-    """What VERSION_RESPONSE names for later messages."""
-    quiet: set[m.MessageType] = attrs.field(factory=set)
-    open_status: int = ChannelStatus.SUCCESS
-    gpadl_status: int = ChannelStatus.SUCCESS
-    statuses: list[HvStatus] = attrs.field(factory=list)
-    """What the next posts return before any is taken."""
-    no_multiclient: bool = False
-    """As a hypervisor without connection 4."""
-    heard: list[m.Message] = attrs.field(factory=list)
-    connections: list[int] = attrs.field(factory=list)
-    signals: list[int] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.platform.post = self.post
-        self.platform.signal = self.signal
-
-    def signal(self, connection_id: int) -> HvStatus:
-        self.signals.append(connection_id)
-        return HvStatus.SUCCESS
-
-    def post(self, connection_id: int, payload: bytes) -> HvStatus:
-        if self.statuses:
-            return self.statuses.pop(0)
-        if self.no_multiclient and connection_id == 4:
-            return HvStatus.INVALID_CONNECTION_ID
-        message = decode_message(payload, sender=Direction.TO_ROOT, version=self.version)
-        self.heard.append(message)
-        self.connections.append(connection_id)
-        if message.TYPE not in self.quiet:
-            self.answer(message)
-        return HvStatus.SUCCESS
-
-    def answer(self, message: m.Message) -> None:
-        match message:
-            case m.InitiateContact() | m.InitiateContact2() | m.InitiateContactLegacy():
-                supported = message.version == self.version
-                detail = self.message_connection if message.version >= Version.V5_0 else message.version
-                self.say(m.VersionResponse(supported=supported, detail=detail if supported else 0))
-            case m.RequestOffers():
-                for number in range(1, self.offers + 1):
-                    self.offer(number)
-                self.say(m.AllOffersDelivered())
-            case m.GpadlHeader():
-                self.say(
-                    m.GpadlCreated(channel_id=message.channel_id, gpadl_id=message.gpadl_id, status=self.gpadl_status)
-                )
-            case m.OpenChannel():
-                self.say(
-                    m.OpenChannelResult(channel_id=message.channel_id, open_id=message.open_id, status=self.open_status)
-                )
-            case m.GpadlTeardown():
-                self.say(m.GpadlTorndown(gpadl_id=message.gpadl_id))
-            case m.Unload():
-                self.say(m.UnloadComplete())
-            case _:
-                pass
-
-    def offer(self, channel_id: int) -> None:
-        self.say(
-            m.OfferChannel(
-                interface=INTERFACE,
-                instance=Guid(bytes([channel_id]) * 16),
-                channel_id=channel_id,
-                connection_id=event_connection_id(channel_id),
-            )
-        )
-
-    def rescind(self, channel_id: int) -> None:
-        self.say(m.RescindChannelOffer(channel_id=channel_id))
-
-    def say(self, message: m.Message) -> None:
-        if self.platform.message_handler is not None:
-            self.platform.message_handler(message.encode())
-
-    def types(self) -> list[str]:
-        """What was heard, by name."""
-        return [message.TYPE.name for message in self.heard]

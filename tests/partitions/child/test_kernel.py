@@ -12,6 +12,7 @@ from hypervisor.machine import VpStopped
 from hypervisor.msr import Msr
 from hypervisor.pages import PAGE_MASK
 from hypervisor.privileges import Privilege
+from hypervisor.status import HvStatus
 from hypervisor.wire import Guid
 from partitions import ports
 from partitions.child.devices import DeviceBusy, NoSuchDevice
@@ -236,7 +237,7 @@ async def test_a_host_that_refuses_every_version_is_a_kernel_crash(autojump_cloc
 async def test_posts_are_repeated_while_buffers_are_short(autojump_clock: MockClock) -> None:
     """INSUFFICIENT_BUFFERS is not an error but a delay, on the partition's clock."""
     machine = FakeMachine()
-    ScriptedBus(machine, busy=3)
+    ScriptedBus(machine, statuses=[HvStatus.INSUFFICIENT_BUFFERS] * 3)
     await run(machine=machine)
     assert machine.is_off
 

@@ -8,7 +8,8 @@ import trio.testing
 
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.status import HvStatus
-from tests.doubles.guest_platform import FIRST_PAGE, FakePlatform, MessageScript
+from tests.doubles.guest_platform import FIRST_PAGE, FakePlatform
+from tests.doubles.scripted_bus import SCSI, MessageScript
 from vmbus.channel import Channel, ChannelClosed
 from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError, open_vmbus_client
 from vmbus.protocol import Version
@@ -20,9 +21,11 @@ RING = 4 * PAGE_SIZE
 FAILURE = 0x8000_FFFF
 
 
-def make(**script: object) -> tuple[FakePlatform, MessageScript]:
+def make(*, offers: int = 1, **script: object) -> tuple[FakePlatform, MessageScript]:
     platform = FakePlatform()
-    return platform, MessageScript(platform, **script)  # type: ignore[arg-type]
+    host = MessageScript(deliver=platform.deliver, offers=[SCSI] * offers, message_connection=0x77, **script)  # type: ignore[arg-type]
+    platform.post = host.post
+    return platform, host
 
 
 async def open_first(bus: VmbusClient) -> tuple[OfferedDevice, Channel]:
@@ -103,7 +106,7 @@ async def test_open_use_close() -> None:
 
         await channel.send(Packet(PacketType.INBAND, 1, 7, 0, b"question"))
         assert [packet.body for packet in theirs_in.read_batch()] == [b"question"]
-        assert host.signals == [0x2001]
+        assert platform.signals == [0x2001]
         async with trio.open_nursery() as nursery:
 
             async def answered() -> None:
