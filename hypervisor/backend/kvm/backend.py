@@ -10,20 +10,23 @@ Steady I/O takes no exit to Python: the hypercall page tests for a fast HvSignal
 from __future__ import annotations
 
 import os
-import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 import trio
 
 from hypervisor.backend.kvm import ioctls
-from hypervisor.backend.kvm.ioctls import Exit
-from hypervisor.backend.kvm.machine import KvmMachine, open_kvm
-from hypervisor.backend.kvm.vcpu import KICK_SIGNAL, Vcpu
-from hypervisor.cpuid import HYPERVISOR_PRESENT, LAST_LEAF, LEAF_VENDOR, LEAF_VERSION_INFO, hypervisor_leaf
+from hypervisor.backend.kvm.doorbells import DOORBELL_PORT, Doorbells
+from hypervisor.backend.kvm.ioctls import Exit, KvmError
+from hypervisor.backend.kvm.leaves import processor_leaves
+from hypervisor.backend.kvm.machine import KvmMachine, check_kvm
+from hypervisor.backend.kvm.posted import PostedWrites
+from hypervisor.backend.kvm.switching import quick_switching
+from hypervisor.backend.kvm.vcpu import Vcpu
+from hypervisor.cpuid import LAST_LEAF, LEAF_VENDOR, hypervisor_leaf
 from hypervisor.machine import GeneralProtection, InvalidOpcode, VpStopped
-from hypervisor.synic.ports import Connection, PortType
+from hypervisor.partition import PartitionState
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from hypervisor.vp import VirtualProcessor
 
 HYPERCALL_PORT = 0xE0
-DOORBELL_PORT = 0xE4
 
 HYPERCALL_CODE = bytes.fromhex(
     "4881f95d000100"  # 00 cmp rcx, 0x1005d      a fast HvSignalEvent,
@@ -55,7 +57,8 @@ _RETURN = 0x1B
 
 SIGNAL_EVENT_FAST = 0x1005D
 ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
-APIC_ID_SHIFT = 24
+POSTED_WRITES_SECONDS = 0.05
+"""How long a posted write may wait where no exit comes: what a guest printed last before it hung is seen so soon."""
 LOCAL_APIC_FREQUENCY = 1_000_000_000
 """KVM counts its local APIC timers in nanoseconds."""
 
@@ -107,24 +110,41 @@ class KvmVp:
 class KvmBackend:
     """Runs one partition on KVM. `load` lays the kernel into guest memory and says where it starts."""
 
-    def __init__(self, hypervisor: Hypervisor, load: Callable[[GuestMemory], GuestStart]) -> None:
-        """Raises `KvmError` on a machine whose KVM is missing or lacks something."""
-        os.close(open_kvm())
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        load: Callable[[GuestMemory], GuestStart],
+        *,
+        posted_ports: Sequence[int] = (),
+    ) -> None:
+        """Raises `KvmError` on a machine whose KVM is missing or lacks something.
+
+        `posted_ports` take bytes whose effect may wait for the guest's next exit, or a twentieth of a second.
+        """
+        check_kvm()
+        self.failure: BaseException | None = None
+        """Why KVM could not go on with the guest, where it could not."""
         self._hypervisor = hypervisor
         self._load = load
+        self._posted_ports = posted_ports
         self._partition: Partition
         self._machine: KvmMachine | None = None
         self._vcpus: dict[int, Vcpu] = {}
-        self._doorbells: dict[int, trio.CancelScope] = {}
-        self._nursery: trio.Nursery
+        self._at_hand: Vcpu | None = None
+        """The vCPU whose exit is being dealt with."""
+        self._posted: PostedWrites | None = None
+        self._fault: BaseException | None = None
+        self._faulted = trio.Event()
 
     async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Execute until cancelled."""
+        """Execute until cancelled. An exception of ours that an exit met is raised here."""
         self._partition = partition
+        self.failure = None
+        self._fault, self._faulted = None, trio.Event()
         # The address that a guest reads its clock from is computed for KVM's TSC, so the page of code comes first.
         partition.registers.hypercall_code = HYPERCALL_CODE
-        signal.signal(KICK_SIGNAL, _ignore)
         self._machine = machine = KvmMachine()
+        doorbells: Doorbells | None = None
         try:
             for gpa, view in partition.memory.mappings():
                 machine.map(gpa, view)
@@ -132,30 +152,56 @@ class KvmBackend:
             for vp in partition.vps.values():
                 self._vcpus[vp.index] = Vcpu(machine.fd, vp.index, machine.run_size, self._on_exit)
             first = self._vcpus[0]
+            if [port for port in self._posted_ports if machine.post_writes(port)]:
+                self._posted = PostedWrites(first.run, machine.posted_offset)
             partition.registers.apic_frequency = LOCAL_APIC_FREQUENCY
             partition.registers.tsc_frequency = first.tsc_khz() * 1000
-            partition.registers.read_tsc = first.read_tsc
+            partition.registers.read_tsc = self._read_tsc
             for vp in partition.vps.values():
                 self._vcpus[vp.index].set_cpuid(self._cpuid(machine, vp))
             first.set_start(start)
-            async with trio.open_nursery() as self._nursery:
-                self._attach_all()
-                for vp in partition.vps.values():
-                    vcpu = self._vcpus[vp.index]
-                    vcpu.pause(vp.suspended)
-                    vp.runner = KvmVp(machine, vcpu)
-                    vcpu.start()
-                task_status.started()
-                await trio.sleep_forever()
+            doorbells = Doorbells(machine, self._rang, self._hypervisor.trace, partition.id)
+            for connection in partition.connections.values():
+                doorbells.attach(connection)
+            partition.doorbells = doorbells
+            with quick_switching():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(doorbells.run, name="doorbells")
+                    nursery.start_soon(self._take_posted_writes, name="posted writes")
+                    for vp in partition.vps.values():
+                        vcpu = self._vcpus[vp.index]
+                        vcpu.pause(vp.suspended)
+                        vp.runner = KvmVp(machine, vcpu)
+                        vcpu.start()
+                    task_status.started()
+                    await self._faulted.wait()
+                    nursery.cancel_scope.cancel()
         finally:
-            partition.doorbells = None
-            partition.registers.read_tsc = None
-            for vp in partition.vps.values():
-                vp.runner = None
+            await self._take_down(partition, machine, doorbells)
+        if self._fault is not None:
+            raise self._fault
+
+    async def _take_down(self, partition: Partition, machine: KvmMachine, doorbells: Doorbells | None) -> None:
+        """First nobody reaches the vCPUs any more, then they end, then what they said last is taken."""
+        partition.doorbells = None
+        partition.registers.read_tsc = None
+        for vp in partition.vps.values():
+            vp.runner = None
+        for vcpu in self._vcpus.values():
+            vcpu.ask_to_stop()
+        for vcpu in self._vcpus.values():
+            with trio.CancelScope(shield=True):
+                await vcpu.ended_or_never_started()
+        try:
+            self._drain()
+        finally:
+            self._posted = None
             for vcpu in self._vcpus.values():
-                await vcpu.stop()
+                vcpu.close()
             self._vcpus.clear()
             self._machine = None
+            if doorbells is not None:
+                doorbells.close()
             machine.close()
 
     def set_line(self, line: int, high: bool) -> None:
@@ -163,60 +209,53 @@ class KvmBackend:
         if self._machine is not None:
             self._machine.set_line(line, high)
 
-    # --- doorbells: HvSignalEvent without an exit
+    def _read_tsc(self) -> int:
+        """The guest's TSC: KVM keeps all processors' alike, and that of one outside KVM_RUN costs no wait."""
+        return (self._at_hand or self._vcpus[0]).read_tsc()
 
-    def _attach_all(self) -> None:
-        self._partition.doorbells = self
-        for connection in self._partition.connections.values():
-            self.attach(connection)
+    def _rang(self, connection_id: int) -> None:
+        """The guest has signaled a connection by its doorbell."""
+        self._hypervisor.hypercall(self._partition.vps[0], SIGNAL_EVENT_FAST, connection_id, 0)
 
-    def attach(self, connection: Connection) -> None:
-        """A connection has been made: bind its number to an eventfd, and watch that."""
-        if connection.port.type is PortType.EVENT:
-            scope = self._doorbells[connection.id] = trio.CancelScope()
-            self._nursery.start_soon(self._watch, connection.id, scope, name=f"doorbell {connection.id:#x}")
+    # --- posted writes
 
-    def detach(self, connection: Connection) -> None:
-        """The connection is gone; signals to it take the slow way and are refused there."""
-        scope = self._doorbells.pop(connection.id, None)
-        if scope is not None:
-            scope.cancel()
+    async def _take_posted_writes(self) -> None:
+        while self._posted is not None:
+            await trio.sleep(POSTED_WRITES_SECONDS)
+            self._drain()
 
-    async def _watch(self, connection_id: int, scope: trio.CancelScope) -> None:
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        vp, machine = self._partition.vps[0], self._machine
-        assert machine is not None, "doorbells are attached while the backend runs"
-        try:
-            with scope:
-                machine.doorbell(DOORBELL_PORT, connection_id, fd, attach=True)
-                try:
-                    while True:
-                        await trio.lowlevel.wait_readable(fd)
-                        os.eventfd_read(fd)
-                        # Several rings are one signal, as several settings of one flag would be.
-                        self._hypervisor.hypercall(vp, SIGNAL_EVENT_FAST, connection_id, 0)
-                finally:
-                    machine.doorbell(DOORBELL_PORT, connection_id, fd, attach=False)
-        finally:
-            os.close(fd)
+    def _drain(self) -> None:
+        if self._posted is not None:
+            vp = self._partition.vps[0]
+            for port, size, value in self._posted.take():
+                if self._partition.state is PartitionState.ACTIVE:
+                    self._hypervisor.port_out(vp, port, size, value)
 
     # --- exits
 
     def _on_exit(self, vcpu: Vcpu) -> None:
-        """Answer one exit; on the Trio thread, while the vCPU's thread waits."""
+        """Answer one exit; on the Trio thread, while the vCPU's thread waits. Raises nothing: Trio would die of it."""
         vp = self._partition.vps.get(vcpu.index)
-        if vp is None or vp.runner is None:
-            vcpu.answer()  # the partition is going: the thread finds that it is to stop
-            return
+        if vcpu.stopping or vp is None or vp.runner is None:
+            return  # the partition is going, and the thread has been told
+        self._at_hand = vcpu
         try:
+            self._drain()
             self._dispatch(vcpu, vp)
         except VpStopped:
             vcpu.pause(True)
+        except Exception as error:
+            # A bug of ours, in a device perhaps: `run` raises it, and the processor stays where it is.
+            self._fault = self._fault or error
+            self._faulted.set()
+            return
+        finally:
+            self._at_hand = None
         vcpu.answer()
 
     def _dispatch(self, vcpu: Vcpu, vp: VirtualProcessor) -> None:
         if vcpu.error:
-            self._stop(vp, f"KVM_RUN: {os.strerror(vcpu.error)}")
+            self._cannot_go_on(vp, f"KVM_RUN: {os.strerror(vcpu.error)}")
             return
         reason = vcpu.exit_reason()
         vcpu.exits[reason.name] += 1
@@ -232,11 +271,15 @@ class KvmBackend:
             case Exit.SHUTDOWN:
                 self._stop(vp, "triple fault")
             case Exit.FAIL_ENTRY | Exit.INTERNAL_ERROR:
-                self._stop(vp, f"KVM cannot go on at {vcpu.registers()[ioctls.RIP]:#x}: {vcpu.failure()}")
+                self._cannot_go_on(vp, f"KVM cannot go on at {vcpu.registers()[ioctls.RIP]:#x}: {vcpu.failure()}")
             case Exit.SYSTEM_EVENT | Exit.HLT | Exit.INTR | Exit.IRQ_WINDOW_OPEN | Exit.UNKNOWN:
                 self._hypervisor.trace.warn(Layer.STATE, "unexpected_exit", vp.partition.id, reason.name)
             case _:
                 assert_never(reason)
+
+    def _cannot_go_on(self, vp: VirtualProcessor, reason: str) -> None:
+        self.failure = KvmError(reason)
+        self._stop(vp, reason)
 
     def _stop(self, vp: VirtualProcessor, reason: str) -> None:
         self._hypervisor.unrecoverable_exception(vp, reason)
@@ -290,20 +333,9 @@ class KvmBackend:
     # --- CPUID
 
     def _cpuid(self, machine: KvmMachine, vp: VirtualProcessor) -> bytes:
-        """KVM's leaves with the hypervisor bit and the processor's own ID, and our leaves in place of KVM's."""
-        entries: list[tuple[int, ...]] = []
-        for leaf, subleaf, flags, eax, ebx, ecx, edx in machine.supported_cpuid():
-            if leaf == LEAF_VERSION_INFO:
-                ebx = ebx & 0x00FFFFFF | vp.index << APIC_ID_SHIFT
-                ecx |= HYPERVISOR_PRESENT
-            elif leaf in (0x0B, 0x1F):
-                edx = vp.index
-            entries.append((leaf, subleaf, flags, eax, ebx, ecx, edx))
+        """KVM's leaves, made this partition's, and the hypervisor's."""
+        entries = processor_leaves(machine.supported_cpuid(), vp.index, len(vp.partition.vps))
         for leaf in range(LEAF_VENDOR, LAST_LEAF + 1):
             entries.append((leaf, 0, 0, *hypervisor_leaf(self._hypervisor, vp.partition, leaf)))
         head = struct.pack("<II", len(entries), 0)
         return head + b"".join(ioctls.CPUID_ENTRY.pack(*entry) for entry in entries)
-
-
-def _ignore(signum: int, frame: object) -> None:
-    """KVM_RUN's EINTR is all that the signal is for."""

@@ -91,7 +91,7 @@ class Request(enum.IntEnum):
 
 
 class Capability(enum.IntEnum):
-    """What CHECK_EXTENSION is asked, each with why it is needed."""
+    """What CHECK_EXTENSION is asked."""
 
     IRQCHIP = 0
     USER_MEMORY = 3
@@ -100,7 +100,6 @@ class Capability(enum.IntEnum):
     SYNC_REGS = 74
     SIGNAL_MSI = 77
     COALESCED_PIO = 162
-    IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188
     X86_MSR_FILTER = 189
 
@@ -154,7 +153,6 @@ CPUID_ENTRY = struct.Struct("<IIIIIII12x")
 CPUID_SIGNIFICANT_INDEX = 1 << 0
 
 # struct kvm_run, as far as it is read.
-RUN_IMMEDIATE_EXIT = 1
 RUN_EXIT_REASON = 8
 RUN_EXIT = 32
 """Where the union for the exit reason begins."""

@@ -1,10 +1,18 @@
-"""One VM of KVM: memory slots, interrupt controllers, CPUID, the MSR filter, doorbells. Hypervisor."""
+"""One VM of KVM: memory slots, interrupt controllers, CPUID, the MSR filter, doorbells. Hypervisor.
+
+Some machines have a /dev/kvm behind which nothing but an instruction emulator works: all capabilities are there, a few
+instructions run, and a kernel stops at the first one that the emulator does not know. The processor's flags tell: with
+neither `vmx` nor `svm` in /proc/cpuinfo there is no hardware for KVM to use. `ANYWAY` tries it all the same.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import mmap
 import os
 import struct
+from pathlib import Path
 
 from hypervisor.backend.kvm import ioctls
 from hypervisor.backend.kvm.ioctls import Capability, KvmError, Request
@@ -14,7 +22,6 @@ NEEDED = {
     Capability.IRQCHIP: "interrupt controllers in the kernel",
     Capability.IOEVENTFD: "doorbells without an exit",
     Capability.SIGNAL_MSI: "interrupts by vector",
-    Capability.IMMEDIATE_EXIT: "a way to stop a virtual processor",
     Capability.X86_USER_SPACE_MSR: "synthetic MSRs in this process",
     Capability.X86_MSR_FILTER: "synthetic MSRs kept from KVM's own Hyper-V emulation",
 }
@@ -23,21 +30,56 @@ SYNTHETIC_MSR_COUNT = 0x1000
 TSS_GPA = 0xFFFB_D000
 IDENTITY_MAP_GPA = 0xFFFB_C000
 LOCAL_APIC_MSI = 0xFEE0_0000
+API_VERSION = 12
+"""The only one there has been since 2007."""
+
+DEVICE = "/dev/kvm"
+CPU_INFO = Path("/proc/cpuinfo")
+ANYWAY = "PARTITA_KVM_ANYWAY"
+"""Environment variable: 1 uses a KVM without hardware behind it."""
+
+
+def has_hardware() -> bool:
+    """Whether the processor has virtualization for KVM to use; true where that cannot be found out."""
+    try:
+        text = CPU_INFO.read_text()
+    except OSError:
+        return True
+    flags = [line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")]
+    return not flags or "vmx" in flags[0] or "svm" in flags[0]
+
+
+def check_kvm() -> None:
+    """Raise `KvmError`, with the remedy, where a kernel cannot be run; costs a millisecond."""
+    fd = open_kvm()
+    os.close(fd)
+    if not has_hardware() and os.environ.get(ANYWAY) != "1":
+        raise KvmError(
+            f"{DEVICE} is there, but the processor shows neither vmx nor svm: this KVM only emulates, and a kernel "
+            "does not get far on it. Turn on (nested) virtualization for this machine; "
+            f"{ANYWAY}=1 tries it all the same"
+        )
 
 
 def open_kvm() -> int:
     """A descriptor of /dev/kvm that has all we need. Raises `KvmError` with the remedy."""
     try:
-        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise KvmError(
-            "there is no /dev/kvm: load kvm-intel or kvm-amd, or turn on virtualization in the firmware"
+            f"there is no {DEVICE}: load kvm-intel or kvm-amd, or turn on virtualization in the firmware"
         ) from None
     except PermissionError:
-        raise KvmError("no permission for /dev/kvm: join the group kvm, or run as root") from None
+        raise KvmError(f"no permission for {DEVICE}: join the group kvm, or run as root") from None
     except OSError as error:
-        raise KvmError(f"/dev/kvm: {error.strerror}") from error
+        raise KvmError(f"{DEVICE}: {error.strerror}") from error
     try:
+        try:
+            version = ioctls.ioctl(fd, Request.GET_API_VERSION)
+        except OSError as error:
+            raise KvmError(f"{DEVICE} does not answer as KVM does: {error.strerror}") from error
+        if version != API_VERSION:
+            raise KvmError(f"{DEVICE} speaks version {version} of KVM's interface, not {API_VERSION}")
         for capability, purpose in NEEDED.items():
             if ioctls.ioctl(fd, Request.CHECK_EXTENSION, int(capability)) == 0:
                 raise KvmError(f"this KVM lacks KVM_CAP_{capability.name} ({purpose}): a newer kernel has it")
@@ -63,7 +105,11 @@ class KvmMachine:
             self.close()
             raise
         self.run_size = ioctls.ioctl(self.kvm_fd, Request.GET_VCPU_MMAP_SIZE)
+        page = ioctls.ioctl(self.kvm_fd, Request.CHECK_EXTENSION, Capability.COALESCED_MMIO)
+        self.posted_offset = page * mmap.PAGESIZE
+        """Where in a vCPU's mapping the ring of posted writes lies; 0 where there is none."""
         self._slots = 0
+        self._interrupts: dict[int, bytes] = {}
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -81,8 +127,11 @@ class KvmMachine:
 
     def interrupt(self, apic_id: int, vector: int) -> None:
         """Raise an edge interrupt with this vector at one local APIC."""
-        message = ioctls.MSI.pack(LOCAL_APIC_MSI | apic_id << 12, 0, vector, 0, 0)
-        ioctls.ioctl(self.fd, Request.SIGNAL_MSI, bytearray(message))
+        key = apic_id << 8 | vector
+        message = self._interrupts.get(key)
+        if message is None:
+            message = self._interrupts[key] = ioctls.MSI.pack(LOCAL_APIC_MSI | apic_id << 12, 0, vector, 0, 0)
+        fcntl.ioctl(self.fd, Request.SIGNAL_MSI, message)
 
     def set_line(self, line: int, high: bool) -> None:
         """Drive an input of the interrupt controllers: COM1 is on line 4."""
@@ -92,6 +141,15 @@ class KvmMachine:
         """Count a 4-byte OUT of `value` to `port` on an eventfd, without an exit; or no longer."""
         flags = ioctls.IOEVENTFD_PIO | ioctls.IOEVENTFD_DATAMATCH | (0 if attach else ioctls.IOEVENTFD_DEASSIGN)
         ioctls.ioctl(self.fd, Request.IOEVENTFD, bytearray(ioctls.IOEVENTFD.pack(value, port, 4, event_fd, flags)))
+
+    def post_writes(self, port: int) -> bool:
+        """Collect one-byte OUTs to `port` in the ring of posted writes; False where this KVM does not."""
+        if not self.posted_offset or not ioctls.ioctl(
+            self.kvm_fd, Request.CHECK_EXTENSION, int(Capability.COALESCED_PIO)
+        ):
+            return False
+        ioctls.ioctl(self.fd, Request.REGISTER_COALESCED_MMIO, bytearray(ioctls.COALESCED_ZONE.pack(port, 1, 1)))
+        return True
 
     def supported_cpuid(self) -> list[tuple[int, ...]]:
         """(function, index, flags, eax, ebx, ecx, edx) of what KVM can show, without its own hypervisor leaves."""

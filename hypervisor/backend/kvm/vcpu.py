@@ -1,9 +1,39 @@
 """One vCPU: the thread that sits in KVM_RUN, and the hand-over of its exits to the Trio thread. Hypervisor.
 
-Concurrency: all hypervisor and bus state belongs to the Trio thread. The vCPU thread touches nothing but its own
-kvm_run page and two locks. An exit is handed over by `run_sync_soon` and waited for; the Trio thread answers it through
-the kvm_run page and releases the lock. So at any moment at most one of the two uses the page. What happens often must
-not be an exit: doorbells leave by ioeventfd, interrupts enter by KVM_SIGNAL_MSI, HLT stays in the kernel.
+All hypervisor and bus state belongs to the Trio thread. What happens often must not be an exit: doorbells leave by
+ioeventfd, interrupts enter by KVM_SIGNAL_MSI, HLT stays in the kernel. The rest is handed over, one exit at a time:
+
+    vCPU thread                                   Trio thread
+    KVM_RUN returns with an exit
+    run_sync_soon(on_exit)            ----->      reads and writes the kvm_run page, reads and sets registers
+    waits for `_answered`             <-----      answer(): releases `_answered`
+    waits while it is paused
+    leaves, if it is to stop; else KVM_RUN
+
+Why no interleaving breaks it:
+
+- The kvm_run page, and ioctls on the vCPU, are the Trio thread's from `run_sync_soon` to `answer`, and the vCPU
+  thread's at all other times. Both hand-overs are locks, which order memory. KVM locks a vCPU while it runs, so an
+  ioctl at the wrong moment would wait for the guest; `handed_over` and `paused` say when it does not.
+- Pausing and stopping change a flag first and then send `KICK_SIGNAL`. The thread has that signal blocked everywhere
+  but inside KVM_RUN (KVM_SET_SIGNAL_MASK), so a kick at any other moment stays pending and makes the next KVM_RUN
+  return -EINTR before the guest executes anything. The thread then takes the signal out, and only after that looks at
+  the flags. A flag set before it looks is seen; a flag set after comes with a signal of its own. So there is nothing
+  to clear after a pause, and the one harmless surprise is an -EINTR too many.
+- KVM finishes the last exit (the value of an IN, the end of a WRMSR) at the start of the next KVM_RUN, kicked or not.
+  An exit that is never run again, as after a reset, is never finished, and none is finished twice.
+- Paused while an exit is on its way: it is answered as ever, and the thread waits after the answer.
+- Stopping releases `_answered` in the exit's stead, so the thread never waits for a Trio thread that waits for it;
+  three cases. It waits for an answer: it gets this one. It has been answered and not yet awoken: the lock is open and
+  left so. It runs: the kick brings it back, and if it had an exit at that moment, it finds the lock open. Its call of
+  `on_exit` may not have run by then: `on_exit` asks `stopping` first and touches nothing. It does come before
+  `ended`, because Trio runs such calls in order, and the vCPU is closed after `ended` only.
+- Trio is over (it crashed, or nobody stopped this vCPU): `run_sync_soon` raises, and the thread leaves.
+- Signals for people (SIGINT) may land in this thread: KVM_RUN returns -EINTR, Python notes the signal for its main
+  thread, and the guest goes on.
+
+Latency. The thread needs the interpreter lock twice an exit: after KVM_RUN, and after the answer. Beside Python code
+that does not let go, each of them takes a whole switch interval, 5 ms by default; `switching.py` has the figures.
 """
 
 from __future__ import annotations
@@ -14,8 +44,9 @@ import os
 import signal
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,12 +58,15 @@ if TYPE_CHECKING:
     from hypervisor.backend.kvm.backend import GuestStart
 
 KICK_SIGNAL = signal.SIGRTMIN + 3
-"""Interrupts KVM_RUN; its handler does nothing, the system call's EINTR is the effect."""
+"""Interrupts KVM_RUN. It is never delivered, so it needs no handler and disturbs nobody's."""
+LATENCIES_KEPT = 4096
 
 _EXIT_REASON = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _ONE_MSR = struct.Struct("<IIIIQ")
 """struct kvm_msrs with one entry: count, pad, index, reserved, data."""
+_SIGNAL_MASK = struct.Struct("<IQ")
+"""struct kvm_signal_mask: the size of a set, and the set."""
 _IA32_TSC = 0x10
 _CR0 = 0x8005_0033
 """PG, AM, WP, NE, ET, MP, PE."""
@@ -44,19 +78,28 @@ class Vcpu:
     """A vCPU of KVM and its thread. Everything but `_thread_main` runs on the Trio thread."""
 
     def __init__(self, vm_fd: int, index: int, run_size: int, on_exit: Callable[[Vcpu], None]) -> None:
+        """`on_exit` is called in the Trio thread; it must not raise, and `answer` unless the vCPU is `stopping`."""
         self.index = index
         self.fd = ioctls.ioctl(vm_fd, Request.CREATE_VCPU, index)
-        self.run = mmap.mmap(self.fd, run_size)
+        try:
+            self.run = mmap.mmap(self.fd, run_size)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self.exits: Counter[str] = Counter()
         """Exits to user space, by reason."""
+        self.latencies: deque[int] = deque(maxlen=LATENCIES_KEPT)
+        """Nanoseconds that the last exits took, from when the thread had the interpreter to its next KVM_RUN."""
         self.ended = trio.Event()
         self.error = 0
         """The errno with which KVM_RUN failed, 0 while it does not."""
+        self.handed_over = False
+        """True while the Trio thread deals with an exit."""
+        self.paused = False
+        self.stopping = False
         self._on_exit = on_exit
         self._answered = threading.Lock()
         self._answered.acquire()
-        self._stopping = False
-        self._paused = False
         self._resumed = threading.Event()
         self._resumed.set()
         self._thread: threading.Thread | None = None
@@ -64,44 +107,56 @@ class Vcpu:
 
     def start(self) -> None:
         """Start the thread; `ended` is set after it has left."""
+        ioctls.ioctl(self.fd, Request.SET_SIGNAL_MASK, bytearray(_SIGNAL_MASK.pack(8, 0)))
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._thread_main, name=f"vcpu {self.index}", daemon=True)
-        self._thread.start()
+        # A thread begins with its parent's mask: there is no moment at which a kick would end the process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (KICK_SIGNAL,))
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def pause(self, paused: bool) -> None:
-        """Keep the thread out of KVM_RUN, or let it in again."""
-        self._paused = paused
+        """Keep the thread out of KVM_RUN, or let it in again. It leaves soon after, not before this returns."""
+        self.paused = paused
         if paused:
             self._resumed.clear()
-            self._kick()
+            self.kick()
         else:
-            self.run[ioctls.RUN_IMMEDIATE_EXIT] = 0
             self._resumed.set()
 
-    async def stop(self) -> None:
-        """Make the thread leave and wait for it; then KVM's descriptor and page are given back."""
-        self._stopping = True
+    def ask_to_stop(self) -> None:
+        """Make the thread leave for good; harmless when repeated."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._resumed.set()
+        if self._answered.locked():
+            self._answered.release()
+        self.kick()
+
+    async def ended_or_never_started(self) -> None:
+        """Wait for the thread's end, after `ask_to_stop`."""
         if self._thread is not None:
-            self._kick()
-            self._resumed.set()
-            if self._answered.locked():
-                self._answered.release()
-            with trio.CancelScope(shield=True):
-                await self.ended.wait()
+            await self.ended.wait()
             self._thread.join()
+
+    def close(self) -> None:
+        """Give KVM's descriptor and page back, once the thread has ended."""
         self.run.close()
         os.close(self.fd)
 
-    def _kick(self) -> None:
-        # immediate_exit covers the moment before KVM_RUN is entered, the signal the time after.
-        self.run[ioctls.RUN_IMMEDIATE_EXIT] = 1
+    def kick(self) -> None:
+        """Bring the thread out of KVM_RUN, if only for a moment."""
         thread = self._thread
         if thread is not None and thread.ident is not None and thread.is_alive():
             signal.pthread_kill(thread.ident, KICK_SIGNAL)
 
     def answer(self) -> None:
         """The exit has been dealt with; the thread goes on."""
-        if not self._stopping:
+        self.handed_over = False
+        if not self.stopping:
             self._answered.release()
 
     # --- what the Trio thread does with a vCPU that waits for it, or has not started
@@ -149,6 +204,8 @@ class Vcpu:
 
     def read_tsc(self) -> int:
         """The guest's TSC now."""
+        if not (self.handed_over or self.paused):
+            self.kick()  # KVM makes us wait until the vCPU has left KVM_RUN
         buffer = bytearray(_ONE_MSR.pack(1, 0, _IA32_TSC, 0, 0))
         ioctls.ioctl(self.fd, Request.GET_MSRS, buffer)
         return int(_ONE_MSR.unpack(buffer)[4])
@@ -178,24 +235,43 @@ class Vcpu:
 
     def _may_run(self) -> bool:
         self._resumed.wait()
-        return not self._stopping
+        return not self.stopping
 
     def _thread_main(self) -> None:
-        token, run = self._token, self.run
+        token = self._token
         assert token is not None
         try:
-            while self._may_run():
-                result = ioctls.run(self.fd)
-                if result in (-errno.EINTR, -errno.EAGAIN):
-                    continue
-                if result < 0:
-                    self.error = -result
-                elif _EXIT_REASON.unpack_from(run, ioctls.RUN_EXIT_REASON)[0] == Exit.INTR:
-                    continue
-                token.run_sync_soon(self._on_exit, self)
-                self._answered.acquire()
+            self._run_until_stopped(token)
+        except trio.RunFinishedError:
+            return  # nobody is left to hand anything to
+        except BaseException:
+            # A bug of ours: Python prints it, and the guest ends as if KVM had failed.
+            self.error = errno.EFAULT
+            self._hand_over(token)
+            raise
         finally:
             try:
                 token.run_sync_soon(self.ended.set)
             except trio.RunFinishedError:
                 pass
+
+    def _run_until_stopped(self, token: trio.lowlevel.TrioToken) -> None:
+        run, answered, latencies = self.run, self._answered, self.latencies
+        while self._may_run():
+            result = ioctls.run(self.fd)
+            if result in (-errno.EINTR, -errno.EAGAIN):
+                while signal.sigtimedwait((KICK_SIGNAL,), 0) is not None:
+                    pass
+                continue
+            if result < 0:
+                self.error = -result
+            elif _EXIT_REASON.unpack_from(run, ioctls.RUN_EXIT_REASON)[0] == Exit.INTR:
+                continue
+            began = perf_counter_ns()
+            self._hand_over(token)
+            answered.acquire()
+            latencies.append(perf_counter_ns() - began)
+
+    def _hand_over(self, token: trio.lowlevel.TrioToken) -> None:
+        self.handed_over = True
+        token.run_sync_soon(self._on_exit, self)
