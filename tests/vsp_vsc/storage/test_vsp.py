@@ -9,7 +9,7 @@ import trio.testing
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from tests.doubles.storage import INSTANCE, SlowBackend, StoragePair, serving
 from tests.doubles.storage_guest import ask, command, control, handshake
-from tests.spec.test_storage_layouts import LINUX_READ, LINUX_READ_RANGE
+from tests.spec.test_storage_packets import LINUX_READ, LINUX_READ_RANGE
 from vmbus.channel import SENT
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend

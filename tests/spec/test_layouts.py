@@ -1,0 +1,62 @@
+"""Declared layouts against tables that were written by hand from other sources than the declarations, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hypervisor import intercept
+from hypervisor.hypercall import layouts
+from hypervisor.wire import Wire
+from vmbus.protocol import messages
+from vsp_vsc.storage import protocol as storage
+
+DECLARED: dict[str, tuple[ModuleType, ...]] = {
+    "hypercalls": (layouts, intercept),
+    "vmbus": (messages,),
+    "storage": (storage,),
+}
+"""The table in `layouts/` and the modules that declare what stands in it."""
+BASES = (messages.Message,)
+Layout = dict[str, tuple[int, int]]
+
+
+def golden(table: str) -> dict[str, Layout]:
+    """Struct name to field name to (offset, size); field `*` is the whole."""
+    structs: dict[str, Layout] = {}
+    for line in (Path(__file__).parent / "layouts" / f"{table}.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            struct, field, offset, size, _ = line.split(None, 4)
+            fields = structs.setdefault(struct, {})
+            assert field not in fields, f"{struct}.{field} stands twice"
+            fields[field] = (int(offset), int(size))
+    return structs
+
+
+def declared(table: str) -> dict[str, type[Wire]]:
+    """Every layout that the table's modules declare themselves."""
+    return {
+        name: value
+        for module in DECLARED[table]
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Wire)
+        and value not in BASES
+        and value.__module__ == module.__name__
+    }
+
+
+@pytest.mark.parametrize("table", DECLARED)
+def test_the_table_and_the_code_know_the_same_structs(table: str) -> None:
+    """A struct that only one of them has is a mistake in the other."""
+    assert set(golden(table)) == set(declared(table))
+
+
+@pytest.mark.parametrize(("table", "name"), [(table, name) for table in DECLARED for name in sorted(declared(table))])
+def test_offsets_and_sizes(table: str, name: str) -> None:
+    """Each field lies where the sources put it, no field is missing, and none is ours."""
+    struct = declared(table)[name]
+    found = {field.name: (field.offset, field.size) for field in struct.FIELDS}
+    assert {"*": (0, struct.SIZE), **found} == golden(table)[name]
