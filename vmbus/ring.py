@@ -283,7 +283,7 @@ class RingReader(_Ring):
             control[_OUT] = out
             fence.acquire()
             fence.release()
-        pending = control[_PENDING] & ~7  # some guests write the ring's size less one
+        pending = control[_PENDING]
         if pending:
             free = size - (control[_IN] - out) % size
             if free - taken <= pending < free:
