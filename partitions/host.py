@@ -3,8 +3,8 @@
     import partitions, trio
 
     async def main():
-        async with partitions.open_host("examples/03-disk") as host:
-            vm = host["web"]
+        async with partitions.open_host("03-disk") as host:     # a folder, a file, an example's name
+            vm = host["writer"]
             await vm.start()
             print(await vm.wait())          # powered off
             print(vm.console.text)
@@ -143,7 +143,10 @@ class Vm:
         return self._managed.statistics
 
     def events(self, *, capacity: int = 256) -> Subscription[VmStateChange]:
-        """Changes of its state from now on: `async for change in vm.events()`."""
+        """Changes of its state from now on: `async for change in vm.events()`; ends when the VM is destroyed.
+
+        A reader that falls `capacity` changes behind loses the oldest, and finds in `.dropped` how many.
+        """
         return self._managed.feed.subscribe(capacity)
 
     # --- what to do with it
@@ -173,7 +176,11 @@ class Vm:
         return await self._vmms.shut_down(self.name, grace)
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
-        """The same by Hyper-V's numbers; refusals come back as codes."""
+        """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 9 pause, 11 reset.
+
+        Refusals come back as codes: `INVALID_STATE`, `NOT_SUPPORTED` (6 and 10: save, reboot), `INVALID_PARAMETER`,
+        `FAILED`. Returns when what was asked for is done.
+        """
         return await self._vmms.request_state_change(self.name, requested_state)
 
     async def wait(self) -> ExitRecord:
@@ -185,7 +192,7 @@ class Vm:
         return managed.exit
 
     async def wait_state(self, *states: VmState) -> VmState:
-        """Until it is in one of these states, which is returned. A state that passes at once may be missed."""
+        """Until it is in one of these states, which is returned. One that passes at once may be missed: see `events`."""
         managed = self._managed
         while managed.state not in states:
             await managed.changed.wait()
@@ -249,7 +256,7 @@ class Host(Mapping[str, Vm]):
         self._vms.pop(name, None)
 
     def events(self, *, capacity: int = 1024) -> Subscription[VmStateChange]:
-        """Changes of state of every VM from now on."""
+        """Changes of state of every VM from now on, `capacity` of them kept for a slow reader; ends with the host."""
         return self.vmms.feed.subscribe(capacity)
 
     async def start_all(self) -> None:

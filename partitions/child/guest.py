@@ -82,11 +82,11 @@ class Guest:
     # Time and work
 
     def time(self) -> float:
-        """Seconds since the partition began; stands still while the VM is paused."""
+        """Seconds since the partition began, or was reset; stands still while the VM is paused."""
         return self.platform.reference_time() / TICKS_PER_SECOND
 
     async def sleep(self, seconds: float) -> None:
-        """Let so much of the partition's time go by."""
+        """Let so many seconds of the partition's time go by; a pause of the VM makes it longer."""
         await self.platform.sleep(seconds)
 
     async def work(self, seconds: float, *, vp: int = 0) -> None:

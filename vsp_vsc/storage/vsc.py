@@ -131,7 +131,12 @@ class DiskFacts:
 
 
 class Disk:
-    """One disk. Addresses and counts are in blocks. All calls raise `ScsiError` and `StorageGone`."""
+    """One disk. Addresses and counts are in blocks of `block_size` bytes, lengths and sizes in bytes.
+
+    All calls raise `ScsiError` where the disk refuses or fails (past the end, read-only, an error of the host's),
+    `StorageGone` where its channel has ended, `ValueError` for what is no range of whole blocks, and `MemoryError` where
+    the guest has no pages for a buffer. A call that is cancelled may have been carried out or not.
+    """
 
     def __init__(self, storage: Storage, facts: DiskFacts) -> None:
         self._storage = storage
@@ -166,7 +171,7 @@ class Disk:
     # --- with a copy
 
     async def read(self, lba: int, count: int = 1) -> bytes:
-        """Read `count` blocks."""
+        """Read `count` blocks from block `lba` on."""
         return (await self.read_many(((lba, count),)))[0]
 
     async def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -212,7 +217,7 @@ class Disk:
                 await self._run(self._requests(window, Direction.OUT, buffer, fua=fua))
 
     async def flush(self) -> None:
-        """Bring every write answered so far to the medium."""
+        """Bring every write answered so far to the medium: the host's fdatasync has returned when this does."""
         await self._run([self._without_data(synchronize_cache_cdb())])
 
     # --- without a copy
