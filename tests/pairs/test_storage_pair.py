@@ -142,6 +142,36 @@ async def test_a_batch_is_one_signal_and_one_wakeup() -> None:
         assert [new.packets_out - old.packets_out for new, old in zip(after, before, strict=True)] == [32, 32]
 
 
+async def test_a_thin_disk_takes_back_what_a_guest_discards(tmp_path: Path) -> None:
+    """Reads zeros there; the image has the room again. More than one UNMAP takes goes in several."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(PATTERN)
+    backend = RawFileBackend.open(path)
+    disks = {0: ScsiTarget(backend), 1: ScsiTarget(MemoryBackend(512, read_only=True))}
+    async with serving(disks) as pair, open_storage(pair.guest_end, pair.platform) as storage:
+        disk, thick = storage.disks
+        if not disk.facts.thin:
+            pytest.skip("the file system takes no holes")
+        await disk.discard(256, 1024)
+        await disk.discard(0, 0)
+        await disk.flush()
+        expected = PATTERN[: 256 * 512] + bytes(1024 * 512) + PATTERN[1280 * 512 :]
+        assert await disk.read(0, disk.blocks) == expected
+        assert path.stat().st_blocks * 512 <= (1 << 20) - 1024 * 512 + 65536
+        disk._most_discarded = 100
+        await disk.discard(0, disk.blocks)
+        assert not any(await disk.read(0, disk.blocks))
+        assert backend.statistics().discards == 1 + -(-disk.blocks // 100)
+        with pytest.raises(ScsiError, match="out of range"):
+            await disk.discard(disk.blocks, 1)
+        with pytest.raises(ValueError, match="-1 blocks"):
+            await disk.discard(0, -1)
+        assert not thick.facts.thin
+        with pytest.raises(ScsiError, match="write protected"):
+            await thick.discard(0, 1)
+    backend.close()
+
+
 async def test_buffers_without_a_copy() -> None:
     """The host fills the guest's pages; parts of a buffer, several buffers, large ones."""
     async with serving(one()) as pair, open_storage(pair.guest_end, pair.platform) as storage:

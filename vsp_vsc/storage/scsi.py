@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 
 
 class Opcode(enum.IntEnum):
@@ -71,6 +72,13 @@ SERVICE_16 = struct.Struct(">BBQIBB")
 LUNS_12 = struct.Struct(">BxB3xIxB")
 """REPORT LUNS: opcode, select report, allocation length, control."""
 
+UNMAP_10 = struct.Struct(">BB5xHB")
+"""opcode, flags, length of the parameter list, control."""
+UNMAP_HEADER = struct.Struct(">HH4x")
+"""The parameter list of UNMAP: bytes that follow this field, bytes of descriptors."""
+UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
+"""First block, number of blocks."""
+
 FUA = 0x08
 """Force unit access, in the flags of READ and WRITE: the data must be on the medium before the answer."""
 DPO = 0x10
@@ -87,7 +95,7 @@ _IN = {
     Opcode.SERVICE_ACTION_IN_16,
     Opcode.REPORT_LUNS,
 }
-_OUT = {Opcode.WRITE_10, Opcode.WRITE_16}
+_OUT = {Opcode.WRITE_10, Opcode.WRITE_16, Opcode.UNMAP}
 _NONE = {Opcode.TEST_UNIT_READY, Opcode.SYNCHRONIZE_CACHE_10, Opcode.SYNCHRONIZE_CACHE_16}
 
 DIRECTION: tuple[Direction | None, ...] = tuple(
@@ -115,6 +123,17 @@ def write_cdb(lba: int, blocks: int, *, fua: bool = False) -> bytes:
     if lba + blocks <= 0xFFFF_FFFF and blocks <= 0xFFFF:
         return CDB_10.pack(Opcode.WRITE_10, flags, lba, 0, blocks, 0) + bytes(6)
     return CDB_16.pack(Opcode.WRITE_16, flags, lba, blocks, 0, 0)
+
+
+def unmap_cdb(parameters: int) -> bytes:
+    """UNMAP with so many bytes of parameters."""
+    return UNMAP_10.pack(Opcode.UNMAP, 0, parameters, 0) + bytes(6)
+
+
+def unmap_parameters(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The parameter list of UNMAP for ranges of (block, count)."""
+    size = UNMAP_DESCRIPTOR.size * len(ranges)
+    return UNMAP_HEADER.pack(size + 6, size) + b"".join(UNMAP_DESCRIPTOR.pack(lba, count) for lba, count in ranges)
 
 
 def inquiry_cdb(length: int, page: int | None = None) -> bytes:
@@ -173,6 +192,8 @@ def describe_cdb(cdb: bytes) -> str:
             _, flags, lba, _, blocks, _ = CDB_10.unpack_from(padded)
         case Opcode.READ_16 | Opcode.WRITE_16 | Opcode.SYNCHRONIZE_CACHE_16:
             _, flags, lba, blocks, _, _ = CDB_16.unpack_from(padded)
+        case Opcode.UNMAP:
+            return f"{words} parameters={UNMAP_10.unpack_from(padded)[2]}"
         case Opcode.INQUIRY if padded[1] & 1:
             return f"{words} page={padded[2]:02X}h"
         case Opcode.MODE_SENSE_6 | Opcode.MODE_SENSE_10:

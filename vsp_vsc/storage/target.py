@@ -4,8 +4,9 @@ It knows nothing of VMBus: any front end that carries CDBs can serve it. A front
 wherever the data is to go or to come from, with room for `length` bytes, and checks itself that a command's direction
 (`scsi.DIRECTION`) is that of its buffer.
 
-Answers to SPC-4 and SBC-3 for a thick, non-removable direct access disk with 512-byte blocks. Every command that is not
-in the table at the end gets INVALID COMMAND OPERATION CODE. A host's I/O error becomes sense data.
+Answers to SPC-4 and SBC-3 for a non-removable direct access disk with 512-byte blocks: thin, with UNMAP, if its backend
+can give room back, else thick. Every command that is not in the table at the end gets INVALID COMMAND OPERATION CODE. A
+host's I/O error becomes sense data.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from vsp_vsc.storage.scsi import (
     MODE_10,
     READ_CAPACITY_16,
     SERVICE_16,
+    UNMAP_10,
+    UNMAP_DESCRIPTOR,
+    UNMAP_HEADER,
     Opcode,
     ScsiStatus,
 )
@@ -41,6 +45,15 @@ _SPC_3 = 0x05
 _NO_DEVICE = 0x7F
 """Peripheral qualifier 3, device type 1Fh: no device can be here."""
 _LARGEST_LBA_10 = 0xFFFF_FFFF
+MAX_UNMAP_BLOCKS = 0x80000
+"""Blocks that one UNMAP may name in all, 256 MiB: a host that has to write zeros there is done in half a second."""
+MAX_UNMAP_DESCRIPTORS = 255
+"""As many as fit a page with their header."""
+_LBPME, _LBPRZ = 0x80, 0x40
+"""READ CAPACITY(16): thin; what is unmapped reads as zeros."""
+_THIN = bytes((0, 0x84, 0x02, 0))
+"""Logical block provisioning page: UNMAP is known, unmapped blocks read as zeros, thin provisioning."""
+_NON_ROTATING = 1
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITING = {errno.EROFS, errno.EPERM, errno.EACCES, errno.EBADF}
 
@@ -103,6 +116,10 @@ class ScsiTarget:
         self.backend = backend
         self.blocks = backend.size_bytes >> _SHIFT
         self.read_only = read_only or backend.read_only
+        self.thin = backend.discards and not self.read_only
+        """Whether guests may unmap blocks."""
+        # Eight logical blocks to a physical one: images rest on pages of 4 KiB, and guests align to what is said here.
+        self._physical_exponent = 3 if self.blocks % 8 == 0 else 0
         self.vendor = vendor.encode("ascii").ljust(8)[:8]
         self.product = product.encode("ascii").ljust(16)[:16]
         self.revision = revision.encode("ascii").ljust(4)[:4]
@@ -220,6 +237,52 @@ class ScsiTarget:
         )
         return None
 
+    def _unmap(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
+        """Everything is checked before anything is done: an UNMAP that fails has changed nothing."""
+        _, flags, size, _ = UNMAP_10.unpack_from(cdb)
+        if self.read_only:
+            return self._refuse(Reason.WRITE_PROTECTED)
+        if not self.thin:
+            return self._refuse(Reason.INVALID_OPCODE, field=0)
+        if flags & 1:
+            return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=1, bit=0)  # anchored blocks, which we have not
+        if size > length:
+            return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=7)
+        if not size:
+            return GOOD
+        ranges = self._unmap_ranges(b"".join(first_bytes(views, size)))
+        if isinstance(ranges, ScsiResult):
+            return ranges
+        if not ranges:
+            return ScsiResult(ScsiStatus.GOOD, b"", size)
+        finished = functools.partial(self._finished, IoOperation.DISCARD, ranges[0][0] >> _SHIFT, size, tag, done)
+        self.backend.submit(Job(IoOperation.DISCARD, finished, ranges=ranges))
+        return None
+
+    def _unmap_ranges(self, untrusted_list: bytes) -> list[tuple[int, int]] | ScsiResult:
+        """The byte ranges that a parameter list, which is our own copy, names; or why it cannot be."""
+        if len(untrusted_list) < UNMAP_HEADER.size:
+            return self._refuse(Reason.PARAMETER_LIST_LENGTH_ERROR)
+        _, described = UNMAP_HEADER.unpack_from(untrusted_list)
+        if described > len(untrusted_list) - UNMAP_HEADER.size:
+            return self._refuse(Reason.PARAMETER_LIST_LENGTH_ERROR)
+        count = described // UNMAP_DESCRIPTOR.size  # SBC-3: an incomplete one at the end is not looked at
+        if count > MAX_UNMAP_DESCRIPTORS:
+            return self._refuse(Reason.INVALID_FIELD_IN_PARAMETER_LIST)
+        ranges: list[tuple[int, int]] = []
+        total = 0
+        for index in range(count):
+            at = UNMAP_HEADER.size + index * UNMAP_DESCRIPTOR.size
+            lba, blocks = UNMAP_DESCRIPTOR.unpack_from(untrusted_list, at)
+            if lba + blocks > self.blocks:
+                return self._refuse(Reason.LBA_OUT_OF_RANGE, information=max(lba, self.blocks))
+            total += blocks
+            if blocks:
+                ranges.append((lba << _SHIFT, blocks << _SHIFT))
+        if total > MAX_UNMAP_BLOCKS:
+            return self._refuse(Reason.INVALID_FIELD_IN_PARAMETER_LIST)
+        return ranges
+
     def _finished(
         self, operation: IoOperation, lba: int, size: int, tag: Tag, done: Done, error: OSError | None
     ) -> None:
@@ -240,16 +303,31 @@ class ScsiTarget:
             return _give(_standard_inquiry(0, self.vendor, self.product, self.revision), allocation, views, length)
         match page:
             case 0x00:
-                body = bytes((0x00, 0x80, 0x83))
+                body = bytes((0x00, 0x80, 0x83, 0xB0, 0xB1, *((0xB2,) if self.thin else ())))
             case 0x80:
                 body = self.serial.encode("ascii")
             case 0x83:
                 name = self.vendor + self.serial.encode("ascii")
                 body = bytes((0x02, 0x01, 0, len(name))) + name  # T10 vendor ID based, in ASCII, of this unit
                 body += bytes((0x01, 0x03, 0, len(self._wwn))) + self._wwn  # NAA, locally assigned
+            case 0xB0:
+                body = self._block_limits()
+            case 0xB1:
+                body = _NON_ROTATING.to_bytes(2, "big").ljust(0x3C, b"\0")
+            case 0xB2 if self.thin:
+                body = _THIN
             case _:
                 return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=2)
         return _give(bytes((0, page, 0, len(body))) + body, allocation, views, length)
+
+    def _block_limits(self) -> bytes:
+        """60 bytes: no limits for reading and writing, those of UNMAP if there is one."""
+        granularity = 1 << self._physical_exponent
+        body = bytes(2) + granularity.to_bytes(2, "big") + bytes(12)
+        if self.thin:
+            body += MAX_UNMAP_BLOCKS.to_bytes(4, "big") + MAX_UNMAP_DESCRIPTORS.to_bytes(4, "big")
+            body += granularity.to_bytes(4, "big") + (1 << 31).to_bytes(4, "big")  # granules begin at block 0
+        return body.ljust(0x3C, b"\0")
 
     def _read_capacity_10(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
         if cdb[2:6] != bytes(4):
@@ -263,9 +341,9 @@ class ScsiTarget:
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4)
         if lba:
             return self._refuse(Reason.INVALID_FIELD_IN_CDB, field=2)
-        # Eight logical blocks to a physical one: images rest on pages of 4 KiB, and guests align to what is said here.
-        exponent = 3 if self.blocks % 8 == 0 else 0
-        data = (self.blocks - 1).to_bytes(8, "big") + BLOCK_SIZE.to_bytes(4, "big") + bytes((0, exponent))
+        provisioning = _LBPME | _LBPRZ if self.thin else 0
+        data = (self.blocks - 1).to_bytes(8, "big") + BLOCK_SIZE.to_bytes(4, "big")
+        data += bytes((0, self._physical_exponent, provisioning, 0))
         return _give(data.ljust(32, b"\0"), allocation, views, length)
 
     def _mode_sense_6(self, cdb: bytes, views: Views, length: int, _tag: Tag, _done: Done) -> ScsiResult:
@@ -341,6 +419,7 @@ _HANDLERS: dict[int, _Handler] = {
     Opcode.READ_10: ScsiTarget._read_10,
     Opcode.WRITE_10: ScsiTarget._write_10,
     Opcode.SYNCHRONIZE_CACHE_10: ScsiTarget._synchronize_10,
+    Opcode.UNMAP: ScsiTarget._unmap,
     Opcode.MODE_SENSE_10: ScsiTarget._mode_sense_10,
     Opcode.READ_16: ScsiTarget._read_16,
     Opcode.WRITE_16: ScsiTarget._write_16,

@@ -22,7 +22,7 @@ from functools import lru_cache
 import attrs
 import trio
 
-from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, pages_for
+from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_for
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
 from vsp_vsc.storage.dma import DmaBuffer, DmaPool
@@ -58,6 +58,8 @@ from vsp_vsc.storage.scsi import (
     read_cdb,
     report_luns_cdb,
     synchronize_cache_cdb,
+    unmap_cdb,
+    unmap_parameters,
     write_cdb,
 )
 from vsp_vsc.storage.sense import Sense, decode_sense
@@ -74,6 +76,9 @@ _INQUIRY, _CAPACITY, _MODE = (0, 64), (64, 32), (128, 64)
 """Where in a LUN's slot each answer goes, and how much of it we want."""
 _MODE_WRITE_PROTECTED = 0x80
 _CACHING_PAGE = 0x08
+_THIN = 0x80
+"""In byte 14 of READ CAPACITY(16): logical block provisioning management is enabled."""
+_BLOCK_LIMITS = 0xB0
 _FLAGS = SrbFlags.QUEUE_ACTION_ENABLE | SrbFlags.DISABLE_SYNCH_TRANSFER | SrbFlags.NO_QUEUE_FREEZE
 _SRB_FLAGS = {
     Direction.OUT: int(_FLAGS | SrbFlags.DATA_OUT),
@@ -128,6 +133,8 @@ class DiskFacts:
     vendor: str
     product: str
     revision: str
+    thin: bool = False
+    """Takes `Disk.discard`, and reads zeros there afterwards."""
 
 
 class Disk:
@@ -149,6 +156,7 @@ class Disk:
         self._address = facts.lun << 24
         self._forms: dict[int, _Form] = {}
         self._most_blocks = storage.max_transfer // facts.block_size
+        self._most_discarded = 0
 
     def __repr__(self) -> str:
         mode = " read-only" if self.read_only else ""
@@ -219,6 +227,28 @@ class Disk:
     async def flush(self) -> None:
         """Bring every write answered so far to the medium: the host's fdatasync has returned when this does."""
         await self._run([self._without_data(synchronize_cache_cdb())])
+
+    async def discard(self, lba: int, count: int) -> None:
+        """Give the room of a range back to the host; it reads as zeros then. A disk that is not thin refuses."""
+        if lba < 0 or count < 0:
+            raise ValueError(f"{count} blocks at block {lba}")
+        with self.buffer(PAGE_SIZE) as buffer:
+            if not self._most_discarded:
+                self._most_discarded = await self._discard_limit(buffer)
+            while count:
+                part = min(count, self._most_discarded)
+                parameters = unmap_parameters([(lba, part)])
+                size = len(parameters)
+                buffer.view[:size] = parameters
+                await self._run([self._with_data(unmap_cdb(size), Direction.OUT, buffer, 0, size)])
+                lba, count = lba + part, count - part
+
+    async def _discard_limit(self, buffer: DmaBuffer) -> int:
+        """Blocks that one UNMAP may name, by the block limits page, or as many as there can be."""
+        if not self.facts.thin:
+            return _LBA_10  # one UNMAP, which the disk refuses with its own words
+        await self._run([self._with_data(inquiry_cdb(64, _BLOCK_LIMITS), Direction.IN, buffer, 0, 64)])
+        return int.from_bytes(buffer.view[20:24], "big") or _LBA_10
 
     # --- without a copy
 
@@ -567,6 +597,7 @@ def _facts(lun: int, inquiry: bytes, capacity: bytes, mode: bytes) -> DiskFacts 
         vendor=inquiry[8:16].decode("ascii", "replace").strip(),
         product=inquiry[16:32].decode("ascii", "replace").strip(),
         revision=inquiry[32:36].decode("ascii", "replace").strip(),
+        thin=len(capacity) >= 15 and bool(capacity[14] & _THIN),
     )
 
 

@@ -201,9 +201,9 @@ def test_standard_inquiry() -> None:
 
 
 def test_vital_product_data() -> None:
-    """Pages 00h, 80h and 83h; no others."""
+    """Supported pages, serial number and names; a page that is not there is refused."""
     disk = initiator()
-    assert disk.good(inquiry_cdb(255, 0x00), 255) == bytes((0, 0, 0, 3, 0x00, 0x80, 0x83))
+    assert disk.good(inquiry_cdb(255, 0x00), 255) == bytes((0, 0, 0, 6, 0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2))
     serial = disk.good(inquiry_cdb(255, 0x80), 255)
     assert serial[:4] == bytes((0, 0x80, 0, 16))
     assert serial[4:].decode() == disk.target.serial
@@ -213,7 +213,28 @@ def test_vital_product_data() -> None:
     assert names[8:32] == b"PARTITA " + disk.target.serial.encode()
     assert names[32:36] == bytes((1, 3, 0, 8))
     assert names[36] >> 4 == 3, "NAA, locally assigned"
-    assert disk.sense(inquiry_cdb(255, 0xB0), 255).field == 2
+    assert disk.sense(inquiry_cdb(255, 0xB3), 255).field == 2
+
+
+def test_vital_product_data_of_a_thin_disk() -> None:
+    """What lets an initiator unmap: 256 MiB and 255 descriptors at once, in granules of 4 KiB; zeros are read there."""
+    disk = initiator()
+    limits = disk.good(inquiry_cdb(255, 0xB0), 255)
+    assert limits[:4] == bytes((0, 0xB0, 0, 60))
+    assert limits[4:20] == bytes((0, 0, 0, 8)) + bytes(12)
+    assert limits[20:36] == struct.pack(">IIII", 0x80000, 255, 8, 1 << 31)
+    assert limits[36:] == bytes(28)
+    assert disk.good(inquiry_cdb(255, 0xB1), 255) == bytes((0, 0xB1, 0, 60, 0, 1)) + bytes(58)
+    assert disk.good(inquiry_cdb(255, 0xB2), 255) == bytes((0, 0xB2, 0, 4, 0, 0x84, 2, 0))
+
+
+def test_vital_product_data_of_a_thick_disk() -> None:
+    """No unmapping, by any page; one that is not made of whole 4 KiB has granules of a block."""
+    disk = initiator(read_only=True, contents=bytes(512))
+    assert disk.good(inquiry_cdb(255, 0x00), 255) == bytes((0, 0, 0, 5, 0x00, 0x80, 0x83, 0xB0, 0xB1))
+    assert disk.good(inquiry_cdb(255, 0xB0), 255) == bytes((0, 0xB0, 0, 60, 0, 0, 0, 1)) + bytes(56)
+    assert disk.sense(inquiry_cdb(255, 0xB2), 255).field == 2
+    assert disk.good(read_capacity_16_cdb(32), 32)[14] == 0
 
 
 def test_names_are_the_same_for_the_same_disk_and_differ_otherwise() -> None:
@@ -242,7 +263,7 @@ def test_read_capacity() -> None:
     assert disk.good(cdb(0x25), 8) == (BLOCKS - 1).to_bytes(4, "big") + (512).to_bytes(4, "big")
     data = disk.good(read_capacity_16_cdb(32), 32)
     assert data[:12] == (BLOCKS - 1).to_bytes(8, "big") + (512).to_bytes(4, "big")
-    assert data[12:] == bytes((0, 3)) + bytes(18)
+    assert data[12:] == bytes((0, 3, 0xC0, 0)) + bytes(16)
     assert initiator(contents=bytes(512)).good(read_capacity_16_cdb(32), 32)[13] == 0
     assert disk.good(read_capacity_16_cdb(12), 32) == data[:12]
     assert disk.sense(cdb(0x9E, 0x11), 32).field == 1
@@ -293,7 +314,7 @@ def test_unit_ready() -> None:
     assert initiator().good(cdb(0x00)) == b""
 
 
-KNOWN = {0x00, 0x03, 0x12, 0x1A, 0x25, 0x28, 0x2A, 0x35, 0x5A, 0x88, 0x8A, 0x91, 0x9E}
+KNOWN = {0x00, 0x03, 0x12, 0x1A, 0x25, 0x28, 0x2A, 0x35, 0x42, 0x5A, 0x88, 0x8A, 0x91, 0x9E}
 
 
 @pytest.mark.parametrize("opcode", sorted(set(range(256)) - KNOWN))

@@ -40,6 +40,8 @@ class IoOperation(enum.Enum):
     READ = "read"
     WRITE = "write"
     FLUSH = "flush"
+    DISCARD = "discard"
+    """Give the room of some ranges back; they read as zeros from then on."""
 
 
 @attrs.define(eq=False)
@@ -56,6 +58,8 @@ class Job:
     """Bytes; the views together have as many."""
     durable: bool = False
     """A write that must be on the medium before `done` (force unit access)."""
+    ranges: Sequence[tuple[int, int]] = ()
+    """Of a discard: (offset, length) pairs in bytes, whole blocks, in any order; they may overlap."""
     error: OSError | None = None
 
 
@@ -73,6 +77,8 @@ class BackendStatistics:
     bytes_read: int
     bytes_written: int
     errors: int
+    discards: int
+    bytes_discarded: int
     batches: int
     """Batches of jobs that a worker took; jobs over batches tells how well it batches."""
 
@@ -87,6 +93,10 @@ class DiskBackend(Protocol):
     @property
     def read_only(self) -> bool:
         """Whether writes would fail."""
+
+    @property
+    def discards(self) -> bool:
+        """Whether a discard gives room back, rather than cost the writing of zeros; false if `read_only`."""
 
     @property
     def identity(self) -> str:
@@ -141,6 +151,11 @@ async def write(backend: DiskBackend, offset: int, data: bytes, *, durable: bool
     """Write bytes. Raises OSError."""
     views = [memoryview(data)]
     await run(backend, IoOperation.WRITE, views=views, offset=offset, length=len(data), durable=durable)
+
+
+async def discard(backend: DiskBackend, *ranges: tuple[int, int]) -> None:
+    """Have ranges, as (offset, length), read as zeros. Raises OSError."""
+    await run(backend, IoOperation.DISCARD, ranges=ranges)
 
 
 async def flush(backend: DiskBackend) -> None:

@@ -18,7 +18,9 @@ class MemoryBackend:
         self._view = memoryview(self._data)
         self.read_only = read_only
         self.identity = identity
+        self.discards = not read_only
         self._reads = self._writes = self._flushes = self._bytes_read = self._bytes_written = 0
+        self._discards = self._bytes_discarded = 0
 
     @property
     def size_bytes(self) -> int:
@@ -55,6 +57,11 @@ class MemoryBackend:
                 self._flushes += job.durable
             case IoOperation.FLUSH:
                 self._flushes += 1
+            case IoOperation.DISCARD:
+                for offset, length in job.ranges:
+                    self._view[offset : offset + length] = bytes(length)
+                    self._bytes_discarded += length
+                self._discards += 1
             case _:
                 assert_never(job.operation)
         job.done(None)
@@ -69,6 +76,8 @@ class MemoryBackend:
             bytes_read=self._bytes_read,
             bytes_written=self._bytes_written,
             errors=0,
+            discards=self._discards,
+            bytes_discarded=self._bytes_discarded,
             batches=0,
         )
 

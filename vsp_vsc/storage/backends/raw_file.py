@@ -7,6 +7,10 @@ Whether a file takes RWF_NOWAIT is asked once, when it is opened. File systems t
 it and never wait, so there a plain read does; on others that refuse it every read goes to the worker. Where the system
 has no such flag at all (macOS) reads are plain and may wait for the disk.
 
+A discard punches holes into the file: the host's disk has the room again, the ranges read as zeros. Whether the
+file system can do that is asked once too, past the end of the file where there is nothing to lose. Should it refuse a
+single range later, zeros are written there: what a guest was promised to read does not depend on the host.
+
 With `inline` everything is done at once, on the caller's thread: a virtual clock jumps while a thread works.
 """
 
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Self, assert_never
 
 from vsp_vsc.storage.backends.base import BLOCK_SIZE, BackendStatistics, ImageInUse, IoOperation, Job, check_size
+from vsp_vsc.storage.backends.holes import can_punch, clear
 from vsp_vsc.storage.backends.worker import BatchWorker
 
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
@@ -46,8 +51,10 @@ class RawFileBackend:
         self.identity = os.path.realpath(path)
         self._flags, self._may_try = (0, True) if inline else _how_to_read(fd)
         self._worker = None if inline else BatchWorker(f"disk {path.name}", self._perform)
+        self.discards = not read_only and can_punch(fd, size)
         self._reads_inline = self._reads_waited = self._writes = self._flushes = 0
         self._bytes_read = self._bytes_written = self._errors = 0
+        self._discards = self._bytes_discarded = 0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, inline: bool = False) -> Self:
@@ -104,6 +111,8 @@ class RawFileBackend:
             bytes_read=self._bytes_read,
             bytes_written=self._bytes_written,
             errors=self._errors,
+            discards=self._discards,
+            bytes_discarded=self._bytes_discarded,
             batches=self._worker.batches if self._worker is not None else 0,
         )
 
@@ -131,6 +140,11 @@ class RawFileBackend:
                         self._sync()
                 case IoOperation.FLUSH:
                     self._sync()
+                case IoOperation.DISCARD:
+                    for offset, length in job.ranges:
+                        clear(self._fd, offset, length)
+                        self._bytes_discarded += length
+                    self._discards += 1
                 case _:
                     assert_never(job.operation)
         except OSError:
