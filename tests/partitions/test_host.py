@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypervisor.clock import seconds
 from hypervisor.machine import Machine
 from hypervisor.msr import CRASH_NOTIFY, Msr
 from hypervisor.trace import Layer, TraceEvent
+from partitions import host as host_api
 from partitions.host import (
     ExitReason,
     UnknownVm,
@@ -226,3 +228,14 @@ def test_importing_the_package_is_cheap() -> None:
     assert partitions.open_host is open_host
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = partitions.nothing
+
+
+def test_the_documented_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the module shows can be copied; once it asked for a VM that its topology does not have."""
+    shutil.copytree(Path(partitions.__file__).parents[1] / "examples" / "03-disk", tmp_path / "03-disk")
+    monkeypatch.chdir(tmp_path)
+    shown = [line[4:] for line in (host_api.__doc__ or "").splitlines() if line.startswith("    ") or not line]
+    exec("\n".join(shown), {})
+    assert capsys.readouterr().out.startswith("powered off\ndisk 0: PARTITA VIRTUAL DISK")
