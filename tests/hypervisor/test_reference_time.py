@@ -86,3 +86,14 @@ def test_the_tsc_page_gives_the_reference_time_and_follows_a_pause() -> None:
     assert page()[0] != sequence, "readers must start again"
     assert page()[1] == host.child.reference_time.now() == 12345 + 77
     assert tsc_from_clock(3) == 300
+
+
+def test_the_tsc_pages_sequence_never_says_that_it_is_invalid() -> None:
+    """0 sends the guest to the slow counter, and so did 0xFFFFFFFF once; a page enabled often enough passes over both."""
+    host = BareHypervisor()
+    host.child.registers.tsc_sequence = 0xFFFFFFFD
+    seen = []
+    for _ in range(3):
+        host.write_msr(host.child.vps[0], Msr.REFERENCE_TSC, 6 << PAGE_SHIFT | 1)
+        seen.append(int.from_bytes(host.child.memory.read(6 << PAGE_SHIFT, 4), "little"))
+    assert seen == [0xFFFFFFFE, 1, 2]
