@@ -89,7 +89,7 @@ def test_the_tsc_page_gives_the_reference_time_and_follows_a_pause() -> None:
 
 
 def test_the_tsc_pages_sequence_never_says_that_it_is_invalid() -> None:
-    """0 sends the guest to the slow counter, and so did 0xFFFFFFFF once; a page enabled often enough passes over both."""
+    """0 sends the guest to the slow counter, and so did 0xFFFFFFFF once; the count passes over both."""
     host = BareHypervisor()
     host.child.registers.tsc_sequence = 0xFFFFFFFD
     seen = []
