@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeVar, TypeVarTuple
 
 import trio
 import trio._core._run as _trio_run
-from trio.testing import MockClock
 
 ClockKind = Literal["real", "virtual"]
 Args = TypeVarTuple("Args")
@@ -79,6 +78,9 @@ def run(
     needed and this Trio cannot be seeded.
     """
     if clock == "virtual":
+        # Imported only here: it brings pytest along where that is installed, 9 MiB that a real run has no use for.
+        from trio.testing import MockClock
+
         with seeded_scheduler(0 if seed is None else seed):
             return trio.run(async_fn, *args, clock=MockClock(autojump_threshold=0 if autojump else math.inf))
     if seed is None:

@@ -61,9 +61,13 @@ class Explanation(msgspec.Struct, frozen=True):
     """What else was seen: mistakes that were answered, resets, the end."""
 
 
-def explain(explainer: Explainer, *, vm: str, kvm: bool, processors: int) -> Explanation:
-    """The state of things now. `kvm`: the guest is a kernel on KVM and not a program of ours."""
+def explain(explainer: Explainer, *, vm: str, kvm: bool, processors: int, failure: str = "") -> Explanation:
+    """The state of things now. `kvm`: the guest is a kernel on KVM and not a program of ours.
+
+    `failure` is how the VM ended, for those who know it better than from events.
+    """
     seen = explainer.progress
+    seen.failure = seen.failure or failure
     wanted = _next(seen, kvm)
     return Explanation(
         vm=vm,
@@ -168,7 +172,7 @@ def _channel_words(channel: ChannelProgress) -> str:
         words.append("rings shared, not opened" if channel.ring is not None else "not opened")
     else:
         words.append("opened" + (", closed again" if channel.closed else ""))
-        words.append(f"{channel.packets_in} packets in, {channel.packets_out} out")
+        words.append(f"packets in {channel.packets_in}, out {channel.packets_out}")
     if channel.transfers:
         words.append(f"LUN {_ranges(sorted(channel.transfers))} read or written")
     elif channel.sized:
@@ -313,5 +317,6 @@ def lines(told: Explanation) -> list[str]:
         moment = "" if step.time is None else f"{step.time:.3f} s"
         shown.append(f"  {step.reached:<3}  {step.name:<{width}}  {moment:>10}  {step.detail}")
     shown += [f"  note: {words}" for words in told.notes]
-    shown += [f"  next: {words}" for words in told.next] or ["  nothing is missing"]
+    whole = "nothing is missing" if told.complete else "every step was reached before it fell"
+    shown += [f"  next: {words}" for words in told.next] or [f"  {whole}"]
     return shown

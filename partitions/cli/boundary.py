@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import OK, TARGET_HELP, Refusal, Verbs, read_topology
+from partitions.cli.common import OK, TARGET_HELP, Refusal, Verbs, read_topology, unknown_vm
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +38,7 @@ def call(options: argparse.Namespace) -> int:
     if name is None:
         raise Refusal(f"the topology has several VMs; choose one with --vm: {', '.join(names)}")
     if name not in names:
-        raise Refusal(f'--vm: no VM is called "{name}"; there are {", ".join(names)}')
+        raise Refusal(f"--vm: {unknown_vm(name, names)}")
     only = [vm for vm in topology.vm if vm.name == name]
     topology = msgspec.structs.replace(topology, vm=only)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -44,6 +46,13 @@ def read_topology(target: str, *, programs: bool = True) -> Topology:
         return load_topology(target, programs=programs)
     except TopologyError as error:
         raise Refusal(str(error)) from None
+
+
+def unknown_vm(name: str, names: Sequence[str]) -> str:
+    """Why a VM's name is refused, with the nearest that there is."""
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names)}"
+    return f'no VM is called "{name}"; {hint}'
 
 
 def print_json(document: object) -> None:

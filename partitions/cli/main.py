@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from partitions.cli import boundary, doctor, examples, run, schema, validate
+from partitions.cli import boundary, doctor, examples, explain, run, schema, validate
 from partitions.cli.common import INTERRUPTED, OK, Refusal
 
-VERBS = (run, validate, examples, doctor, boundary, schema)
+VERBS = (run, explain, validate, examples, doctor, boundary, schema)
 
 
 class _Version(argparse.Action):

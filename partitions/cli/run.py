@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import FAILED, INTERRUPTED, OK, TARGET_HELP, TIMED_OUT, Refusal, Verbs, read_topology
+from partitions.cli.common import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    TARGET_HELP,
+    TIMED_OUT,
+    Refusal,
+    Verbs,
+    read_topology,
+    unknown_vm,
+)
 
 if TYPE_CHECKING:
-    import argparse
-
+    from partitions.cli.session import Outcome
     from partitions.topology import Topology
 
 
 def add_parser(verbs: Verbs) -> None:
     """Declare the verb."""
-    import argparse
-
     parser = verbs.add_parser(
         "run",
         help="run a topology until all its guests have ended",
@@ -24,6 +32,35 @@ def add_parser(verbs: Verbs) -> None:
         "buttons, a second one cuts the power, a third leaves at once.",
         allow_abbrev=False,
     )
+    add_run_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
+    parser.add_argument(
+        "--console",
+        dest="terminal",
+        metavar="VM",
+        help="this terminal becomes the serial port of one VM; Ctrl-] opens a menu of keys, all others are the guest's",
+    )
+    parser.add_argument(
+        "--lines",
+        dest="console",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="print what guests print, line by line with their VM in front (on, unless --json is given)",
+    )
+    parser.add_argument("--explain", action="store_true", help="say at the end how far each guest got")
+    parser.add_argument("--trace", metavar="FILE", help="write every event to a file as JSON lines")
+    parser.add_argument("--trace-filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control'")
+    parser.add_argument(
+        "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
+    )
+    parser.add_argument(
+        "-v", dest="verbose", action="count", default=0, help="show state changes; -vv everything on the bus"
+    )
+    parser.set_defaults(call=call, explain_only=False)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What every verb has that runs a topology."""
     parser.add_argument("target", metavar="TARGET", help=TARGET_HELP)
     parser.add_argument(
         "--disk",
@@ -42,32 +79,40 @@ def add_parser(verbs: Verbs) -> None:
         "--seed", type=int, metavar="N", help="task order and random numbers; the topology's by default"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
-    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
-    parser.add_argument(
-        "--console",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="print what guests print, VM by VM (on, unless --json is given)",
-    )
-    parser.add_argument("--trace", metavar="FILE", help="write every event to a file as JSON lines")
-    parser.add_argument("--trace-filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control'")
-    parser.add_argument(
-        "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
-    )
-    parser.add_argument(
-        "-v", dest="verbose", action="count", default=0, help="show state changes; -vv everything on the bus"
-    )
-    parser.set_defaults(call=call)
 
 
 def call(options: argparse.Namespace) -> int:
     """Run it."""
+    topology = read(options)
+    names = [vm.name for vm in topology.vm]
+    if options.terminal is not None:
+        if options.terminal not in names:
+            raise Refusal(f"--console: {unknown_vm(options.terminal, names)}")
+        if options.json or options.clock == "virtual":
+            raise Refusal(f"--console {options.terminal} does not go with --json or --clock virtual")
+    outcome = run(options, topology)
+    from partitions.cli.session import Ending
+
+    match outcome.ending:
+        case Ending.INTERRUPTED:
+            return INTERRUPTED
+        case Ending.TIMED_OUT:
+            return TIMED_OUT
+        case _:
+            return OK if all(row.ok for row in outcome.vms) else FAILED
+
+
+def read(options: argparse.Namespace) -> Topology:
+    """The topology, with the disks that were asked for; everything that can be refused without starting is."""
     if options.seed is not None and options.seed < 0:
         raise Refusal("--seed must not be negative")
     if options.timeout is not None and not options.timeout >= 0:
         raise Refusal("--timeout must be a number of seconds, 0 or more")
-    topology = with_disks(read_topology(options.target), options.disk)
+    return with_disks(read_topology(options.target), options.disk)
 
+
+def run(options: argparse.Namespace, topology: Topology) -> Outcome:
+    """Run it and show it, as the options say."""
     from partitions import determinism
     from partitions.cli import session
 
@@ -78,11 +123,9 @@ def call(options: argparse.Namespace) -> int:
         except determinism.NotRepeatable as error:
             raise Refusal(str(error)) from None
         viewer.finish(outcome)
-    if outcome.ending is session.Ending.INTERRUPTED:
-        return INTERRUPTED
-    if outcome.ending is session.Ending.TIMED_OUT:
-        return TIMED_OUT
-    return OK if all(row.ok for row in outcome.vms) else FAILED
+        if viewer.outlets.problems:
+            raise Refusal(viewer.outlets.problems[0], FAILED)
+    return outcome
 
 
 def with_disks(topology: Topology, wanted: list[str]) -> Topology:

@@ -6,30 +6,36 @@ import enum
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from math import inf
 from typing import IO, TYPE_CHECKING, Literal
 
 import msgspec
 import trio
-import trio.testing
 
 from hypervisor.clock import seconds
 from hypervisor.trace import Level
 from partitions.cli.common import INTERRUPTED, Refusal, print_json
+from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
+from partitions.cli.terminal import Terminal, Wish
+from partitions.explain import Explainer
+from partitions.explain_steps import Explanation, explain, lines
 from partitions.host import ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
-from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter
+from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
+from partitions.topology_schema import Backend
 
 if TYPE_CHECKING:
     import argparse
 
+    from hypervisor.trace import TraceEvent
     from partitions.topology import Topology
 
 REDRAW_SECONDS = 0.25
 CONSOLE_LINES = 100_000
 """Lines that may wait for a slow terminal, a VM."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a run in order; one that this process was told to ignore, as nohup does, stays ignored."""
 
 
 class Ending(enum.StrEnum):
@@ -41,6 +47,8 @@ class Ending(enum.StrEnum):
     INTERRUPTED = "interrupted"
     NOTHING_LEFT = "nothing left to happen"
     """On the virtual clock: every guest waits, and no timer is set that could wake one."""
+    UNWATCHED = "nobody reads the output any more"
+    """The other end of a pipe was closed, as `head` does when it has enough."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -53,6 +61,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     seconds: float
     """On the host's clock."""
     vms: list[VmRow]
+    explanations: list[Explanation] = []
+    """How far each guest got, where that was asked for."""
 
 
 class Viewer:
@@ -62,8 +72,13 @@ class Viewer:
         self.options = options
         self.json: bool = options.json
         self.console: bool = not options.json if options.console is None else options.console
-        live = not options.json and options.clock == "real" and can_redraw(sys.stdout)
-        self.screen = Screen(sys.stderr if options.json else sys.stdout, live=live)
+        self.outlets = Outlets()
+        self.terminal = None if options.terminal is None else Terminal(options.terminal)
+        self.explainers = {name: Explainer() for name in vms} if options.explain or options.explain_only else {}
+        if self.terminal is not None:
+            self.console = False
+        live = not options.json and options.clock == "real" and self.terminal is None and can_redraw(sys.stdout)
+        self.screen = Screen(sys.stderr if options.json else sys.stdout, live=live, outlets=self.outlets)
         self._width = max(map(len, vms))
         try:
             self._filter = None if options.trace_filter is None else parse_filter(options.trace_filter, vms=vms)
@@ -78,6 +93,10 @@ class Viewer:
                 raise Refusal(f"--trace {options.trace}: {error.strerror}") from None
 
     def __enter__(self) -> Viewer:
+        if self.terminal is not None:
+            keys = "Ctrl-] opens a menu of keys, everything else is the guest's" if self.terminal.typing else "copied"
+            self.note(f"console of {self.terminal.vm}: {keys}")
+            self.terminal.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,9 +104,12 @@ class Viewer:
 
     def close(self) -> None:
         """Take the block away and finish the trace file."""
+        if self.terminal is not None:
+            self.terminal.close()
         self.screen.clear()
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            self.outlets.attempt(f"--trace {self.options.trace}", file.close)
 
     def _log_level(self) -> Level | None:
         """What goes to standard error. A filter or a format alone means that somebody wants to see something."""
@@ -99,9 +121,12 @@ class Viewer:
 
     def attach(self, host: Host) -> None:
         """Add the sinks. Without options there are none, and trace points cost one attribute test."""
+        if self.explainers:
+            host.trace.add_sink(self._explain_to(host))
         if self._file is not None:
             sink = json_sink(self._file, host.trace)
-            host.trace.add_sink(sink if self._filter is None else filtered(sink, host.trace, self._filter))
+            sink = sink if self._filter is None else filtered(sink, host.trace, self._filter)
+            host.trace.add_sink(self.outlets.guarded(sink, f"--trace {self.options.trace}"))
         if self._level is None:
             return
         if self.options.log_format == "json":
@@ -110,7 +135,31 @@ class Viewer:
             together = self.screen.live and sys.stderr.isatty()
             sink = human_sink(self.screen if together else sys.stderr, host.trace)  # type: ignore[arg-type]
         wanted = at_least(self._level)
-        host.trace.add_sink(filtered(sink, host.trace, _both(wanted, self._filter)))
+        sink = filtered(sink, host.trace, _both(wanted, self._filter))
+        host.trace.add_sink(self.outlets.guarded(sink, "standard error"))
+
+    def _explain_to(self, host: Host) -> Callable[[TraceEvent], None]:
+        names, explainers = host.trace.names, self.explainers
+
+        def sink(event: TraceEvent) -> None:
+            explainer = explainers.get(vm_name(names, event))
+            if explainer is not None:
+                explainer.feed(event)
+
+        return sink
+
+    def explanations(self, host: Host) -> list[Explanation]:
+        """How far each guest got, as of now; nothing where nobody asked."""
+        return [
+            explain(
+                explainer,
+                vm=name,
+                kvm=host[name].settings.backend is Backend.KVM,
+                processors=host[name].settings.processors,
+                failure=_failure(host[name]),
+            )
+            for name, explainer in self.explainers.items()
+        ]
 
     async def follow(self, vm: Vm, *, task_status: trio.TaskStatus[None]) -> None:
         """Print a VM's console lines as they come, until its console is closed."""
@@ -124,13 +173,16 @@ class Viewer:
     async def redraw(self, host: Host) -> None:
         """Keep the block fresh. Never on the virtual clock, where its sleep would make time pass."""
         while True:
-            self.screen.draw(live_block(host))
+            if self.options.explain_only:
+                self.screen.draw([line for told in self.explanations(host) for line in lines(told)])
+            else:
+                self.screen.draw(live_block(host))
             await trio.sleep(REDRAW_SECONDS)
 
     def note(self, text: str) -> None:
         """A line for the person, beside the results."""
         self.screen.clear()
-        print(text, file=sys.stderr, flush=True)
+        self.outlets.attempt("standard error", lambda: print(text, file=sys.stderr, flush=True))
 
     def problems(self, host: Host) -> list[str]:
         """Why VMs failed, with the traceback where the fault is ours."""
@@ -145,18 +197,25 @@ class Viewer:
         if self._level is None and (mistakes := sum(host.trace.warnings.values())):
             words = "1 mistake of a guest was" if mistakes == 1 else f"{mistakes} mistakes of guests were"
             found.append(f"note: {words} answered; -v shows what")
+        if self.terminal is not None and self.terminal.lost_output:
+            found.append(f"note: {self.terminal.lost_output} bytes of the console came too fast and are not shown")
+        if self.terminal is not None and self.terminal.lost_input:
+            found.append(f"note: {self.terminal.lost_input} typed bytes were lost: the guest did not read them")
         return found
 
     def finish(self, outcome: Outcome) -> None:
         """The results."""
-        self.screen.clear()
+        self.close()
         if outcome.ending is not Ending.ENDED:
             self.note(f"note: {outcome.ending}: VMs that were still on have been turned off")
         if self.json:
             print_json(outcome)
-        else:
-            for line in table(outcome.vms):
-                self.screen.line(line)
+            return
+        shown = [] if self.options.explain_only else table(outcome.vms)
+        for told in outcome.explanations:
+            shown += [*([""] if shown else []), *lines(told)]
+        for line in shown:
+            self.screen.line(line)
 
 
 def _both(first: Predicate, second: Predicate | None) -> Predicate:
@@ -170,12 +229,14 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
     options = viewer.options
     seed = topology.host.seed if options.seed is None else options.seed
     # Outermost the readers of consoles: closing the host ends them, after their last line.
-    with trio.open_signal_receiver(*SIGNALS) as received:
+    with trio.open_signal_receiver(*_signals()) as received:
         async with trio.open_nursery() as readers, open_host(topology, clock=options.clock, seed=seed) as host:
             viewer.attach(host)
             if viewer.console:
                 for vm in host.values():
                     await readers.start(viewer.follow, vm)
+            if viewer.terminal is not None:
+                await readers.start(_show, viewer, host[viewer.terminal.vm])
             ending = await _watch(host, viewer, timeout, received)
             outcome = Outcome(
                 topology=str(options.target),
@@ -184,8 +245,9 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
                 ending=ending,
                 seconds=seconds(host.hypervisor.clock()),
                 vms=[row_of(vm) for vm in host.values()],
+                explanations=viewer.explanations(host),
             )
-            problems = viewer.problems(host)
+        problems = viewer.problems(host)
     for problem in problems:
         viewer.note(problem)
     return outcome
@@ -202,22 +264,36 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
         starting.cancel()
         host.turn_all_off()
 
+    times = 0
+
+    def interrupt() -> None:
+        nonlocal ending, times
+        times += 1
+        if times > 2:
+            leave(viewer)
+        elif times == 2:
+            viewer.note("turning off; once more to leave at once")
+            host.turn_all_off()
+        else:
+            viewer.note("shutting down; once more to turn off")
+            ending = Ending.INTERRUPTED
+            starting.cancel()
+            for vm in host.values():
+                watchers.start_soon(_shut_down, vm)
+
     async def interrupts() -> None:
-        nonlocal ending
-        times = 0
         async for _ in received:
-            times += 1
-            if times > 2:
-                leave(viewer)
-            elif times == 2:
-                viewer.note("turning off; once more to leave at once")
-                host.turn_all_off()
-            else:
-                viewer.note("shutting down; once more to turn off")
-                ending = Ending.INTERRUPTED
-                starting.cancel()
-                for vm in host.values():
-                    watchers.start_soon(_shut_down, vm)
+            interrupt()
+
+    def wish(what: Wish) -> None:
+        if what is Wish.TURN_OFF:
+            stop(Ending.INTERRUPTED)
+        else:
+            interrupt()
+
+    async def unwatched() -> None:
+        await viewer.outlets.gone.wait()
+        stop(Ending.UNWATCHED)
 
     async def expire(after: float) -> None:
         await trio.sleep(after)
@@ -228,6 +304,8 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
 
         The timeout is kept here and not by a timer, which would always be one more thing left to happen.
         """
+        import trio.testing  # here and not above: it brings pytest along where that is installed
+
         expires = inf if timeout is None else trio.current_time() + timeout
         while True:
             await trio.testing.wait_all_tasks_blocked()
@@ -240,6 +318,9 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
 
     async with trio.open_nursery() as watchers:
         watchers.start_soon(interrupts)
+        watchers.start_soon(unwatched)
+        if viewer.terminal is not None:
+            watchers.start_soon(viewer.terminal.take, host[viewer.terminal.vm].console, wish)
         if viewer.options.clock == "virtual":
             watchers.start_soon(virtual_time)
         elif timeout is not None:
@@ -262,6 +343,23 @@ def leave(viewer: Viewer) -> None:
     viewer.close()
     sys.stdout.flush()
     os._exit(INTERRUPTED)
+
+
+async def _show(viewer: Viewer, vm: Vm, *, task_status: trio.TaskStatus[None]) -> None:
+    """The console on the terminal, until it is closed; a terminal that has gone ends the run."""
+    assert viewer.terminal is not None
+    try:
+        await viewer.terminal.show(vm.console, task_status=task_status)
+    except OSError:
+        viewer.outlets.gone.set()
+
+
+def _signals() -> list[signal.Signals]:
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _failure(vm: Vm) -> str:
+    return "" if vm.exit is None or vm.exit.ok else str(vm.exit)
 
 
 async def _shut_down(vm: Vm) -> None:

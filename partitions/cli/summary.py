@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from partitions.cli.outlets import Outlets
 from partitions.logs import printable
 
 if TYPE_CHECKING:
@@ -117,20 +118,26 @@ class Screen:
     It is a text stream too, so that trace lines on the same terminal go around the block.
     """
 
-    def __init__(self, stream: TextIO, *, live: bool) -> None:
+    def __init__(self, stream: TextIO, *, live: bool, outlets: Outlets | None = None) -> None:
         self.stream = stream
         self.live = live
+        self._outlets = outlets or Outlets()
+        self._works = True
         self._block = 0
 
     def write(self, text: str) -> int:
-        """As a stream."""
-        self._erase()
-        self.stream.write(text)
+        """As a stream. Once the stream has failed, and that is told, nothing more is written."""
+        if self._block:
+            text, self._block = f"\033[{self._block}F{_ERASE_BELOW}{text}", 0
+        self._put(text)
         return len(text)
+
+    def _put(self, text: str) -> None:
+        self._works = self._works and self._outlets.attempt("standard output", lambda: self.stream.write(text))
 
     def flush(self) -> None:
         """As a stream."""
-        self.stream.flush()
+        self._works = self._works and self._outlets.attempt("standard output", self.stream.flush)
 
     def isatty(self) -> bool:
         """As a stream."""
@@ -145,22 +152,18 @@ class Screen:
         """Put the block there, in place of the one before."""
         if not self.live:
             return
-        self._erase()
-        width = shutil.get_terminal_size().columns
-        shown = [line[: width - 1] for line in lines]
-        self.stream.write("".join(f"{line}\n" for line in shown))
-        self.stream.flush()
+        size = shutil.get_terminal_size()
+        # What scrolls off the top cannot be erased, so a block that is too high for the terminal is cut.
+        shown = [line[: size.columns - 1] for line in lines[: max(1, size.lines - 1)]]
+        self.write("".join(f"{line}\n" for line in shown))
+        self.flush()
         self._block = len(shown)
 
     def clear(self) -> None:
         """Take the block away."""
-        self._erase()
-        self.stream.flush()
-
-    def _erase(self) -> None:
         if self._block:
-            self.stream.write(f"\033[{self._block}F{_ERASE_BELOW}")
-            self._block = 0
+            self.write("")
+        self.flush()
 
 
 def can_redraw(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:

@@ -122,7 +122,7 @@ def test_a_whole_boot_lacks_nothing() -> None:
         "SynIC": "VP 0 of 1, SINT2 at vector 0xf3",
         "contact": "VMBus 5.3",
         "offers": "1 offered",
-        "channel 1": "storage, opened, 1 packets in, 0 out, LUN 0 read or written",
+        "channel 1": "storage, opened, packets in 1, out 0, LUN 0 read or written",
     }
 
 

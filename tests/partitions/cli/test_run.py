@@ -59,7 +59,7 @@ def test_json(topology: MakeTopology, capsys: Capture) -> None:
 
 def test_console_beside_json(topology: MakeTopology, capsys: Capture) -> None:
     """With --json the console is off; asked for, it goes to standard error, so the document stays one."""
-    status, _, errors = run_json(capsys, topology(web="print('hello')"), "--console")
+    status, _, errors = run_json(capsys, topology(web="print('hello')"), "--lines")
     assert (status, errors) == (0, "web | hello\n")
 
 
@@ -165,6 +165,8 @@ def test_disk_option(topology: MakeTopology, capsys: Capture, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--console", "wbe"], 'error: --console: no VM is called "wbe"; did you mean "web"?\n'),
+        (["--console", "web", "--json"], "error: --console web does not go with --json or --clock virtual\n"),
         (["--disk", "web"], "error: --disk web: must be VM=PATH or VM=PATH:rw, as in --disk web=data.img\n"),
         (["--disk", "wbe=x"], 'error: --disk wbe=x: no VM is called "wbe"; did you mean "web"?\n'),
         (["--seed", "-1"], "error: --seed must not be negative\n"),
@@ -264,3 +266,29 @@ def test_silent_run_attaches_nothing(topology: MakeTopology, monkeypatch: pytest
     assert attached == []
     assert main(["run", str(topology(web="pass")), "--clock", "virtual", "-v"]) == 0
     assert len(attached) == 1
+
+
+CHATTY = "for number in range(300):\n    print(number)\n    await guest.sleep(0.001)"
+
+
+def test_a_reader_that_leaves_ends_the_run(topology: MakeTopology) -> None:
+    """`partita run ... -vv 2>&1 | head`: when nobody reads any more the run ends, quietly and with its usual status."""
+    folder = topology(web=CHATTY, db=CHATTY)
+    for redirect, options in (("2>&1", "-vv"), ("2>&1 >/dev/null", "-vv"), ("", "")):
+        call = f"{' '.join(COMMAND)} run {folder} {options} {redirect} | head -3; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.splitlines()[-1] == "0", done
+        assert len(done.stdout.splitlines()) == 4
+        assert "Traceback" not in done.stderr + done.stdout
+        assert "BrokenPipe" not in done.stderr + done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_under_the_trace(topology: MakeTopology, capsys: Capture) -> None:
+    """The guests go on to their end without the trace; the command says what happened, and that it did not go well."""
+    folder = topology(web=CHATTY)
+    assert main(["run", str(folder), "--clock", "virtual", "--trace", "/dev/full"]) == 1
+    captured = capsys.readouterr()
+    assert "web | 299\n" in captured.out
+    assert re.search(r"web +off +powered off \(0\)", captured.out)
+    assert captured.err == "error: --trace /dev/full: No space left on device; the run went on without it\n"
