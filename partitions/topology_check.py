@@ -25,6 +25,7 @@ from partitions.topology_source import KeyPath, check_program, check_vsp, neares
 from partitions.topology_words import (
     bare_type,
     brackets,
+    copy_hint,
     error_words,
     is_table,
     reason_words,
@@ -34,6 +35,8 @@ from partitions.topology_words import (
 )
 
 SECTOR = 512
+KERNEL_SCRIPT = "get-kernel"
+"""A file of this name beside a topology fetches what no topology can carry with it."""
 MAX_DISKS = 64
 """Disks on one SCSI controller, as Hyper-V has it."""
 LEAST_MEMORY = 1 << 20
@@ -185,9 +188,15 @@ class Check:
         for key in ("kernel", "initrd"):
             path = self.folder / getattr(vm, key)
             if getattr(vm, key) and not path.is_file():
-                near = nearest(path.name, siblings(path))
-                hint = f'; did you mean "{near}"?' if near else ""
-                self.problem((*keys, key), f'there is no file "{path}"{hint}')
+                self.problem((*keys, key), f'there is no file "{path}"{self.kernel_hint(path)}')
+
+    def kernel_hint(self, path: Path) -> str:
+        """What helps where a kernel is missing: a script beside the topology that gets one, or the right name."""
+        script = self.folder / KERNEL_SCRIPT
+        if script.is_file():
+            return f"; get it with: {script}"
+        near = nearest(path.name, siblings(path))
+        return f'; did you mean "{near}"?' if near else ""
 
     def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
         """One controller's worth."""
@@ -219,7 +228,13 @@ class Check:
                 return self.problem(place, f'there is no file "{path}", and a new read-only disk would stay empty')
             if not path.parent.is_dir():
                 return self.problem(place, f'the folder "{path.parent}" is missing')
+            if not os.access(path.parent, os.W_OK):
+                words = f'cannot be made: the folder "{path.parent}" is read-only; {copy_hint(self.folder)}'
+                return self.problem(place, words)
             return None
+        if not disk.read_only and path.is_file() and not os.access(path, os.W_OK):
+            words = f'"{path}" cannot be written; set read_only = true, or {copy_hint(self.folder)}'
+            return self.problem(place, words)
         if path.is_block_device():
             return None
         if not path.is_file():

@@ -101,3 +101,11 @@ def spell(raw: object, keys: KeyPath) -> str:
             raw = raw.get(key) if isinstance(raw, dict) else None
             words += f".{key}" if words else key
     return words
+
+
+def copy_hint(folder: Path) -> str:
+    """What helps where a topology's folder cannot be written, as that of an installed example may be."""
+    from partitions.examples import examples
+
+    name = next((example.name for example in examples() if example.folder == folder), None)
+    return f"copy it: partita examples --copy {name} DIR" if name else "copy the topology to a folder of your own"

@@ -173,3 +173,43 @@ def test_short_size(size: int, words: str) -> None:
 def test_guests_cannot_drive_the_terminal() -> None:
     """A console line's control characters are spelled out."""
     assert console_line("web", "\033[2Jhi\a\r", 5) == "  web | \\x1b[2Jhi\\x07"
+
+
+IMAGES = """
+[[vm.disk]]
+path = "new.img"
+size = "1MiB"
+[[vm.disk]]
+path = "old.img"
+"""
+
+
+def test_a_folder_that_cannot_be_written(
+    topology: MakeTopology, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are made beside the topology: where that cannot be, it is refused before anything starts."""
+    folder = topology(extra=IMAGES, web="pass")
+    (folder / "old.img").write_bytes(bytes(512))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main(["run", str(folder)]) == 2
+    errors = capsys.readouterr().err
+    assert f'cannot be made: the folder "{folder}" is read-only; copy the topology to a folder of your own\n' in errors
+    assert f'"{folder}/old.img" cannot be written; set read_only = true, or copy the topology' in errors
+
+
+def test_an_installed_example_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example in a place for programs says how to get one of your own."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main(["validate", "03-disk"]) == 2
+    assert "copy it: partita examples --copy 03-disk DIR" in capsys.readouterr().err
+
+
+def test_a_kernel_that_is_not_there_yet(topology: MakeTopology, capsys: Capture) -> None:
+    """A script beside the topology that fetches the kernel is the remedy."""
+    folder = topology(web="pass")
+    (folder / "topology.toml").write_text('[[vm]]\nname = "linux"\nbackend = "kvm"\nkernel = "vmlinuz"\n')
+    assert main(["validate", str(folder)]) == 2
+    assert capsys.readouterr().err.endswith(f'kernel: there is no file "{folder}/vmlinuz"\n')
+    (folder / "get-kernel").touch()
+    assert main(["validate", str(folder)]) == 2
+    assert f"; get it with: {folder}/get-kernel\n" in capsys.readouterr().err
