@@ -74,22 +74,20 @@ def cpuid(hypervisor: Hypervisor, vp: VirtualProcessor, leaf: int, subleaf: int 
 def hypervisor_leaf(hypervisor: Hypervisor, partition: Partition, leaf: int) -> Registers:
     """One of the leaves from 0x40000000, for any backend; zero for all others."""
     shown = partition.cpuid_features
-    match leaf:
-        case 0x40000000:
-            return LAST_LEAF, *struct.unpack("<III", VENDOR)
-        case 0x40000001:
-            return INTERFACE, 0, 0, 0
-        case 0x40000002:
-            # Build, major and minor version, service pack, branch: our own, never a release of somebody else's.
-            return 1, 0 << 16 | 1, 0, 0
-        case 0x40000003:
-            privileges = partition.privileges & shown.privileges
-            return privileges & 0xFFFFFFFF, privileges >> 32 & 0xFFFFFFFF, 0, shown.features
-        case 0x40000004:
-            return shown.recommendations, NEVER_SPIN_NOTIFY, 0, 0
-        case 0x40000005:
-            return hypervisor.max_vps, hypervisor.logical_processors, 0, 0
-        case 0x40000006:
-            return shown.hardware, 0, 0, 0
-        case _:
-            return 0, 0, 0, 0
+    if leaf == LEAF_VENDOR:
+        return LAST_LEAF, *struct.unpack("<III", VENDOR)
+    if leaf == LEAF_INTERFACE:
+        return INTERFACE, 0, 0, 0
+    if leaf == LEAF_SYSTEM_IDENTITY:
+        # Build, major and minor version, service pack, branch: our own, never a release of somebody else's.
+        return 1, 0 << 16 | 1, 0, 0
+    if leaf == LEAF_FEATURES:
+        privileges = partition.privileges & shown.privileges
+        return privileges & 0xFFFFFFFF, privileges >> 32 & 0xFFFFFFFF, 0, shown.features
+    if leaf == LEAF_RECOMMENDATIONS:
+        return shown.recommendations, NEVER_SPIN_NOTIFY, 0, 0
+    if leaf == LEAF_LIMITS:
+        return hypervisor.max_vps, hypervisor.logical_processors, 0, 0
+    if leaf == LEAF_HARDWARE:
+        return shown.hardware, 0, 0, 0
+    return 0, 0, 0, 0

@@ -56,7 +56,7 @@ ENABLED_STATE: Final = {
 
 
 class VmEvent(enum.Enum):
-    """What moves a VM: requests of people first, then what its worker reports."""
+    """What moves a VM: requests of people first, which may be refused, then what its worker reports as facts."""
 
     START = "start"
     PAUSE = "pause"
@@ -76,23 +76,6 @@ class VmEvent(enum.Enum):
     ENDED = "ended"
     """The worker is done, for whatever reason, and the partition is gone."""
 
-    @property
-    def is_request(self) -> bool:
-        """True for what a person asks, which may be refused; the worker's reports are facts."""
-        return self in REQUESTS
-
-
-REQUESTS: Final = frozenset(
-    {
-        VmEvent.START,
-        VmEvent.PAUSE,
-        VmEvent.RESUME,
-        VmEvent.RESET,
-        VmEvent.SHUT_DOWN,
-        VmEvent.TURN_OFF,
-        VmEvent.DESTROY,
-    }
-)
 
 _S, _E = VmState, VmEvent
 TRANSITIONS: Final[dict[tuple[VmState, VmEvent], VmState]] = {

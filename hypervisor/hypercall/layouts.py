@@ -13,16 +13,9 @@ from hypervisor.wire.scalars import bytes16, bytes240, u8, u16, u32, u64
 
 bytes24 = Annotated[bytes, "24s"]
 
+# HV_PROXIMITY_DOMAIN_INFO, the fields called `proximity`: a memory node in bits 31..0, and flags in 63..32.
 PROXIMITY_VALID = 1 << 31
 PROXIMITY_PREFERRED = 1 << 0
-
-
-@wire(size=8, spec="HV_PROXIMITY_DOMAIN_INFO")
-class ProximityDomain(Wire):
-    """Where memory should come from. There is one node, 0."""
-
-    domain: u32 = at(0x00, default=0)
-    flags: u32 = at(0x04, default=0)
 
 
 @wire(size=0, spec="calls without input")

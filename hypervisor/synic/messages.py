@@ -18,7 +18,6 @@ HEADER_SIZE = 16
 PAYLOAD_MAX = SLOT_SIZE - HEADER_SIZE
 """240 bytes are the most that a message carries."""
 
-TYPE_OFFSET = 0
 """Of the message type in a slot; 0 there means that the slot is empty."""
 FLAGS_OFFSET = 5
 """Of the message flags in a slot."""

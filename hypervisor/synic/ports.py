@@ -218,14 +218,6 @@ def set_port_property(owner: Partition, port_id: int, code: int, value: int) -> 
             raise HvError(HvStatus.UNKNOWN_PROPERTY)
 
 
-def delete_all(partition: Partition) -> None:
-    """Every connection and port of a partition that ends."""
-    for connection_id in list(partition.connections):
-        disconnect_port(partition, connection_id)
-    for port_id in list(partition.ports):
-        delete_port(partition, port_id)
-
-
 # --- using
 
 

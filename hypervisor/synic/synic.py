@@ -27,12 +27,13 @@ from hypervisor.synic.messages import (
     SINT_RESET,
     SLOT_SIZE,
     MessageHeader,
+    Sint,
 )
 
 ENABLED = 1
 """Bit 0 of SCONTROL, SIMP and SIEFP."""
-_MASKED = 1 << 16
-_NO_INTERRUPT = _MASKED | 1 << 18  # masked or polling
+_MASKED = int(Sint.MASKED)
+_NO_INTERRUPT = int(Sint.MASKED | Sint.POLLING)
 _WORDS_A_SLOT = SLOT_SIZE // 4
 _fence_lock = threading.Lock()
 _acquire, _release = _fence_lock.acquire, _fence_lock.release

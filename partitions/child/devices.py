@@ -36,10 +36,6 @@ class DeviceBusy(RuntimeError):
     """A driver or another program holds the device."""
 
 
-class DeviceLost(RuntimeError):
-    """The device's driver gave up: the message says why."""
-
-
 class Binding(enum.Enum):
     """Where an offer stands."""
 

@@ -171,8 +171,8 @@ def test_disconnecting_keeps_what_was_sent_and_frees_both_ids(host: BareHypervis
     refused(HvStatus.INVALID_CONNECTION_ID, lambda: host.post(host.root, 1, b""))
     assert host.child.vps[0].synic.queued == 1
     ports.connect_port(host.root, 1, host.child, 1, ConnectionInfo(PortType.MESSAGE))
-    ports.delete_all(host.child)
-    ports.delete_all(host.root)
+    ports.disconnect_port(host.root, 1)
+    ports.delete_port(host.child, 1)
     assert host.child.pool.in_use == host.root.pool.in_use == 0
 
 
