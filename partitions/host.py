@@ -192,7 +192,7 @@ class Vm:
         return managed.exit
 
     async def wait_state(self, *states: VmState) -> VmState:
-        """Until it is in one of these states, which is returned. One that passes at once may be missed: see `events`."""
+        """Until it is in one of these states, which is returned. One that passes at once is missed; see `events`."""
         managed = self._managed
         while managed.state not in states:
             await managed.changed.wait()
