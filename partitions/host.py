@@ -37,6 +37,7 @@ from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
+from partitions.root.integration import Contact, Heartbeat, Integration, Kvp, NoAnswer, Pool
 from partitions.root.management import (
     SHUT_DOWN_GRACE,
     ManagedVm,
@@ -60,10 +61,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Console",
     "ConsoleLine",
+    "Contact",
     "ExitReason",
     "ExitRecord",
+    "Heartbeat",
     "Host",
     "InvalidTransition",
+    "Kvp",
+    "NoAnswer",
+    "Pool",
     "ReturnCode",
     "StartFailed",
     "UnknownVm",
@@ -142,6 +148,28 @@ class Vm:
         """Counters of this run so far, or of the last one."""
         return self._managed.statistics
 
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Whether its kernel answers: `.state` is no contact, ok or lost contact."""
+        integration = self._integration()
+        component = None if integration is None else integration.heartbeat
+        return Heartbeat() if component is None else component.heartbeat
+
+    @property
+    def kvp(self) -> Kvp:
+        """Its key-value pairs: `await vm.kvp.items()`."""
+        return Kvp(self._integration)
+
+    @property
+    def integration(self) -> dict[str, Contact]:
+        """How each integration component that it is offered stands with its guest; empty while it is off."""
+        integration = self._integration()
+        return {} if integration is None else integration.contacts
+
+    def _integration(self) -> Integration | None:
+        worker = self._managed.worker
+        return None if worker is None else worker.integration
+
     def events(self, *, capacity: int = 256) -> Subscription[VmStateChange]:
         """Changes of its state from now on: `async for change in vm.events()`; ends when the VM is destroyed.
 
@@ -172,8 +200,18 @@ class Vm:
         await self._vmms.turn_off(self.name)
 
     async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
-        """Press its power button, and cut its power after `grace` seconds. Raises `InvalidTransition`."""
+        """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.
+
+        The shutdown component asks where the guest drives it, the power button where it does not.
+        """
         return await self._vmms.shut_down(self.name, grace)
+
+    async def restart(self, grace: float = SHUT_DOWN_GRACE) -> bool:
+        """Ask its guest to boot again; whether it did within `grace` seconds. Raises `InvalidTransition`.
+
+        Only the shutdown component can ask for that; a guest without a driver for it is left alone.
+        """
+        return await self._vmms.restart(self.name, grace)
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
         """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 9 pause, 11 reset.
@@ -375,6 +413,7 @@ class _Backends:
                 return TaskBackend(hypervisor, guest_entry(vm, self.topology))
             case BackendKind.KVM:
                 from hypervisor.backend.kvm.backend import KvmBackend
+                from partitions.ports import COM1_TRANSMIT
                 from partitions.root.chipset.linux_boot import LinuxImage
 
                 folder = self.topology.folder
@@ -385,7 +424,8 @@ class _Backends:
                     memory_bytes=vm.memory,
                     processors=vm.processors,
                 )
-                return KvmBackend(hypervisor, image.load)
+                # A byte that the guest prints need not stop it: its driver asks for the line's status soon enough.
+                return KvmBackend(hypervisor, image.load, posted_ports=(COM1_TRANSMIT,))
             case BackendKind.PROCESS:
                 raise NotImplementedError("the process backend is not in this version")
 

@@ -73,6 +73,15 @@ class Restart(enum.StrEnum):
     ALWAYS = "always"
 
 
+class IntegrationName(enum.StrEnum):
+    """An integration component."""
+
+    HEARTBEAT = "heartbeat"
+    SHUTDOWN = "shutdown"
+    TIME_SYNC = "time-sync"
+    KVP = "kvp"
+
+
 def _size(description: str, default: str | None = None) -> Meta:
     return Meta(description=description, extra_json_schema={} if default is None else {"default": default})
 
@@ -155,6 +164,13 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     )
     processors: Annotated[int, Meta(ge=1, le=MAX_PROCESSORS, description="Virtual processors.")] = 1
     restart: Annotated[Restart, Meta(description='"never" in this version.')] = Restart.NEVER
+    integration: (
+        Annotated[
+            list[IntegrationName],
+            Meta(description="Integration components that the guest is offered; by default all with kvm, else none."),
+        ]
+        | None
+    ) = None
     cpu: CpuTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)
     nic: list[NicTable] = msgspec.field(default_factory=list)

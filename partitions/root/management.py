@@ -31,6 +31,7 @@ from partitions.lifecycle import (
 from partitions.root.console import Console
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
+from partitions.root.integration import ShutdownFlags
 from partitions.root.statistics import VmStatistics
 from partitions.root.worker import HostServices, Worker
 from partitions.topology_schema import VmTable
@@ -177,15 +178,18 @@ class Vmms:
         await self._while(vm, VmState.TURNING_OFF)
 
     async def shut_down(self, name: str, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
-        """Press the power button; turn the VM off if it is still on after `grace` seconds. `InvalidTransition`.
+        """Ask the guest to power off; turn the VM off if it is still on after `grace` seconds. `InvalidTransition`.
 
-        Until there is a shutdown integration component this is the one way to ask a guest. A model guest's kernel
-        cancels its program; a guest that does not know the button is turned off after the grace period.
+        The shutdown component asks where the guest has a driver for it; where it has none, refuses or keeps silent, the
+        power button does. A model guest's kernel cancels its program; a guest that knows neither is turned off.
         """
         vm = self.find(name)
         self._move(vm, VmEvent.SHUT_DOWN)
-        _worker(vm).press_power_button()
         with trio.move_on_after(grace):
+            worker = _worker(vm)
+            asked = worker.integration is not None and await worker.integration.request_shutdown()
+            if not asked and vm.state is VmState.SHUTTING_DOWN:
+                worker.press_power_button()
             await self.wait_off(vm)
         if vm.state is not VmState.OFF:
             if vm.state is not VmState.TURNING_OFF:
@@ -193,6 +197,26 @@ class Vmms:
             await self.wait_off(vm)
         assert vm.exit is not None
         return vm.exit
+
+    async def restart(self, name: str, grace: float = SHUT_DOWN_GRACE) -> bool:
+        """Ask the guest to boot again; whether it did within `grace` seconds. The VM goes on either way.
+
+        Raises `InvalidTransition` unless it is running.
+        """
+        vm = self.find(name)
+        if vm.state is not VmState.RUNNING:
+            raise InvalidTransition(vm.state, VmEvent.RESET)
+        worker = _worker(vm)
+        before = worker.resets
+        if worker.integration is None:
+            return False
+        with trio.move_on_after(grace):
+            if not await worker.integration.request_shutdown(ShutdownFlags.RESTART):
+                return False
+            while vm.worker is worker and worker.resets == before:
+                await vm.changed.wait()
+            await self._while(vm, VmState.RESETTING)
+        return worker.resets > before
 
     async def request_state_change(self, name: str, requested_state: int) -> ReturnCode:
         """RequestStateChange of Msvm_ComputerSystem. It waits for the end of what Hyper-V would answer "job" to.

@@ -34,6 +34,7 @@ from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
 from partitions.root.devices import CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
+from partitions.root.integration import Integration
 from partitions.root.statistics import VmStatistics, take_statistics
 from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
@@ -96,6 +97,8 @@ class Worker:
         self._power = PowerControl(lambda: self.end(ExitReason.POWERED_OFF))
         self._built: VmPartition | None = None
         self.server: VmbusServer | None = None
+        self.integration: Integration | None = None
+        """Heartbeat, shutdown and the like, while there is a partition."""
         self._devices: list[CountedDevice] = []
         self._last_statistics = VmStatistics()
 
@@ -107,9 +110,11 @@ class Worker:
         self._built.suspend()
 
     def resume(self) -> None:
-        """Resume every processor."""
+        """Resume every processor, and have the guest's clock set."""
         assert self._built is not None
         self._built.resume()
+        if self.integration is not None:
+            self.integration.resumed()
 
     def reset(self) -> None:
         """Start the guest again in the same partition, with memory and registers as at power on."""
@@ -222,6 +227,14 @@ class Worker:
                     partition_id=built.id,
                 )
             )
+            self.integration = Integration(
+                settings,
+                wall_clock=host.wall_clock,
+                reference_time=partition.reference_time.now,
+                trace=hypervisor.trace,
+                partition_id=built.id,
+            )
+            devices += map(CountedDevice, self.integration.devices)
             ports = host.winhv.ports_of(built.id, host.vid.paying)
             stack.callback(ports.close)
             server = await stack.enter_async_context(
@@ -292,6 +305,7 @@ class Worker:
         self.statistics()
         self._built = None
         self.server = None
+        self.integration = None
 
 
 def _nobody(event: VmEvent) -> None:

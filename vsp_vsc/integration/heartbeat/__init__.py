@@ -1,0 +1,1 @@
+"""Heartbeat: whether the guest is still there. Both sides."""

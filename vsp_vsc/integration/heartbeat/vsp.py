@@ -1,0 +1,114 @@
+"""The heartbeat VSP: is the guest's kernel still alive? Root side.
+
+Every two seconds a beat; one that is not answered in time means that contact is lost, so it shows within four seconds.
+Beats go on, and the next answer restores contact.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, assert_never
+
+import attrs
+
+from hypervisor.clock import ticks
+from hypervisor.wire import ShortMessage
+from vsp_vsc.integration.component import Contact, IntegrationVsp, NoAnswer, Unavailable
+from vsp_vsc.integration.heartbeat.protocol import ANSWER_SIZE, SEQUENCE_MASK, ApplicationState, Beat
+from vsp_vsc.integration.protocol import Component
+from vsp_vsc.integration.session import Answer
+
+PERIOD: Final = 2.0
+"""Seconds of the partition's time between beats, and the time to answer one."""
+
+
+class HeartbeatState(enum.Enum):
+    """What people are told. `operational_status` is the number that management clients see."""
+
+    NO_CONTACT = "no contact"
+    """The guest has no driver for it, or has not answered yet."""
+    OK = "ok"
+    LOST = "lost contact"
+
+    @property
+    def operational_status(self) -> int:
+        """Of Msvm_HeartbeatComponent: OK, No Contact, Lost Communication."""
+        match self:
+            case HeartbeatState.OK:
+                return 2
+            case HeartbeatState.NO_CONTACT:
+                return 12
+            case HeartbeatState.LOST:
+                return 13
+            case _:
+                assert_never(self)
+
+
+@attrs.frozen
+class Heartbeat:
+    """The state of a VM's heartbeat at a moment."""
+
+    state: HeartbeatState = HeartbeatState.NO_CONTACT
+    sequence: int = 0
+    """The last number that the guest answered with."""
+    beats: int = 0
+    """Answered since the channel was opened."""
+    missed: int = 0
+    application: ApplicationState = ApplicationState.UNKNOWN
+
+
+class HeartbeatVsp(IntegrationVsp):
+    """One VM's heartbeat."""
+
+    component = Component.HEARTBEAT
+
+    heartbeat = Heartbeat()
+    """As of now."""
+
+    async def _duty(self) -> None:
+        sequence = 0
+        self.heartbeat = Heartbeat()
+        while True:
+            begin = self._time.now()
+            try:
+                answer = await self.ask(Beat(sequence).encode(), PERIOD, f"beat {sequence}")
+                sequence = self._answered(sequence, answer)
+            except Unavailable:
+                return
+            except NoAnswer:
+                if self.contact is not Contact.MUTE:
+                    return
+                self.heartbeat = attrs.evolve(
+                    self.heartbeat, state=HeartbeatState.LOST, missed=self.heartbeat.missed + 1
+                )
+            left = begin + ticks(PERIOD) - self._time.now()
+            await self._time.sleep(max(0, left) / ticks(1))
+
+    def _answered(self, sent: int, answer: Answer) -> int:
+        """Note an answer; returns the next number to send."""
+        if len(answer.body) < ANSWER_SIZE:
+            raise ShortMessage("heartbeat answer", ANSWER_SIZE, len(answer.body))
+        untrusted_sequence = int.from_bytes(answer.body[:ANSWER_SIZE], "little")
+        if untrusted_sequence != sent + 1 & SEQUENCE_MASK:
+            raise NoAnswer(f"beat {sent} was answered with {untrusted_sequence}")
+        self.heartbeat = attrs.evolve(
+            self.heartbeat,
+            state=HeartbeatState.OK,
+            sequence=untrusted_sequence,
+            beats=self.heartbeat.beats + 1,
+            application=_application_state(answer.body),
+        )
+        return untrusted_sequence + 1 & SEQUENCE_MASK
+
+    def _lost(self) -> None:
+        state = HeartbeatState.LOST if self._stopped else HeartbeatState.NO_CONTACT
+        self.heartbeat = attrs.evolve(self.heartbeat, state=state)
+
+
+def _application_state(body: bytes) -> ApplicationState:
+    if len(body) < Beat.SIZE:
+        return ApplicationState.UNKNOWN
+    try:
+        return ApplicationState(Beat.decode(body).application_state)
+    except ValueError:
+        return ApplicationState.UNKNOWN

@@ -1,0 +1,1 @@
+"""Key-value pairs: short texts between host and guest. Both sides."""

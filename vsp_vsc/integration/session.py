@@ -1,0 +1,111 @@
+"""The host's end of one component's channel, with no Trio in it: questions out, answers in. Root side.
+
+    negotiating --answer--> ready, or refused: no version in common
+
+One question is out at a time. Each has a transaction ID of its own, so an answer that comes after its question was
+given up is known as stale and dropped. `protocol.py` says which answers raise.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from hypervisor.wire import BadValue
+from vsp_vsc.integration.protocol import (
+    FRAMEWORK_VERSIONS,
+    NO_VERSION,
+    RESPONSE,
+    VERSIONS,
+    Component,
+    decode_choice,
+    decode_message,
+    encode_message,
+    encode_negotiate,
+)
+
+
+class State(enum.Enum):
+    """Where a session is."""
+
+    NEGOTIATING = "negotiating"
+    """The offer of versions is out. A guest may take its time: Linux answers for KVP when its daemon is up."""
+    READY = "ready"
+    REFUSED = "refused"
+    """The guest speaks none of our versions."""
+
+
+@attrs.frozen
+class Answer:
+    """What the guest said to a question."""
+
+    status: int
+    body: bytes
+
+
+class Session:
+    """One opening of a component's channel."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        self.state = State.NEGOTIATING
+        self.framework = NO_VERSION
+        self.version = NO_VERSION
+        """Of the component's messages, once it is ready."""
+        self.stale = 0
+        """Answers that came too late."""
+        self._transaction = 0
+        self._asked: Component | None = None
+        """What kind of answer is due."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a question is out."""
+        return self._asked is not None
+
+    def negotiate(self) -> bytes:
+        """The first message: all versions that we speak."""
+        body = encode_negotiate(FRAMEWORK_VERSIONS, VERSIONS[self.component])
+        return self._ask(Component.NEGOTIATE, body)
+
+    def ask(self, body: bytes) -> bytes:
+        """A question, as a message. One at a time, and only when ready."""
+        assert self.state is State.READY, "the caller waits until versions are agreed on"
+        return self._ask(self.component, body)
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._asked = None
+
+    def take(self, untrusted: bytes) -> Answer | None:
+        """A message from the guest: the answer to our question, or None where it ends here. Raises `WireError`."""
+        header, body = decode_message(untrusted)
+        if header.flags != RESPONSE:
+            raise BadValue(f"a message with flags {header.flags:#x} from the guest, which may only answer")
+        if header.component != self._asked or header.transaction_id != self._transaction:
+            self.stale += 1
+            return None
+        self._asked = None
+        if header.component != Component.NEGOTIATE:
+            return Answer(header.status, body)
+        chosen = decode_choice(body, FRAMEWORK_VERSIONS, VERSIONS[self.component])
+        if chosen is None:
+            self.state = State.REFUSED
+        else:
+            self.state = State.READY
+            self.framework, self.version = chosen
+        return None
+
+    def _ask(self, component: Component, body: bytes) -> bytes:
+        assert self._asked is None, "one question at a time"
+        if component is not Component.NEGOTIATE:
+            self._transaction = (self._transaction + 1) & 0xFF
+        self._asked = component
+        return encode_message(
+            component,
+            body,
+            framework=self.framework,
+            version=self.version,
+            transaction_id=self._transaction,
+        )

@@ -1,0 +1,1 @@
+"""Shutdown: the host asks the guest to power off or to restart. Both sides."""

@@ -1,0 +1,60 @@
+"""The shutdown VSP: asks the guest to power off, restart or hibernate. Root side.
+
+The guest's "I will" ends the conversation; whether it does shows when its processors write to the power ports.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vsp_vsc.integration.component import IntegrationVsp, NoAnswer, Unavailable
+from vsp_vsc.integration.protocol import Component, Status, Version, status_words
+from vsp_vsc.integration.shutdown.protocol import LEAST_VERSION, PLANNED, ShutdownFlags, ShutdownRequest, encode_text
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a guest may think about it."""
+
+
+class ShutdownRefused(NoAnswer):
+    """The guest answered no; `status` is what it gave as its reason."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"shutdown: the guest refused ({status_words(status)})")
+        self.status = status
+
+
+class ShutdownVsp(IntegrationVsp):
+    """One VM's shutdown component."""
+
+    component = Component.SHUTDOWN
+
+    _under_way = False
+
+    async def request(
+        self,
+        flags: ShutdownFlags = ShutdownFlags.NONE,
+        *,
+        reason: int = PLANNED,
+        timeout: float = 0,
+        text: str = "",
+    ) -> None:
+        """Ask; returns when the guest has said that it will. `timeout` (seconds) and `text` are for its people.
+
+        Raises `ShutdownRefused`, `Unavailable` (no driver, a request under way, a flag that its version does not know),
+        `NoAnswer` within five seconds.
+        """
+        if self._under_way:
+            raise Unavailable("shutdown: already in progress")
+        link = self._link
+        version = link.session.version if link is not None else Version(0, 0)
+        for flag, least in LEAST_VERSION.items():
+            if flags & flag and self.ready and version < least:
+                raise Unavailable(f"shutdown: {flag.name} needs version {least}, the guest speaks {version}")
+        body = ShutdownRequest(reason, round(timeout), int(flags), encode_text(text)).encode()
+        self._under_way = True
+        try:
+            answer = await self.ask(body, ANSWER_SECONDS, f"shut down, flags {int(flags):#x}")
+        finally:
+            self._under_way = False
+        if answer.status != Status.SUCCESS:
+            raise ShutdownRefused(answer.status)

@@ -1,0 +1,1 @@
+"""Time synchronization: the host tells the guest the date. Both sides."""
