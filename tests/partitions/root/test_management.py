@@ -15,6 +15,7 @@ from partitions.host import (
     InvalidTransition,
     ReturnCode,
     StartFailed,
+    VmEvent,
     VmState,
     open_host,
 )
@@ -22,6 +23,7 @@ from partitions.topology_schema import DiskTable
 from tests.doubles.root import (
     bare_host,
     boot_synic,
+    clean,
     held,
     idle,
     power_off,
@@ -213,6 +215,16 @@ async def test_one_operation_at_a_time(autojump_clock: trio.abc.Clock) -> None:
         await vm.turn_off()
         assert vm.state is VmState.OFF
     assert trio.current_time() < 100 + 1000
+
+
+async def test_who_follows_a_vm_that_is_destroyed_comes_to_the_end(autojump_clock: trio.abc.Clock) -> None:
+    """Its console and its changes end with its definition, not with the host."""
+    async with bare_host(clean) as host:
+        lines, changes = host["web"].console.follow(), host["web"].events()
+        host.destroy("web")
+        with trio.fail_after(1):
+            assert [line async for line in lines] == []
+            assert [change.event async for change in changes] == [VmEvent.DESTROY]
 
 
 async def test_refused_requests_change_nothing(autojump_clock: trio.abc.Clock) -> None:

@@ -227,9 +227,10 @@ async def test_a_guest_that_reads_no_completions_stops_only_itself() -> None:
 
 
 async def test_a_guest_with_much_to_read_lets_others_run() -> None:
-    """After `TURN_BYTES` the VSP sends what it has and yields."""
+    """After `TURN_BYTES` the VSP sends what it has and yields; what it left for later is counted once."""
     async with serving({0: disk(4 << 20)}) as pair:
         await started(pair)
+        before = pair.vsp.statistics().requests
         size = 256 << 10
         count = TURN_BYTES // size + 3
         pages = list(range(64, 128))
@@ -239,6 +240,7 @@ async def test_a_guest_with_much_to_read_lets_others_run() -> None:
         await pair.guest_end.send_batch(requests)
         await trio.testing.wait_all_tasks_blocked()
         assert turns == [TURN_BYTES // size, 3]
+        assert pair.vsp.statistics().requests - before == count
 
 
 async def test_a_close_waits_until_backends_have_let_go_of_the_guests_pages() -> None:
