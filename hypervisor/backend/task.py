@@ -2,6 +2,7 @@
 
 A guest is a coroutine function over its `Machine`s. All its tasks live below the nursery of `TaskBackend.run`, so
 cancelling that is cutting its power. Guests share the thread with the root: this backend models, it does not contain.
+What it can do against a guest that will not end is done: shields go with the power, and who is still there is named.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from hypervisor.backend import watchdog
+from hypervisor.backend.shields import drop_shields
 from hypervisor.clock import seconds
 from hypervisor.machine import Machine, VpStopped
+from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 
 GuestEntry = Callable[[Sequence[Machine]], Awaitable[None]]
 """What the guest runs, given one machine for each of its processors."""
+
+UNWIND_SECONDS = 5.0
+"""How long the tasks of a guest without power may take to end before the guest is named."""
+_PROMPT_STEPS, _FIRST_PAUSE, _LAST_PAUSE = 50, 0.001, 0.05
+"""Turns of Trio's loop in which nearly every guest has ended, then seconds between looks at one that has not."""
 
 
 class TaskVp:
@@ -208,7 +216,28 @@ class TaskBackend:
             task_status.started()
             # Trio calls this within `cancel()`, before any task of the guest runs again. So what the guest does while
             # it is being unwound, in a `finally` say, reaches nobody: a machine without power does not tidy up.
-            await trio.lowlevel.wait_task_rescheduled(power_off)
+            try:
+                await trio.lowlevel.wait_task_rescheduled(power_off)
+            finally:
+                await self._unwind(partition, nursery)
+
+    async def _unwind(self, partition: Partition, nursery: trio.Nursery) -> None:
+        """Power is off: until the guest's last task has ended. One that swallows its cancellation is waited for."""
+        limit = trio.current_time() + UNWIND_SECONDS
+        turns, pause, named = 0, _FIRST_PAUSE, False
+        with trio.CancelScope(shield=True) as ours:
+            while nursery.child_tasks:
+                drop_shields(nursery, keep=ours)
+                if turns < _PROMPT_STEPS:
+                    turns += 1
+                    await trio.lowlevel.checkpoint()
+                    continue
+                await trio.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+                if not named and trio.current_time() >= limit:
+                    named = True
+                    words = "the guest's software does not end though its power is off; the host waits for it"
+                    self._hypervisor.trace.warn(Layer.STATE, "guest_outlives_power", partition.id, words)
 
     async def _boot(self, partition: Partition, machines: Sequence[TaskVp], nursery: trio.Nursery) -> None:
         """The guest's first task; all others are below it."""
@@ -217,15 +246,17 @@ class TaskBackend:
             try:
                 await machines[0].runnable()
                 await self._entry(machines)
+            except (KeyboardInterrupt, GeneratorExit):
+                raise  # the user's, and the interpreter's
             except BaseException as raised:
                 group = raised if isinstance(raised, BaseExceptionGroup) else BaseExceptionGroup("", [raised])
-                theirs, ours = group.split((Exception, SystemExit))
-                if theirs is None:
-                    raise
+                # While there is power nobody cancels a guest but itself: a Cancelled that comes is one that it kept.
+                gone = machines[0].gone
+                ours = group.subgroup((KeyboardInterrupt, trio.Cancelled) if gone else KeyboardInterrupt)
                 if ours is not None:
                     raise ours from None  # what a guest raises while its power is cut is of no interest
-                if not machines[0].gone:
-                    await self._stopped(machines[0], raised, theirs)
+                if not gone:
+                    await self._stopped(machines[0], raised, group)
         nursery.cancel_scope.cancel()
 
     async def _stopped(self, machine: TaskVp, raised: BaseException, group: BaseExceptionGroup[BaseException]) -> None:
