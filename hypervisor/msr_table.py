@@ -58,7 +58,8 @@ def read_msr(hypervisor: Hypervisor, vp: VirtualProcessor, msr: int) -> int:
 def write_msr(hypervisor: Hypervisor, vp: VirtualProcessor, msr: int, value: int) -> None:
     """WRMSR of 64 bits by the software on `vp`. Raises `GeneralProtection`, and `VpStopped` where it does not go on."""
     row = TABLE.get(msr)
-    if row is None or row.write is None or row.privilege & ~vp.partition.privileges:
+    # A model guest can say numbers that no register holds; kept, they would be met where nobody expects them.
+    if row is None or row.write is None or row.privilege & ~vp.partition.privileges or value >> 64:
         raise _refused(hypervisor, vp, "write_msr_refused", msr, "WRMSR")
     trace = hypervisor.trace
     if trace.on:
