@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
@@ -25,6 +26,11 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _FAILED = ctypes.c_void_p(-1).value
 _RIGHTS = int(Access.ALL)
+MAX_STITCHED_PIECES = 32_768
+"""Host-wide. The kernel gives a process some 65,000 mappings, and without a free one not even Python gets memory: the
+other half stays for blocks, threads and the interpreter."""
+_stitched_pieces = 0
+"""In mappings of several pieces that still have a view."""
 
 
 class GpaFault(Exception):
@@ -376,7 +382,14 @@ def _runs(gpns: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _stitch(size: int, parts: Sequence[tuple[int, int, int]]) -> mmap.mmap:
-    """A mapping of `size` bytes made of (descriptor, offset, length) one after the other."""
+    """A mapping of `size` bytes made of (descriptor, offset, length) one after the other.
+
+    Raises MemoryError where the host refuses, or where too many pieces are in use: guests choose how scattered their
+    rings are, and many guests together must not use up what all live on.
+    """
+    pieces = len(parts) if len(parts) > 1 else 0
+    if _stitched_pieces + pieces > MAX_STITCHED_PIECES:
+        raise MemoryError(f"{MAX_STITCHED_PIECES} pieces of stitched mappings are the limit of a host")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     try:
         whole = mmap.mmap(-1, size, flags=flags)
@@ -392,4 +405,12 @@ def _stitch(size: int, parts: Sequence[tuple[int, int, int]]) -> mmap.mmap:
             number = ctypes.get_errno()
             raise MemoryError(f"the host refuses a mapping of {length} bytes: {os.strerror(number)}")
         address += length
+    if pieces:
+        _count_pieces(pieces)
+        weakref.finalize(whole, _count_pieces, -pieces).atexit = False
     return whole
+
+
+def _count_pieces(more: int) -> None:
+    global _stitched_pieces
+    _stitched_pieces += more
