@@ -9,6 +9,7 @@ cancellation at each call, but let others run once in 64 packets only.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -32,18 +33,22 @@ class ChannelClosed(trio.EndOfChannel, trio.BrokenResourceError):
 class ChannelStatistics:
     """Counts since the channel was opened."""
 
-    packets_in: int
-    packets_out: int
-    bytes_in: int
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
     """In the ring, descriptors, padding and trailers included; so is `bytes_out`."""
-    bytes_out: int
-    signals_sent: int
-    wakes: int
+    bytes_out: int = 0
+    signals_sent: int = 0
+    wakes: int = 0
     """Interrupts that arrived."""
-    spurious_wakes: int
+    spurious_wakes: int = 0
     """Those after which a receiver found nothing."""
-    ring_full_waits: int
+    ring_full_waits: int = 0
     """How often a sender had to wait for room."""
+
+    def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
+        """The counts of two channels together."""
+        return ChannelStatistics(*map(operator.add, attrs.astuple(self), attrs.astuple(other)))
 
 
 class Channel(trio.abc.Channel[Packet]):

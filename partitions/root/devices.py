@@ -14,6 +14,7 @@ from hypervisor.trace import Trace
 from hypervisor.wire import Guid
 from partitions.root.exits import CannotStart
 from partitions.topology_schema import DeviceTable, DiskTable, VmTable
+from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, Offer
 from vsp_vsc.storage.backends.base import BackendError
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
@@ -21,7 +22,7 @@ from vsp_vsc.storage.target import ScsiTarget
 from vsp_vsc.storage.vsp import StorageVsp
 
 if TYPE_CHECKING:
-    from vmbus.channel import Channel, ChannelStatistics
+    from vmbus.channel import Channel
     from vmbus.server.opened import OpenedChannel
 
 _module_numbers: Final = itertools.count(1)
@@ -36,7 +37,9 @@ class CountedDevice:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._channels: list[Channel] = []
+        self._serving: list[Channel] = []
+        self._ended = ChannelStatistics()
+        """The sum of all channels that are served no more: a guest opens and closes as often as it likes."""
 
     @property
     def offer(self) -> Offer:
@@ -45,12 +48,16 @@ class CountedDevice:
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """The device's own."""
-        self._channels.append(channel)
-        await self.device.serve(channel, opened)
+        self._serving.append(channel)
+        try:
+            await self.device.serve(channel, opened)
+        finally:
+            self._serving.remove(channel)
+            self._ended += channel.statistics()
 
-    def channel_statistics(self) -> list[ChannelStatistics]:
-        """One for each time that the guest opened it."""
-        return [channel.statistics() for channel in self._channels]
+    def channel_statistics(self) -> ChannelStatistics:
+        """What went through all the channels that the guest has ever opened to it."""
+        return sum((channel.statistics() for channel in self._serving), self._ended)
 
 
 def instance_of(vm: str, device: str) -> Guid:

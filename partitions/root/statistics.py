@@ -47,7 +47,7 @@ def take_statistics(partition: Partition, server: VmbusServer | None, devices: I
     """Count now."""
     counters = partition.counters
     bus = {} if server is None else server.counters
-    channels = [statistics for device in devices for statistics in device.channel_statistics()]
+    channels = [device.channel_statistics() for device in devices]
     packets_in = sum(channel.packets_in for channel in channels)
     packets_out = sum(channel.packets_out for channel in channels)
     bytes_in = sum(channel.bytes_in for channel in channels)

@@ -258,7 +258,7 @@ class ChannelRules(GpadlRules):
             channel.channel_id == 0
             or channel.known_to_guest
             or channel.activity is not DeviceActivity.IDLE
-            or self.gpadls.of_channel(channel.channel_id)
+            or self.gpadls.any_of_channel(channel.channel_id)
         ):
             return
         self._set(channel, ChannelState.CLIENT_RELEASED)

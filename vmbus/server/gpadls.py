@@ -128,6 +128,10 @@ class GpadlRecords:
         """All of one channel, oldest first."""
         return list(self._by_channel.get(channel_id, {}).values())
 
+    def any_of_channel(self, channel_id: int) -> bool:
+        """Whether the channel has any; asked after each that goes, so it must not cost a look at all of them."""
+        return channel_id in self._by_channel
+
     def remove(self, record: ServerGpadl) -> None:
         """Forget it; its ID may be used again."""
         del self._records[record.key]
