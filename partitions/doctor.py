@@ -97,14 +97,38 @@ def descriptors() -> Finding:
 def kvm() -> Finding:
     """A processor that runs guests."""
     wrong = _no_linux() or ("the kvm backend knows x86-64 only" if platform.machine() != "x86_64" else None)
+    wrong = wrong or _probe("kvm")
+    remedy = (
+        "Turn on virtualization in the firmware and load kvm_intel or kvm_amd; inside a virtual machine, have its host "
+        "turn on nested virtualization. Join the group that owns /dev/kvm. `make linux-test` does without: it "
+        "brings an emulated machine that has a working KVM."
+    )
     return _finding(
         "kvm",
-        wrong or _probe("kvm"),
-        "KVM ran a guest of one instruction",
+        wrong,
+        "KVM ran a guest at a processor's speed",
         'The backend "kvm" boots a stock Linux kernel. Task guests do without.',
-        "Switch on virtualization in the firmware (or nested virtualization on the host), load kvm_intel or kvm_amd, "
-        "and join the group that owns /dev/kvm.",
+        remedy,
     )
+
+
+def linux_test() -> Finding:
+    """The tools of `make linux-test`."""
+    tools = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio", "modprobe": "kmod"}
+    lacking = [tool for tool in tools if _which(tool) is None]
+    wrong = _no_linux() or (f"{', '.join(lacking)} not found" if lacking else None)
+    return _finding(
+        "linux-test",
+        wrong,
+        ", ".join(tools),
+        "`make linux-test` boots Debian's kernels on the drivers that they bring. `make test` leaves those tests out.",
+        f"apt-get install {' '.join(tools[tool] for tool in lacking)}" if lacking else "Use Linux.",
+    )
+
+
+def _which(tool: str) -> str | None:
+    """Where a tool is; those for administrators are not in everybody's PATH."""
+    return shutil.which(tool, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
 
 
 def tap() -> Finding:
@@ -159,6 +183,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     memfd,
     descriptors,
     kvm,
+    linux_test,
     tap,
     tshark,
     user_namespaces,
