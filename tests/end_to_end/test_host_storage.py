@@ -23,6 +23,7 @@ from partitions.determinism import run
 from partitions.host import ExitReason, Host, StartFailed, VmState, open_host
 from partitions.topology_schema import DeviceTable, DiskTable, Size, Topology, VmTable
 from vmbus.server.connection import Phase
+from vsp_vsc.storage.protocol import STORAGE_INTERFACE
 
 MIB = 1 << 20
 
@@ -195,6 +196,47 @@ async def test_operations_in_the_middle_of_io(tmp_path: Path, autojump_clock: tr
         assert guest.exit is not None
         assert guest.exit.resets == 5
         assert (host.winhv.flags.taken, len(host.winhv.port_ids.in_use), len(host.hypervisor.root.ports)) == (0, 0, 0)
+
+
+async def test_a_disk_is_taken_away_in_the_middle_of_io_and_comes_back(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """The guest's calls fail at once, its driver lets go, and the same disk, offered again, is found and works."""
+    folder = folder_with(
+        tmp_path,
+        loses="""
+        async def main(guest):
+            disk = await guest.disk(0)
+            await disk.write(8, b"kept" * 128, fua=True)
+            try:
+                while True:
+                    await disk.read_many([(8 * number, 8) for number in range(32)])
+                    await guest.sleep(0.001)
+            except Exception as error:
+                print(type(error).__name__)
+            while disk in guest.disks or not guest.disks:
+                await guest.sleep(0.01)
+            disk = await guest.disk(0)
+            print((await disk.read(8))[:4])
+        """,
+    )
+    topology = Topology(vm=[vm("v", "loses", DiskTable(path="d.img", size=Size(MIB)))], folder=folder)
+    async with open_host(topology) as host:
+        await host["v"].start()
+        await trio.sleep(0.1)
+        worker = host.vmms.find("v").worker
+        assert worker is not None
+        assert worker.server is not None
+        taken = next(
+            offered
+            for offered in worker.server._offered.values()
+            if offered.device.offer.interface == STORAGE_INTERFACE
+        )
+        worker.server.rescind(taken)
+        await trio.sleep(0.1)
+        worker.server.offer(taken.device)
+        assert (await host["v"].wait()).ok
+        assert host["v"].console.lines() == ["StorageGone", "b'kept'"]
 
 
 async def test_a_bug_in_a_device_stays_in_its_vm(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
