@@ -120,6 +120,7 @@ class Worker:
         """Start the guest again in the same partition, with memory and registers as at power on."""
         self._reset_wanted = True
         if self._round is not None:
+            self._freeze()
             self._round.cancel()
 
     def press_power_button(self) -> None:
@@ -132,7 +133,13 @@ class Worker:
         """The VM is over; the first reason counts. Called from traps, so it only notes and cancels."""
         if self._end is None:
             self._end = (reason, detail)
+        self._freeze()
         (self._round or self._life).cancel()
+
+    def _freeze(self) -> None:
+        """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""
+        if self._built is not None:
+            self._built.suspend()
 
     @property
     def partition(self) -> Partition | None:

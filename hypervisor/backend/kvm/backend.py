@@ -214,8 +214,12 @@ class KvmBackend:
         return (self._at_hand or self._vcpus[0]).read_tsc()
 
     def _rang(self, connection_id: int) -> None:
-        """The guest has signaled a connection by its doorbell."""
-        self._hypervisor.hypercall(self._partition.vps[0], SIGNAL_EVENT_FAST, connection_id, 0)
+        """The guest has signaled a connection by its doorbell; it does not wait for a status."""
+        try:
+            self._hypervisor.hypercall(self._partition.vps[0], SIGNAL_EVENT_FAST, connection_id, 0)
+        except (InvalidOpcode, VpStopped):
+            words = f"doorbell {connection_id:#x} where no hypercall is legal"
+            self._hypervisor.trace.warn(Layer.SYNIC, "doorbell_ignored", self._partition.id, words)
 
     # --- posted writes
 
@@ -311,7 +315,10 @@ class KvmBackend:
     def _unbound_doorbell(self, vcpu: Vcpu, vp: VirtualProcessor) -> None:
         """A signal to a connection that no eventfd is bound to: give the status, and skip what would clear it."""
         registers = vcpu.registers()
-        registers[ioctls.RAX] = self._hypervisor.hypercall(vp, SIGNAL_EVENT_FAST, registers[ioctls.RDX], 0)
+        try:
+            registers[ioctls.RAX] = self._hypervisor.hypercall(vp, SIGNAL_EVENT_FAST, registers[ioctls.RDX], 0)
+        except InvalidOpcode:
+            self._stop(vp, "a doorbell where no hypercall is legal")
         page = registers[ioctls.RIP] & ~0xFFF
         registers[ioctls.RIP] = page | _RETURN
         vcpu.set_registers(registers)
