@@ -138,26 +138,29 @@ async def booted(plan: Plan, folder: Path, sinks: Sequence[Sink] = ()) -> AsyncI
 During = Callable[[Host, Vm], Awaitable[None]]
 
 
-def boot(plan: Plan, folder: Path, during: Mapping[str, During] | None = None) -> Evidence:
+def boot(plan: Plan, folder: Path, during: Mapping[str, During] | None = None, sinks: Sequence[Sink] = ()) -> Evidence:
     """Boot, let the script run to its end, collect. `during` has what to do outside when a step begins.
+
+    `sinks` get the trace, all of it.
 
     Raises `GuestFailed`; the time-box is the plan's.
     """
-    return trio.run(_boot, plan, folder, during or {})
+    return trio.run(_boot, plan, folder, during or {}, sinks)
 
 
-async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evidence:
+async def _boot(plan: Plan, folder: Path, during: Mapping[str, During], sinks: Sequence[Sink]) -> Evidence:
     began = time.perf_counter()
     up = began
     lines: list[str] = []
     warnings: list[str] = []
+    late = ""
 
     def keep(event: TraceEvent) -> None:
         if event.level >= Level.WARNING:
             warnings.append(f"{event.event}: {event.words}")
 
     with trio.move_on_after(plan.timeout) as scope:
-        async with booted(plan, folder, [keep] if plan.traced else []) as (host, vm):
+        async with booted(plan, folder, [*sinks, keep] if plan.traced else sinks) as (host, vm):
             began = time.perf_counter()
 
             async def listen() -> None:
@@ -180,7 +183,9 @@ async def _boot(plan: Plan, folder: Path, during: Mapping[str, During]) -> Evide
             lines = [line.rstrip("\r") for line in vm.console.lines()]
             statistics = vm.statistics()
     if scope.cancelled_caught:
-        raise GuestFailed(f"not at its end after {plan.timeout:g} s; its last lines:\n" + "\n".join(lines[-25:]))
+        raise GuestFailed(
+            f"not at its end after {plan.timeout:g} s; {late}; its last lines:\n" + "\n".join(lines[-25:])
+        )
     exit_record.raise_worker_failure()
     if OVER not in lines:
         raise GuestFailed(f"{exit_record} before its script was done; its last lines:\n" + "\n".join(lines[-25:]))
