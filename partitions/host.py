@@ -316,19 +316,28 @@ class Host(Mapping[str, Vm]):
         return {name: vm.exit for name, vm in self.items() if vm.exit is not None}
 
     async def shut_down_all(self, grace: float = SHUT_DOWN_GRACE) -> None:
-        """Press every power button at once, and cut the power of those that are still on after `grace` seconds."""
+        """Ask every guest at once to power off, and cut the power of those that are still on after `grace` seconds.
+
+        VMs that are paused are resumed for it; those in the middle of something, as starting, are turned off.
+        """
         async with trio.open_nursery() as nursery:
             for vm in self.values():
-                if vm.state is VmState.PAUSED:
-                    await vm.resume()
-                if vm.state is VmState.RUNNING:
-                    nursery.start_soon(vm.shut_down, grace)
-                elif vm.state not in (VmState.OFF, VmState.TURNING_OFF, VmState.SHUTTING_DOWN):
-                    nursery.start_soon(vm.turn_off)
+                nursery.start_soon(_let_down, vm, grace)
 
     def turn_all_off(self) -> None:
         """Cut the power of every VM; `wait_all` waits for it."""
         self.vmms.turn_all_off()
+
+
+async def _let_down(vm: Vm, grace: float) -> None:
+    """Shut one of many VMs down. It may end by itself at any moment, and all the better."""
+    try:
+        if vm.state is VmState.PAUSED:
+            await vm.resume()
+        await vm.shut_down(grace)
+    except InvalidTransition:
+        if vm.state not in (VmState.OFF, VmState.TURNING_OFF, VmState.SHUTTING_DOWN):
+            await vm.turn_off()
 
 
 @asynccontextmanager

@@ -278,8 +278,7 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
             viewer.note("shutting down; once more to turn off")
             ending = Ending.INTERRUPTED
             starting.cancel()
-            for vm in host.values():
-                watchers.start_soon(_shut_down, vm)
+            watchers.start_soon(host.shut_down_all)
 
     async def interrupts() -> None:
         async for _ in received:
@@ -360,13 +359,3 @@ def _signals() -> list[signal.Signals]:
 
 def _failure(vm: Vm) -> str:
     return "" if vm.exit is None or vm.exit.ok else str(vm.exit)
-
-
-async def _shut_down(vm: Vm) -> None:
-    """Press the power button; cut the power where there is nobody to press it for, as in a VM that is paused."""
-    for ask in (vm.shut_down, vm.turn_off):
-        try:
-            await ask()
-        except InvalidTransition:
-            continue  # and if it is off by now, all the better
-        return
