@@ -21,7 +21,7 @@ from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live
 from partitions.cli.terminal import Terminal, Wish
 from partitions.explain import Explainer
 from partitions.explain_steps import Explanation, explain, lines
-from partitions.host import ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
+from partitions.host import ExitReason, Host, StartFailed, Vm, open_host
 from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
 from partitions.topology_schema import Backend
 

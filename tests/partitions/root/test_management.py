@@ -201,6 +201,24 @@ async def test_shut_down_with_a_guest_that_does_not(autojump_clock: trio.abc.Clo
         assert {ended.reason for ended in exits.values()} == {ExitReason.TURNED_OFF}
 
 
+async def test_shut_down_of_guests_that_end_at_that_moment(autojump_clock: trio.abc.Clock) -> None:
+    """Whoever comes first, the guest or the request: both want it off. Once the request raised `InvalidTransition`."""
+    for turns in [*range(16)] * 4:  # one of them is the moment, and there the scheduler throws a coin
+        leave = trio.Event()
+
+        async def guest(machine: Machine, leave: trio.Event = leave) -> None:
+            await leave.wait()
+            power_off(machine)
+
+        async with bare_host(guest, vm_table("a"), vm_table("b")) as host:
+            await host.start_all()
+            leave.set()
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            await host.shut_down_all(grace=5)
+            assert {ended.reason for ended in (await host.wait_all()).values()} == {ExitReason.POWERED_OFF}
+
+
 async def test_one_operation_at_a_time(autojump_clock: trio.abc.Clock) -> None:
     """While the power button's grace runs nothing but turning off may start, and that ends it."""
     async with bare_host(idle) as host, trio.open_nursery() as nursery:
