@@ -222,12 +222,11 @@ class Vm:
         return await self._vmms.request_state_change(self.name, requested_state)
 
     async def wait(self) -> ExitRecord:
-        """Until it is off; how it ended. Raises `RuntimeError` if it was never started."""
-        managed = self._managed
-        await self._vmms.wait_off(managed)
-        if managed.exit is None:
+        """Until the run under way has ended; how it, or the last one, ended. `RuntimeError` before the first start."""
+        run = self._managed.run
+        if run is None:
             raise RuntimeError(f"VM {self.name!r} was never started")
-        return managed.exit
+        return await run.wait()
 
     async def wait_state(self, *states: VmState) -> VmState:
         """Until it is in one of these states, which is returned. One that passes at once is missed; see `events`."""

@@ -67,6 +67,21 @@ class VmStateChange(msgspec.Struct, frozen=True, gc=False):
 
 
 @attrs.define(eq=False)
+class Run:
+    """One time that a VM was on. Who waits for its end holds on to it: the next run may start at that same moment."""
+
+    record: ExitRecord | None = None
+    """How it ended."""
+    ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
+
+    async def wait(self) -> ExitRecord:
+        """Until it has ended; how."""
+        await self.ended.wait()
+        assert self.record is not None, "it is written before the event is set"
+        return self.record
+
+
+@attrs.define(eq=False)
 class ManagedVm:
     """What the VMMS keeps of one VM, on or off."""
 
@@ -74,10 +89,9 @@ class ManagedVm:
     console: Console
     state: VmState = VmState.OFF
     worker: Worker | None = None
-    exit: ExitRecord | None = None
-    """How the last run ended."""
+    run: Run | None = None
+    """Under way, or the last one."""
     statistics_at_end: VmStatistics = attrs.field(factory=VmStatistics)
-    starts: int = 0
     partition_id: int = 0
     """Of the last start; 0 before the first."""
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)
@@ -88,6 +102,11 @@ class ManagedVm:
     def name(self) -> str:
         """The definition's."""
         return self.settings.name
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How the last run ended; None before the first, and while one is under way."""
+        return None if self.run is None else self.run.record
 
     @property
     def statistics(self) -> VmStatistics:
@@ -138,13 +157,11 @@ class Vmms:
         """Off to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
         vm = self.find(name)
         self._move(vm, VmEvent.START)
-        vm.exit = None
-        vm.starts += 1
+        vm.run = this = Run()
         vm.worker = Worker(self._host, vm.settings, vm.console)
-        ran = await self._nursery.start(self._run, vm, vm.worker, name=f"worker {name}")
+        ran = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {name}")
         if not ran:
-            assert vm.exit is not None, "a worker that never ran has left its record"
-            raise StartFailed(vm.exit)
+            raise StartFailed(await this.wait())
 
     async def pause(self, name: str) -> None:
         """Running to Paused: every processor suspended, and with them the partition's time. `InvalidTransition`."""
@@ -185,18 +202,16 @@ class Vmms:
         """
         vm = self.find(name)
         self._move(vm, VmEvent.SHUT_DOWN)
+        this, worker = vm.run, _worker(vm)
+        assert this is not None, "it has a worker"
         with trio.move_on_after(grace):
-            worker = _worker(vm)
             asked = worker.integration is not None and await worker.integration.request_shutdown()
             if not asked and vm.state is VmState.SHUTTING_DOWN:
                 worker.press_power_button()
-            await self.wait_off(vm)
-        if vm.state is not VmState.OFF:
-            if vm.state is not VmState.TURNING_OFF:
-                await self.turn_off(name)
-            await self.wait_off(vm)
-        assert vm.exit is not None
-        return vm.exit
+            await this.ended.wait()
+        if not this.ended.is_set() and vm.state is not VmState.TURNING_OFF:
+            await self.turn_off(name)
+        return await this.wait()
 
     async def restart(self, name: str, grace: float = SHUT_DOWN_GRACE) -> bool:
         """Ask the guest to boot again; whether it did within `grace` seconds. The VM goes on either way.
@@ -269,7 +284,7 @@ class Vmms:
 
     # --- workers
 
-    async def _run(self, vm: ManagedVm, worker: Worker, *, task_status: trio.TaskStatus[bool]) -> None:
+    async def _run(self, vm: ManagedVm, this: Run, worker: Worker, *, task_status: trio.TaskStatus[bool]) -> None:
         """A worker's task: from Starting to Off, whatever happens in between. It has started with "it ran" or not."""
 
         def report(event: VmEvent) -> None:
@@ -284,10 +299,11 @@ class Vmms:
             record = await worker.run(report)
         finally:
             vm.statistics_at_end = worker.statistics()
-            vm.exit = worker.record() if record is None else record  # None: the whole host is being cancelled
+            this.record = worker.record() if record is None else record  # None: the whole host is being cancelled
             vm.worker = None
             self._move(vm, VmEvent.ENDED)
-            self._tell_end(vm, vm.exit)
+            self._tell_end(vm, this.record)
+            this.ended.set()
         if not worker.ran:
             task_status.started(False)
 
