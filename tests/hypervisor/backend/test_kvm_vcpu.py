@@ -1,0 +1,236 @@
+"""The hand-over between a vCPU's thread and the Trio thread, with a KVM_RUN of our own in KVM's place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from hypervisor.backend.kvm import ioctls
+from hypervisor.backend.kvm.ioctls import Exit, Request
+from hypervisor.backend.kvm.vcpu import KICK_SIGNAL, Vcpu
+
+RUN_SIZE = 12288
+EXIT, SLEEP, FAIL, CRASH = "exit", "sleep", "fail", "crash"
+Script = Callable[[], str]
+
+
+class FakeKvm:
+    """Executes a script: leave with an exit, execute until kicked, fail, or raise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
+        self.script = script
+        self.runs = 0
+        self.exits = 0
+        self.vcpu: Vcpu
+        self.stray: list[str] = []
+        """What must never be seen."""
+        monkeypatch.setattr(ioctls, "ioctl", self._ioctl)
+        monkeypatch.setattr(ioctls, "run", self._run)
+
+    def _ioctl(self, fd: int, request: int, argument: object = None) -> int:
+        if request == Request.CREATE_VCPU:
+            page = os.memfd_create("vcpu")
+            os.ftruncate(page, RUN_SIZE)
+            return page
+        return 0
+
+    def _run(self, fd: int) -> int:
+        vcpu = self.vcpu
+        self.runs += 1
+        if vcpu.handed_over:
+            self.stray.append("ran while the Trio thread had the page")
+        if signal.sigtimedwait((KICK_SIGNAL,), 0):
+            return -errno.EINTR
+        match self.script():
+            case "exit":
+                self.exits += 1
+                struct.pack_into("<I", vcpu.run, ioctls.RUN_EXIT_REASON, Exit.IO)
+                return 0
+            case "sleep":
+                if signal.sigtimedwait((KICK_SIGNAL,), 20) is None:
+                    self.stray.append("a kick was lost")
+                return -errno.EINTR
+            case "fail":
+                return -errno.EFAULT
+            case _:
+                raise ZeroDivisionError("a bug in the thread")
+
+
+def made(monkeypatch: pytest.MonkeyPatch, script: Script, on_exit: Callable[[Vcpu], None]) -> tuple[FakeKvm, Vcpu]:
+    fake = FakeKvm(monkeypatch, script)
+    fake.vcpu = Vcpu(3, 0, RUN_SIZE, on_exit)
+    return fake, fake.vcpu
+
+
+async def stopped(vcpu: Vcpu) -> None:
+    vcpu.ask_to_stop()
+    with trio.fail_after(10):
+        await vcpu.ended_or_never_started()
+    vcpu.close()
+
+
+async def test_an_exit_is_dealt_with_in_the_trio_thread_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    done = trio.Event()
+
+    def on_exit(vcpu: Vcpu) -> None:
+        if vcpu.stopping:
+            return
+        threads.add(threading.get_ident())
+        assert vcpu.handed_over
+        assert vcpu.exit_reason() is Exit.IO
+        vcpu.answer()
+        if fake.exits == 100:
+            done.set()
+
+    fake, vcpu = made(monkeypatch, lambda: EXIT if fake.exits < 100 else SLEEP, on_exit)
+    vcpu.start()
+    with trio.fail_after(10):
+        await done.wait()
+    await stopped(vcpu)
+    assert threads == {threading.get_ident()}
+    assert len(vcpu.latencies) >= 99
+    assert not fake.stray
+
+
+async def test_pauses_and_resumes_at_random_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever meets whatever: paused, the guest makes no progress; resumed, it does; at the end it leaves."""
+    dice = random.Random(5)
+    answered = 0
+
+    def on_exit(vcpu: Vcpu) -> None:
+        nonlocal answered
+        if vcpu.stopping:
+            return
+        answered += 1
+        if answered % 7 == 0:
+            vcpu.pause(True)  # as a processor that stops for its parent
+            vcpu.pause(False)
+        vcpu.answer()
+
+    fake, vcpu = made(monkeypatch, lambda: dice.choice((EXIT, EXIT, EXIT, SLEEP)), on_exit)
+    vcpu.pause(True)
+    vcpu.start()
+    await trio.sleep(0.01)
+    assert fake.runs == 0
+    for _ in range(300):
+        vcpu.pause(False)
+        for _ in range(dice.randrange(4)):
+            await trio.lowlevel.checkpoint()
+            vcpu.kick()
+        vcpu.pause(True)
+        await trio.sleep(0.0005)
+    await trio.sleep(0.05)
+    before = fake.runs
+    await trio.sleep(0.02)
+    assert fake.runs == before, "it runs though it is paused"
+    vcpu.pause(False)
+    with trio.fail_after(10):
+        while fake.runs == before:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+    await stopped(vcpu)
+    assert not fake.stray
+    assert answered > 100
+
+
+@pytest.mark.parametrize("moment", range(6))
+async def test_a_stop_meets_an_exit(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """Before, in and after the hand-over; the exit that was under way is dropped, and the thread is gone."""
+    seen = []
+
+    def on_exit(vcpu: Vcpu) -> None:
+        seen.append(vcpu.stopping)
+        if moment == 0:
+            vcpu.ask_to_stop()
+        if vcpu.stopping:
+            return
+        if len(seen) == moment:
+            vcpu.answer()
+            vcpu.ask_to_stop()
+            return
+        vcpu.answer()
+
+    _, vcpu = made(monkeypatch, lambda: EXIT, on_exit)
+    vcpu.start()
+    if moment in (0, 5):
+        await trio.sleep(0.01)
+    else:
+        with trio.fail_after(10):
+            await vcpu.ended.wait()
+    await stopped(vcpu)
+    count = len(seen)
+    await trio.sleep(0.01)
+    assert len(seen) == count
+
+
+async def test_a_processor_that_nobody_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another's creation failed."""
+    before = len(os.listdir("/proc/self/fd"))
+    _, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
+    await stopped(vcpu)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_failing_kvm_run_is_handed_over_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    done = trio.Event()
+
+    def on_exit(vcpu: Vcpu) -> None:
+        told.append(vcpu.error)
+        done.set()
+
+    _, vcpu = made(monkeypatch, lambda: FAIL, on_exit)
+    vcpu.start()
+    with trio.fail_after(10):
+        await done.wait()
+    await stopped(vcpu)
+    assert told == [errno.EFAULT]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_bug_in_the_thread_ends_the_guest_and_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[int] = []
+    _, vcpu = made(monkeypatch, lambda: CRASH, lambda vcpu: errors.append(vcpu.error))
+    vcpu.start()
+    with trio.fail_after(10):
+        await vcpu.ended.wait()
+    await stopped(vcpu)
+    assert errors == [errno.EFAULT]
+
+
+def test_the_thread_leaves_when_trio_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that died without taking its guests down must not hang at its end, nor print a second traceback."""
+    go = threading.Event()
+    fake, vcpu = made(monkeypatch, lambda: (go.wait(10), EXIT)[1], lambda _: None)
+
+    async def start() -> None:
+        vcpu.start()
+
+    trio.run(start)
+    go.set()
+    assert vcpu._thread is not None
+    vcpu._thread.join(10)
+    assert not vcpu._thread.is_alive()
+    assert not fake.stray
+    vcpu.close()
+
+
+async def test_a_kick_disturbs_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal needs no handler, and the Trio thread's mask is what it was."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.getsignal(KICK_SIGNAL)
+    _, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
+    vcpu.start()
+    for _ in range(100):
+        vcpu.kick()
+    await stopped(vcpu)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert signal.getsignal(KICK_SIGNAL) == handler
