@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types bench fuzz wheel clean help
+.PHONY: demo test linux-test linux-bench soak check lint types bench fuzz wheel clean help
 
 help: ## what can be done here
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Partita needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -21,6 +21,15 @@ demo: $(READY) ## boot two children, give them disks, show their traffic
 
 test: $(READY) ## the fast test suite
 	$(BIN)/python -m pytest -q
+
+linux-test: $(READY) ## real Linux kernels as guests, on KVM or in an emulated machine: minutes
+	$(BIN)/python -m tests.linux_guest
+
+linux-bench: $(READY) ## a real kernel here and in QEMU, side by side
+	$(BIN)/python -m benchmarks.linux
+
+soak: $(READY) ## a real kernel hammered for two minutes, and a hundred kernels killed
+	PARTITA_HAMMER_SECONDS=120 PARTITA_KILLS=100 PARTITA_LINUX_SECONDS=2400 $(BIN)/python -m tests.linux_guest tests/linux_guest/test_storage.py tests/linux_guest/test_lifecycle.py
 
 check: lint types ## everything that reads code without running it
 

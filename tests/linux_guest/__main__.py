@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.linux_guest import nested, parts
+from tests.linux_guest import distribution, nested, parts
 from tests.linux_guest.conftest import ASKED
 
 HERE = Path(__file__).parent
@@ -66,8 +66,11 @@ def main(options: list[str]) -> int:
             raise parts.MissingPart(f"{tool} is not here (Debian: e2fsprogs, kmod)")
     for kernel in (parts.INNER, parts.NEWER):
         print(f"guest kernel: {parts.kernel(kernel).release}")
-    parts.distribution()
-    suite = [*(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"), *(options or [str(HERE)])]
+    print(f"guest distribution: {distribution.release()}")
+    suite = [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300", "-q"),
+        *(options or [str(HERE)]),
+    ]
     why_not = hardware_kvm()
     started = time.monotonic()
     if not why_not:

@@ -21,7 +21,6 @@ NEWER = "linux-image-6.12-cloud-amd64"
 OUTER = "linux-image-amd64"
 """The outer machine's kernel, where one is needed: it has 9p, overlay and kvm-amd."""
 BUILD = Path(__file__).parents[2] / ".build" / "linux"
-BUSYBOX = Path("/bin/busybox")
 
 
 class MissingPart(Exception):
@@ -54,19 +53,10 @@ def kernel(meta_package: str) -> Kernel:
     """Fetch and unpack the kernel that a meta package stands for, such as linux-image-cloud-amd64."""
     place = BUILD / meta_package
     if not place.exists():
-        for tool in ("apt-get", "apt-cache", "dpkg", "depmod", "modprobe"):
-            if shutil.which(tool) is None:
-                raise MissingPart(f"{tool} is not here: these tests unpack Debian's kernel packages")
-        package = _dependency(meta_package)
+        _need_tools("apt-get", "apt-cache", "dpkg", "depmod", "modprobe")
         scratch = BUILD / f"{meta_package}.part"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        done = subprocess.run(
-            ["apt-get", "download", package], cwd=scratch, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise MissingPart(f"apt-get download {package}: {done.stderr.strip()}")
-        subprocess.run(["dpkg", "-x", next(scratch.glob("*.deb")), scratch / "root"], check=True)
+        unpack([_dependency(meta_package)], scratch / "root")
         (release,) = os.listdir(scratch / "root" / "lib" / "modules")
         subprocess.run(["depmod", "-b", scratch / "root", release], check=True)
         (scratch / "root").rename(place)
@@ -86,12 +76,10 @@ def _dependency(meta_package: str) -> str:
 
 def initramfs(place: Path, script: str, modules: Iterable[Path], extra: Mapping[str, bytes] | None = None) -> Path:
     """An initramfs with busybox, these modules as /modules/NN-name.ko, more files by path, and `script` as /init."""
-    if not BUSYBOX.exists():
-        raise MissingPart("busybox is not here (Debian: busybox-static)")
     archive = _Archive()
     for folder in ("bin", "dev", "proc", "sys", "modules", "mnt", "new"):
         archive.add(folder, b"", 0o040755)
-    archive.add("bin/busybox", BUSYBOX.read_bytes())
+    archive.add("bin/busybox", busybox().read_bytes())
     for number, module in enumerate(modules):
         data = module.read_bytes()
         if module.suffix == ".xz":
@@ -128,6 +116,33 @@ class _Archive:
         self._data += bytes(-len(self._data) % 4)
 
 
-def distribution() -> Path:
-    """A root file system's tree, from Debian packages that were unpacked and never configured."""
-    return BUILD / "distribution"
+def busybox() -> Path:
+    """The static one: a guest has no libraries."""
+    place = BUILD / "busybox-static"
+    if not place.exists():
+        scratch = place.with_suffix(".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        unpack(["busybox-static"], scratch)
+        scratch.rename(place)
+    return place / "bin" / "busybox"
+
+
+def unpack(packages: Iterable[str], place: Path) -> None:
+    """Fetch these packages and unpack all of them into one tree."""
+    _need_tools("apt-get", "dpkg")
+    files = place.with_suffix(".packages")
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    done = subprocess.run(["apt-get", "download", *packages], cwd=files, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MissingPart(f"apt-get download {' '.join(packages)}: {done.stderr.strip()}")
+    place.mkdir(parents=True, exist_ok=True)
+    for file in sorted(files.glob("*.deb")):
+        subprocess.run(["dpkg", "-x", file, place], check=True)
+    shutil.rmtree(files)
+
+
+def _need_tools(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise MissingPart(f"{tool} is not here: these tests unpack Debian's packages")
