@@ -68,7 +68,7 @@ async def test_nothing_is_left_behind(tmp_path: Path, autojump_clock: trio.abc.C
             await host["web"].start()
             await host["web"].wait()
         assert (held(host), host.vid.pool.free_pages) == (before, free)
-        assert host["web"]._managed.starts == 13
+        assert ends == 13
 
 
 async def test_leaving_turns_everything_off(autojump_clock: trio.abc.Clock) -> None:

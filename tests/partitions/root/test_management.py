@@ -15,6 +15,7 @@ from partitions.host import (
     InvalidTransition,
     ReturnCode,
     StartFailed,
+    Vm,
     VmEvent,
     VmState,
     open_host,
@@ -217,6 +218,45 @@ async def test_shut_down_of_guests_that_end_at_that_moment(autojump_clock: trio.
                 await trio.lowlevel.checkpoint()
             await host.shut_down_all(grace=5)
             assert {ended.reason for ended in (await host.wait_all()).values()} == {ExitReason.POWERED_OFF}
+
+
+async def test_who_waits_for_a_run_hears_of_its_end_however_soon_the_next_one_starts(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Once a watcher that started the VM again at once made those who waited wait for the next end, or fail."""
+    for _ in range(10):  # the scheduler throws a coin each time
+        heard: list[int] = []
+        boots = 0
+
+        async def guest(machine: Machine) -> None:
+            nonlocal boots
+            boots += 1
+            if boots == 1:
+                await machine.sleep_until(10_000_000)
+                power_off(machine, 1)
+            await trio.sleep_forever()
+
+        async with bare_host(guest) as host, trio.open_nursery() as nursery:
+            vm = host["web"]
+
+            async def restart(vm: Vm = vm) -> None:
+                async for change in vm.events():
+                    if change.after is VmState.OFF:
+                        await vm.start()
+                        return
+
+            async def wait(vm: Vm = vm, heard: list[int] = heard) -> None:
+                heard.append((await vm.wait()).exit_code or 0)
+
+            async def shut_down(vm: Vm = vm, heard: list[int] = heard) -> None:
+                heard.append((await vm.shut_down(grace=2)).exit_code or 0)
+
+            await vm.start()
+            for task in (wait, restart, shut_down, wait):
+                nursery.start_soon(task)
+            await trio.sleep(5)
+            assert heard == [1, 1, 1]
+            assert vm.state is VmState.RUNNING
 
 
 async def test_one_operation_at_a_time(autojump_clock: trio.abc.Clock) -> None:
