@@ -18,6 +18,7 @@ from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, Offer
 from vsp_vsc.storage.backends.base import BackendError
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
+from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
 from vsp_vsc.storage.target import ScsiTarget
 from vsp_vsc.storage.vsp import StorageVsp
 
@@ -82,7 +83,9 @@ def open_devices(
                 stack.callback(backend.close)
                 targets[lun] = ScsiTarget(backend)
             name = f"{vm.name} storage"
-            controller = StorageVsp(targets, instance_of(vm.name, "storage"), trace, partition_id, name)
+            sub_channels = min(vm.processors - 1, MAX_SUB_CHANNELS)  # a channel for each processor, as on Hyper-V
+            instance = instance_of(vm.name, "storage")
+            controller = StorageVsp(targets, instance, trace, partition_id, name, max_sub_channels=sub_channels)
             devices.append(CountedDevice(controller))
         for table in vm.device:
             devices.append(CountedDevice(load_vsp(table, folder)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -82,11 +82,20 @@ def channel_pair(ring_bytes: int = RING_BYTES) -> tuple[Channel, Channel]:
     return ends[0], ends[1]
 
 
-def opened_channel(memory: GuestMemory, channel_id: int = 5) -> OpenedChannel:
+def opened_channel(
+    memory: GuestMemory, channel_id: int = 5, index: int = 0, more: Callable[[int], None] | None = None
+) -> OpenedChannel:
     """What the bus would hand to a device."""
     gpadls = ChannelGpadls(channel_id, lambda _channel, _gpadl: None, HoldCounts(lambda _channel, _gpadl: None))
     return OpenedChannel(
-        channel_id=channel_id, target_vp=0, user_data=bytes(120), version=0x50003, memory=memory, gpadls=gpadls
+        channel_id=channel_id,
+        target_vp=0,
+        user_data=bytes(120),
+        version=0x50003,
+        memory=memory,
+        gpadls=gpadls,
+        subchannel_index=index,
+        more=more,
     )
 
 
@@ -104,11 +113,39 @@ class StoragePair:
     stopped: list[WireError] = attrs.field(factory=list)
     """The mistake that made the VSP stop, if one did."""
     ended: trio.Event = attrs.field(factory=trio.Event)
+    sub_channels: list[int] = attrs.field(factory=list)
+    """How many subchannels the VSP has asked the bus for, each time."""
+    no_room: bool = False
+    """Whether the bus refuses to offer more."""
+    nursery: trio.Nursery | None = None
+
+    def open_sub_channel(self, index: int) -> Channel:
+        """As a guest does after its offer; returns the guest's end."""
+        host_end, guest_end = channel_pair()
+        assert self.nursery is not None
+        self.nursery.start_soon(self._serve, host_end, opened_channel(self.platform.guest, 5 + index, index))
+        return guest_end
+
+    def offer_sub_channels(self, count: int) -> None:
+        """What the bus would do."""
+        if self.no_room:
+            raise ValueError("2047 channels are the limit")
+        self.sub_channels.append(count)
+
+    async def _serve(self, host_end: Channel, opened: OpenedChannel) -> None:
+        try:
+            await self.vsp.serve(host_end, opened)
+        except WireError as fault:
+            self.stopped.append(fault)
 
 
 @asynccontextmanager
 async def serving(
-    disks: Mapping[int, ScsiTarget] | None = None, *, ring_bytes: int = RING_BYTES, listen: bool = False
+    disks: Mapping[int, ScsiTarget] | None = None,
+    *,
+    ring_bytes: int = RING_BYTES,
+    listen: bool = False,
+    max_sub_channels: int = 0,
 ) -> AsyncIterator[StoragePair]:
     """Run a VSP as the bus would, until the body ends."""
     if disks is None:
@@ -119,13 +156,13 @@ async def serving(
         trace.add_sink(events.append)
     platform = PlainPlatform()
     host_end, guest_end = channel_pair(ring_bytes)
-    vsp = StorageVsp(disks, INSTANCE, trace, 7)
+    vsp = StorageVsp(disks, INSTANCE, trace, 7, max_sub_channels=max_sub_channels)
     pair = StoragePair(vsp, platform, host_end, guest_end, trio.CancelScope(), events, trace)
 
     async def serve() -> None:
         try:
             with pair.scope:
-                await vsp.serve(host_end, opened_channel(platform.guest))
+                await vsp.serve(host_end, opened_channel(platform.guest, more=pair.offer_sub_channels))
         except WireError as fault:
             pair.stopped.append(fault)
         finally:
@@ -134,6 +171,7 @@ async def serving(
     # Whoever waits for what never comes fails, and does not hang.
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
+            pair.nursery = nursery
             nursery.start_soon(serve)
             yield pair
             nursery.cancel_scope.cancel()

@@ -176,6 +176,67 @@ async def test_84_and_90_numbers_out_of_the_world() -> None:
         await still_works(pair)
 
 
+def create(count: int) -> Packet:
+    """CREATE_SUB_CHANNELS."""
+    return control(Operation.CREATE_SUB_CHANNELS, SubChannelCount(count).encode())
+
+
+async def test_90_subchannels_too_many_too_often_and_too_early() -> None:
+    """Before properties: out of order. More than the limit: refused, twice the same: the same. The bus is asked for
+    no more than the limit, ever."""
+    async with serving(disks(), max_sub_channels=3) as pair:
+        begin, version, properties, end = handshake()
+        for packet in (begin, version, properties):
+            (early,) = await ask(pair.guest_end, create(1))
+            assert early.status == NtStatus.INVALID_DEVICE_STATE
+            await ask(pair.guest_end, packet)
+        answers = await ask(pair.guest_end, *(create(count) for count in (65535, 4, 3, 3, 1)))
+        refused, done = NtStatus.INVALID_PARAMETER, NtStatus.SUCCESS
+        assert [answer.status for answer in answers] == [refused, refused, done, done, done]
+        await ask(pair.guest_end, end)
+        answers = await ask(pair.guest_end, create(65535), create(0), create(3))
+        assert [answer.status for answer in answers] == [refused, done, done]
+        assert set(pair.sub_channels) == {3}
+        await still_works(pair)
+
+
+async def test_90_no_operation_of_the_primarys_works_on_a_subchannel() -> None:
+    """Refused there; the primary and the subchannel go on."""
+    async with serving(disks(), max_sub_channels=2) as pair:
+        await ask(pair.guest_end, *handshake(), create(2))
+        sub = pair.open_sub_channel(1)
+        for operation in (7, 8, 9, 10, 12, 13):
+            (answer,) = await ask(sub, control(operation, SubChannelCount(2).encode()))
+            assert answer.status == NtStatus.INVALID_DEVICE_STATE
+        assert pair.sub_channels == [2]
+        (answer,) = await ask(sub, read())
+        assert answer.srb.srb_status == 1
+        await still_works(pair)
+
+
+async def test_a_mistake_on_a_subchannel_costs_that_subchannel() -> None:
+    """The others go on."""
+    async with serving(disks(), max_sub_channels=2) as pair:
+        await ask(pair.guest_end, *handshake(), create(2))
+        bad, good = pair.open_sub_channel(1), pair.open_sub_channel(2)
+        await bad.send(control(99))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [str(fault) for fault in pair.stopped] == ["storage operation 99"]
+        assert pair.vsp.statistics().channels == 2
+        assert (await ask(good, read()))[0].srb.srb_status == 1
+        await still_works(pair)
+
+
+async def test_a_guest_that_may_have_no_more_channels_is_told() -> None:
+    """INSUFFICIENT_RESOURCES, and everything goes on."""
+    async with serving(disks(), max_sub_channels=2) as pair:
+        await ask(pair.guest_end, *handshake())
+        pair.no_room = True
+        (answer,) = await ask(pair.guest_end, create(2))
+        assert answer.status == NtStatus.INSUFFICIENT_RESOURCES
+        await still_works(pair)
+
+
 async def test_91_resets_while_much_is_under_way() -> None:
     """All succeed, all commands end, each transaction is answered once."""
     slow = SlowBackend(PATTERN)

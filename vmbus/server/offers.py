@@ -43,6 +43,10 @@ class Offer:
         """Interface, order, instance: so a guest that boots again sees the same channel IDs."""
         return str(self.interface), self.order is None, self.order or 0, str(self.instance), self.subchannel_index
 
+    def subchannel(self, index: int) -> Offer:
+        """The offer of a subchannel of this primary."""
+        return attrs.evolve(self, subchannel_index=index, name=f"{self} subchannel {index}")
+
     def __str__(self) -> str:
         return self.name or f"{self.interface}/{self.instance}"
 
@@ -62,6 +66,8 @@ class Device(Protocol):
 
         Return, or raise `WireError` or `GpaFault`, to stop before that: the guest's fault, which is traced. The channel
         stays open, unserved, until the guest closes it. Any other exception is our own bug and is let through.
+
+        A device that offers subchannels (`OpenedChannel.offer_subchannels`) serves several channels at a time.
         """
 
 

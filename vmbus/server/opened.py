@@ -123,3 +123,16 @@ class OpenedChannel:
     """The bus version."""
     memory: GuestMemory
     gpadls: ChannelGpadls
+    subchannel_index: int = 0
+    """0 on a device's primary channel."""
+    _more: Callable[[int], None] | None = attrs.field(default=None, alias="more")
+
+    def offer_subchannels(self, count: int) -> None:
+        """Have the guest see subchannels 1 to `count`; those that it sees already stay as they are.
+
+        The same device serves them, each opening in a task of its own and with its own `subchannel_index`. They are
+        withdrawn when `serve` of this opening ends. On a primary channel only. ValueError if a guest cannot have that
+        many channels; some may be offered then.
+        """
+        assert self._more is not None, f"channel {self.channel_id} is a subchannel"
+        self._more(count)

@@ -88,6 +88,8 @@ class VmbusServer:
             gpadl_ranges=self._state.gpadl_ranges,
             gpadl_released=self._gpadl_released,
             ended=self._device_ended,
+            offer=self._offer,
+            withdraw=self._withdraw,
         )
         self._message_ports = [
             ports.receive_messages(MESSAGE_CONNECTION, lambda data: self._arrived(data, multiclient=False)),
@@ -123,8 +125,12 @@ class VmbusServer:
 
     def offer(self, device: Device) -> OfferedChannel:
         """Put a device on the bus, now or hot. ValueError for one that is there already."""
-        handle, actions = self._state.offer(device.offer)
-        offered = self._offered[handle] = OfferedChannel(device, handle, self._state.offers.get, self._slots.channel)
+        return self._offer(device, device.offer)
+
+    def _offer(self, device: Device, offer: Offer) -> OfferedChannel:
+        handle, actions = self._state.offer(offer)
+        offered = OfferedChannel(device, offer, handle, self._state.offers.get, self._slots.channel)
+        self._offered[handle] = offered
         self._perform(actions)
         return offered
 
@@ -133,8 +139,14 @@ class VmbusServer:
         self._perform(self._state.rescind(offered.handle))
         self._forget_gone()
 
+    def _withdraw(self, offered: OfferedChannel) -> None:
+        """Rescind a subchannel, unless its primary's rescind, or another guest's arrival, has done so before."""
+        record = self._state.offers.get(offered.handle)
+        if record is not None and not record.rescinded:
+            self.rescind(offered)
+
     async def reset(self) -> None:
-        """The machine was reset: forget the guest and keep the offers. Returns when no device runs."""
+        """The machine was reset: forget the guest, keep the offers of primary channels. Returns when no device runs."""
         self._inbox.clear()
         self._perform(self._state.reset())
         await self.wait_phase(Phase.DISCONNECTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -21,7 +22,7 @@ from vmbus.protocol.identifiers import INTERRUPTS_OFF, SINT, event_connection_id
 from vmbus.ring import Packet, PacketType
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
-from vmbus.server.offers import Device
+from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
 
@@ -36,6 +37,8 @@ class OfferedChannel:
     """A device on the bus, as its host sees it."""
 
     device: Device
+    offer: Offer
+    """The device's own, or that of one of its subchannels."""
     handle: int
     _record: Callable[[int], ServerChannel | None]
     _open: Callable[[int], Channel | None]
@@ -73,6 +76,8 @@ class _Slot:
     scope: trio.CancelScope | None = None
     """Of the device's task, while that runs."""
     closing: bool = False
+    subchannels: list[OfferedChannel] = attrs.field(factory=list)
+    """Offered by this opening of a primary channel; the first has index 1."""
 
     def woken(self) -> None:
         """The guest signalled the channel."""
@@ -100,8 +105,13 @@ class ChannelSlots:
         gpadl_ranges: Callable[[int, int], tuple[GpadlRange, ...] | None],
         gpadl_released: Callable[[int, int], None],
         ended: Callable[[int], None],
+        offer: Callable[[Device, Offer], OfferedChannel],
+        withdraw: Callable[[OfferedChannel], None],
     ) -> None:
-        """`gpadl_released(channel_id, gpadl_id)`: no view is left; `ended(channel_id)`: the device has stopped."""
+        """`gpadl_released(channel_id, gpadl_id)`: no view is left; `ended(channel_id)`: the device has stopped.
+
+        `offer` and `withdraw` are for subchannels; what is withdrawn may be gone by then.
+        """
         self._ports = ports
         self._memory = memory
         self._partition_id = partition_id
@@ -110,6 +120,8 @@ class ChannelSlots:
         self._counters = counters
         self._gpadl_ranges = gpadl_ranges
         self._ended = ended
+        self._offer = offer
+        self._withdraw = withdraw
         self._holds = HoldCounts(gpadl_released)
         self._slots: dict[int, _Slot] = {}
         self._scattered = 0
@@ -185,11 +197,13 @@ class ChannelSlots:
             action.version,
             self._memory,
             ChannelGpadls(action.channel_id, self._gpadl_ranges, self._holds),
+            subchannel_index=slot.offered.offer.subchannel_index,
+            more=None if slot.offered.offer.subchannel_index else partial(self._offer_subchannels, slot),
         )
         slot.scope = trio.CancelScope()
         slot.closing = False
         assert self._nursery is not None, "messages are taken only after start"
-        name = f"partition {self._partition_id} {slot.offered.device.offer}"
+        name = f"partition {self._partition_id} {slot.offered.offer}"
         self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
         return True
 
@@ -225,13 +239,22 @@ class ChannelSlots:
                     Layer.DEVICE,
                     "device_stopped",
                     self._partition_id,
-                    f"{slot.offered.device.offer}: {_first_words(faults)}",
+                    f"{slot.offered.offer}: {_first_words(faults)}",
                     channel=opened.channel_id,
                 )
         slot.scope = None
+        # A primary channel that is not served any more has no subchannels: what they carry would have no session.
+        while slot.subchannels:
+            self._withdraw(slot.subchannels.pop())
         opened.gpadls.release_all()
         if slot.closing:
             self._device_ended(opened.channel_id)
+
+    def _offer_subchannels(self, slot: _Slot, count: int) -> None:
+        primary = slot.offered
+        while len(slot.subchannels) < count:
+            offer = primary.offer.subchannel(len(slot.subchannels) + 1)
+            slot.subchannels.append(self._offer(primary.device, offer))
 
     def close_device(self, channel_id: int) -> None:
         """Stop the device; `ended` follows, now or when its task has come to its end."""

@@ -11,15 +11,16 @@ from typing import assert_never
 
 from vsp_vsc.storage.protocol import (
     HEADER_SIZE,
-    MAX_SUB_CHANNELS,
     SRB_SIZE,
     VERSIONS,
+    ChannelFlags,
     ChannelProperties,
     FcHbaData,
     NtStatus,
     Operation,
     ProtocolVersion,
     SubChannelCount,
+    Version,
     srb_size,
 )
 
@@ -53,10 +54,22 @@ GUEST_OPERATIONS = frozenset(Operation) - {
 class Negotiation:
     """One opening of the channel, from BEGIN to READY."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_sub_channels: int = 0) -> None:
+        """At most so many subchannels, if the agreed version knows them."""
         self.state = State.BEGIN
         self.version = 0
         """The agreed version, 0 until there is one."""
+        self.sub_channels = 0
+        """How many the guest wants to have, in all."""
+        self._max_sub_channels = max_sub_channels
+        self._is_primary = True
+
+    def for_sub_channel(self) -> Negotiation:
+        """What holds on a subchannel once this one is READY: the same, with nothing left to negotiate."""
+        assert self.state is State.READY
+        made = Negotiation()
+        made.state, made.version, made._is_primary = State.READY, self.version, False
+        return made
 
     @property
     def srb_size(self) -> int:
@@ -80,7 +93,9 @@ class Negotiation:
                 if operation != Operation.QUERY_PROPERTIES:
                     return _REFUSED
                 self.state = State.END
-                return NtStatus.SUCCESS, ChannelProperties().encode()
+                most = self._max_sub_channels
+                flags = ChannelFlags.MULTI_CHANNEL if most else 0
+                return NtStatus.SUCCESS, ChannelProperties(max_channel_count=most, flags=flags).encode()
             case State.END:
                 return self._before_the_end(operation, payload)
             case State.READY:
@@ -93,6 +108,8 @@ class Negotiation:
         if asked.major_minor not in VERSIONS:
             return NtStatus.REVISION_MISMATCH, asked.encode()
         self.version = asked.major_minor
+        if self.version < Version.WIN8:
+            self._max_sub_channels = 0
         self.state = State.QUERY_PROPERTIES
         return NtStatus.SUCCESS, asked.encode()
 
@@ -101,7 +118,7 @@ class Negotiation:
             case Operation.FCHBA_DATA:
                 return NtStatus.SUCCESS, FcHbaData().encode()
             case Operation.CREATE_SUB_CHANNELS:
-                return _sub_channels(payload)
+                return self._create_sub_channels(payload)
             case Operation.END_INITIALIZATION:
                 self.state = State.READY
                 return _DONE
@@ -112,12 +129,14 @@ class Negotiation:
         match operation:
             case Operation.RESET_LUN | Operation.RESET_ADAPTER | Operation.RESET_BUS:
                 return _DONE  # commands under way end as they would have: there is nothing to reset
-            case Operation.CREATE_SUB_CHANNELS:
-                return _sub_channels(payload)
+            case Operation.CREATE_SUB_CHANNELS if self._is_primary:
+                return self._create_sub_channels(payload)
             case _:
                 return _REFUSED
 
-
-def _sub_channels(payload: bytes) -> Answer:
-    wanted = SubChannelCount.decode(payload, HEADER_SIZE).count
-    return (NtStatus.INVALID_PARAMETER, b"") if wanted > MAX_SUB_CHANNELS else _DONE
+    def _create_sub_channels(self, payload: bytes) -> Answer:
+        untrusted_count = SubChannelCount.decode(payload, HEADER_SIZE).count
+        if untrusted_count > self._max_sub_channels:
+            return NtStatus.INVALID_PARAMETER, b""
+        self.sub_channels = max(self.sub_channels, untrusted_count)
+        return _DONE

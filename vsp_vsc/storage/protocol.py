@@ -7,12 +7,18 @@ GPA-direct packet with exactly one range of guest pages.
 Order: BEGIN_INITIALIZATION, QUERY_PROTOCOL_VERSION until one is accepted, QUERY_PROPERTIES, FCHBA_DATA where there is a
 Fibre Channel adapter, END_INITIALIZATION; then SRBs and resets.
 
+CREATE_SUB_CHANNELS, before or after END_INITIALIZATION, has the host offer further channels to the same disks. They
+need no initialization: the primary channel's holds for them, and they carry nothing before its end. Each command is
+answered on the channel that it came by. The number is that of all subchannels there are to be, so asking again adds
+what is missing, and nothing takes any away but the end of the primary channel.
+
 What a guest's mistake costs it:
 
     soft, a status in that completion
         an operation out of order, SRBs before the end of initialization included: INVALID_DEVICE_STATE, state kept
         a version that we do not speak: REVISION_MISMATCH, and the guest may ask for another
-        subchannels, of which there are none: INVALID_PARAMETER
+        more subchannels than the properties said, or any before version 5.1: INVALID_PARAMETER
+        anything but SRBs and resets on a subchannel: INVALID_DEVICE_STATE
         an SRB with a length, CDB length, sense length, transfer length or direction that cannot be, or with pages that
         are not the guest's memory: SRB status INVALID_REQUEST
         a path, target or LUN that is not there: SRB status INVALID_LUN (`target.py` has the exceptions)
@@ -85,7 +91,8 @@ MAX_TRANSFER = 0x40000
 """Bytes that one SRB may move; openvmm and Windows say the same."""
 MAX_TRANSFER_PAGES = MAX_TRANSFER // 4096 + 1
 """A transfer of the largest size that begins within a page touches one page more."""
-MAX_SUB_CHANNELS = 0
+MAX_SUB_CHANNELS = 16
+"""Beside the primary channel; more would cost the host more than they bring a guest."""
 
 COMPLETION_WANTED = 1
 """The packet header's flag for it; Linux sets it, openvmm does not ask for it: the ring's own flag decides."""
@@ -106,6 +113,7 @@ class NtStatus(enum.IntEnum):
     INVALID_PARAMETER = 0xC000_000D
     INVALID_DEVICE_REQUEST = 0xC000_0010
     REVISION_MISMATCH = 0xC000_0059
+    INSUFFICIENT_RESOURCES = 0xC000_009A
     DEVICE_NOT_CONNECTED = 0xC000_009D
     IO_TIMEOUT = 0xC000_00B5
     DEVICE_DOES_NOT_EXIST = 0xC000_00C0
@@ -251,7 +259,7 @@ class ChannelProperties(Wire):
     """The answer to QUERY_PROPERTIES."""
 
     reserved: u32 = at(0, default=0)
-    max_channel_count: u16 = at(4, default=MAX_SUB_CHANNELS)
+    max_channel_count: u16 = at(4, default=0)
     """Subchannels that the guest may ask for."""
     flags: u32 = at(8, default=0)
     """`ChannelFlags`."""

@@ -105,9 +105,16 @@ class StorageSession:
         channel_id: int,
         counters: Counters,
         on_late: Callable[[], object],
+        negotiation: Negotiation | None = None,
+        on_ready: Callable[[], object] | None = None,
+        offer_sub_channels: Callable[[int], object] | None = None,
     ) -> None:
-        """`disks` by `address`; `on_late` is called when the outbox has grown outside of `take`."""
-        self.negotiation = Negotiation()
+        """`disks` by `address`; `on_late` is called when the outbox has grown outside of `take`.
+
+        `on_ready` is called when SRBs are taken, `offer_sub_channels` with how many there are to be: ValueError out of
+        it means that there cannot be so many. Neither is needed on a subchannel, whose negotiation is ready.
+        """
+        self.negotiation = negotiation or Negotiation()
         self.outbox: list[Packet] = []
         self.in_flight = 0
         """Commands at a backend, whose views of guest memory are in use."""
@@ -118,8 +125,11 @@ class StorageSession:
         self._channel_id = channel_id
         self._counters = counters
         self._on_late = on_late
+        self._on_ready = on_ready
+        self._offer_sub_channels = offer_sub_channels
         self._ready = False
         self._srb_size = self._least = 0
+        self._look_whether_ready()
         self._taking = False
         self._good: dict[int, bytes] = {}
         self._forms: dict[tuple[bytes, bytes, bytes, int], _Form] = {}
@@ -257,16 +267,33 @@ class StorageSession:
             self._without_data(packet, payload)
             return 0
         status, body = self.negotiation.control(operation, payload)
-        self._ready = self.negotiation.state is State.READY
-        if self._ready:
-            self._srb_size = self.negotiation.srb_size
-            self._least = HEADER_SIZE + self._srb_size
+        if not self._ready:
+            self._look_whether_ready()
+        if operation == Operation.CREATE_SUB_CHANNELS and not status:
+            status = self._create_sub_channels()
         if status:
             self._counters.refused += 1
         if self._trace.on:
             self._emit_control(operation, status)
         self._answer(packet, PacketHeader(Operation.COMPLETE_IO, 0, status).encode() + body)
         return 0
+
+    def _look_whether_ready(self) -> None:
+        if self.negotiation.state is State.READY:
+            self._ready = True
+            self._srb_size = self.negotiation.srb_size
+            self._least = HEADER_SIZE + self._srb_size
+            if self._on_ready is not None:
+                self._on_ready()
+
+    def _create_sub_channels(self) -> NtStatus:
+        """Have them offered; some may be there, and stay, even where there is no room for all."""
+        try:
+            if self._offer_sub_channels is not None:
+                self._offer_sub_channels(self.negotiation.sub_channels)
+        except ValueError:
+            return NtStatus.INSUFFICIENT_RESOURCES
+        return NtStatus.SUCCESS
 
     def _without_data(self, packet: Packet, payload: bytes) -> None:
         if len(payload) < self._least:
@@ -407,6 +434,8 @@ class StorageSession:
             channel=self._channel_id,
             size=size,
             words=describe_cdb(cdb),
+            path=where >> 8 & 0xFF,
+            target=where >> 16 & 0xFF,
             lun=where >> 24,
         )
 

@@ -141,8 +141,8 @@ class Disk:
     """One disk. Addresses and counts are in blocks of `block_size` bytes, lengths and sizes in bytes.
 
     All calls raise `ScsiError` where the disk refuses or fails (past the end, read-only, an error of the host's),
-    `StorageGone` where its channel has ended, `ValueError` for what is no range of whole blocks, and `MemoryError` where
-    the guest has no pages for a buffer. A call that is cancelled may have been carried out or not.
+    `StorageGone` where its channel has ended, `ValueError` for what is no range of whole blocks, and `MemoryError`
+    where the guest has no pages for a buffer. A call that is cancelled may have been carried out or not.
     """
 
     def __init__(self, storage: Storage, facts: DiskFacts) -> None:

@@ -7,6 +7,9 @@ completions are gathered and sent once per turn of Trio's loop.
 Concurrency. Everything runs in the Trio thread. `_send` is synchronous, so completions never interleave; only when the
 guest leaves no room in its ring does a second task wait for it, and then `_send` leaves all to that task. Commands that
 are neither answered nor in the ring are bounded: past the bound nothing is received, and the guest's own ring fills.
+Subchannels are served like the primary channel, each by a task, session and ring of its own and within the same bounds,
+from when the primary is initialized. The bus withdraws them with the primary.
+
 Closing waits, for a bounded time, until backends have let go of the guest's pages: what the guest does with them next
 must not be overwritten.
 """
@@ -24,7 +27,8 @@ from hypervisor.wire import Guid, WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
-from vsp_vsc.storage.protocol import STORAGE_INTERFACE
+from vsp_vsc.storage.negotiation import Negotiation
+from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS, STORAGE_INTERFACE
 from vsp_vsc.storage.session import Counters, StorageSession, address
 from vsp_vsc.storage.target import ScsiTarget
 
@@ -46,7 +50,9 @@ class StorageStatistics:
     """What a controller has done since it was made."""
 
     state: str
-    """Of the channel that is open, `closed` if none is."""
+    """Of the primary channel, `closed` if it is not open."""
+    channels: int
+    """That are served: the primary and its subchannels."""
     version: int
     """Agreed protocol version, 0 if none is."""
     requests: int
@@ -71,9 +77,14 @@ class StorageVsp:
         trace: Trace,
         partition_id: int,
         name: str = "storage",
+        *,
+        max_sub_channels: int = 0,
     ) -> None:
+        """A guest has use for one subchannel less than it has processors; at most `MAX_SUB_CHANNELS`."""
         if not all(0 <= lun < MAX_LUNS for lun in disks):
             raise ValueError(f"LUNs are 0 to {MAX_LUNS - 1}, not {sorted(disks)}")
+        if not 0 <= max_sub_channels <= MAX_SUB_CHANNELS:
+            raise ValueError(f"a controller has 0 to {MAX_SUB_CHANNELS} subchannels, not {max_sub_channels}")
         self.disks = dict(disks)
         self.offer = Offer(STORAGE_INTERFACE, instance, name=name)
         self._by_address = {address(lun): target for lun, target in disks.items()}
@@ -81,10 +92,20 @@ class StorageVsp:
         self._partition_id = partition_id
         self._counters = Counters()
         self._stopped = 0
-        self._connection: _Connection | None = None
+        self._max_sub_channels = max_sub_channels
+        self._primary: _Connection | None = None
+        self._connections: list[_Connection] = []
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Answer the guest until the channel closes. Raises `WireError` where the guest's mistake ends it."""
+        if opened.subchannel_index:
+            primary = self._primary
+            if primary is None:
+                return  # it has ended, and the bus is about to end us
+            await primary.ready.wait()
+            negotiation = primary.session.negotiation.for_sub_channel()
+        else:
+            negotiation = Negotiation(self._max_sub_channels)
         connection = _Connection(channel)
         connection.session = StorageSession(
             self._by_address,
@@ -94,8 +115,13 @@ class StorageVsp:
             channel_id=opened.channel_id,
             counters=self._counters,
             on_late=connection.send_soon,
+            negotiation=negotiation,
+            on_ready=connection.ready.set,
+            offer_sub_channels=opened.offer_subchannels,
         )
-        self._connection = connection
+        if not opened.subchannel_index:
+            self._primary = connection
+        self._connections.append(connection)
         try:
             await connection.run()
         except WireError as fault:
@@ -103,22 +129,24 @@ class StorageVsp:
             self._trace.warn(Layer.DEVICE, "storage_stopped", self._partition_id, str(fault), channel=opened.channel_id)
             raise
         finally:
+            if self._primary is connection:
+                self._primary = None
             await connection.settle()
-            if self._connection is connection:
-                self._connection = None
+            self._connections.remove(connection)
 
     def statistics(self) -> StorageStatistics:
         """Counters, as of now."""
-        session = self._connection.session if self._connection is not None else None
+        negotiation = self._primary.session.negotiation if self._primary is not None else None
         return StorageStatistics(
-            state=session.negotiation.state.value if session is not None else "closed",
-            version=session.negotiation.version if session is not None else 0,
+            state=negotiation.state.value if negotiation is not None else "closed",
+            channels=len(self._connections),
+            version=negotiation.version if negotiation is not None else 0,
             requests=self._counters.requests,
             refused=self._counters.refused,
             stopped=self._stopped,
             batches=self._counters.batches,
             waited=self._counters.waited,
-            in_flight=session.in_flight if session is not None else 0,
+            in_flight=sum(connection.session.in_flight for connection in self._connections),
         )
 
 
@@ -128,6 +156,8 @@ class _Connection:
     session: StorageSession
 
     def __init__(self, channel: Channel) -> None:
+        self.ready = trio.Event()
+        """Initialization has ended; subchannels wait for it."""
         self._channel = channel
         self._token = trio.lowlevel.current_trio_token()
         self._progress = Bell()

@@ -42,8 +42,8 @@ def body_for(operation: Operation) -> bytes:
     return ProtocolVersion(Version.WIN10).encode() if operation == Operation.QUERY_PROTOCOL_VERSION else b""
 
 
-def in_state(state: State) -> Negotiation:
-    negotiation = Negotiation()
+def in_state(state: State, *, most: int = 0, version: int = Version.WIN10) -> Negotiation:
+    negotiation = Negotiation(most)
     for operation in (
         Operation.BEGIN_INITIALIZATION,
         Operation.QUERY_PROTOCOL_VERSION,
@@ -52,7 +52,8 @@ def in_state(state: State) -> Negotiation:
     ):
         if negotiation.state is state:
             break
-        negotiation.control(operation, packet(operation, body_for(operation)))
+        body = ProtocolVersion(version).encode() if operation == Operation.QUERY_PROTOCOL_VERSION else b""
+        negotiation.control(operation, packet(operation, body))
     assert negotiation.state is state
     return negotiation
 
@@ -96,6 +97,44 @@ def test_properties_offer_no_subchannels() -> None:
     """256 KiB a transfer, one channel."""
     _, body = in_state(State.QUERY_PROPERTIES).control(10, packet(10))
     assert ChannelProperties.decode(body) == ChannelProperties(max_channel_count=0, flags=0, max_transfer_bytes=0x40000)
+
+
+@pytest.mark.parametrize("version", Version)
+def test_properties_say_how_many_subchannels_there_may_be(version: Version) -> None:
+    """With the flag for it, from version 5.1 on; before that, none."""
+    _, body = in_state(State.QUERY_PROPERTIES, most=3, version=version).control(10, packet(10))
+    properties = ChannelProperties.decode(body)
+    known = version is not Version.WIN7
+    assert (properties.max_channel_count, properties.flags) == ((3, 1) if known else (0, 0))
+
+
+@pytest.mark.parametrize("state", [State.END, State.READY])
+def test_subchannels_are_counted_in_all(state: State) -> None:
+    """The most that was ever asked for; more than there may be is refused and changes nothing."""
+    negotiation = in_state(state, most=3)
+    for count, status, wanted in [(2, 0, 2), (1, 0, 2), (0, 0, 2), (4, NtStatus.INVALID_PARAMETER, 2), (3, 0, 3)]:
+        answer = negotiation.control(13, packet(13, SubChannelCount(count).encode()))
+        assert answer == (status, b"")
+        assert (negotiation.sub_channels, negotiation.state) == (wanted, state)
+
+
+def test_a_version_without_subchannels_refuses_them() -> None:
+    """4.2 has no such operation, whatever the controller could do."""
+    negotiation = in_state(State.READY, most=3, version=Version.WIN7)
+    assert negotiation.control(13, packet(13, SubChannelCount(1).encode()))[0] == NtStatus.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize("operation", sorted(GUEST_OPERATIONS))
+def test_a_subchannel_takes_resets_and_nothing_else(operation: Operation) -> None:
+    """Its primary's initialization holds for it, and only the primary asks for more."""
+    primary = in_state(State.READY, most=3, version=Version.WIN8)
+    negotiation = primary.for_sub_channel()
+    assert (negotiation.state, negotiation.version, negotiation.srb_size) == (State.READY, Version.WIN8, 52)
+    status, _ = negotiation.control(operation, packet(operation, SubChannelCount(1).encode()))
+    resets = (Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS)
+    assert status == (NtStatus.SUCCESS if operation in resets else NtStatus.INVALID_DEVICE_STATE)
+    assert negotiation.state is State.READY
+    assert primary.sub_channels == 0
 
 
 @pytest.mark.parametrize("state", [State.END, State.READY])
