@@ -13,7 +13,7 @@ import attrs
 
 from hypervisor.clock import ticks
 from hypervisor.wire import ShortMessage
-from vsp_vsc.integration.component import Contact, IntegrationVsp, NoAnswer, Unavailable
+from vsp_vsc.integration.component import IntegrationVsp, NoAnswer
 from vsp_vsc.integration.heartbeat.protocol import ANSWER_SIZE, SEQUENCE_MASK, ApplicationState, Beat
 from vsp_vsc.integration.protocol import Component
 from vsp_vsc.integration.session import Answer
@@ -73,10 +73,8 @@ class HeartbeatVsp(IntegrationVsp):
             try:
                 answer = await self.ask(Beat(sequence).encode(), PERIOD, f"beat {sequence}")
                 sequence = self._answered(sequence, answer)
-            except Unavailable:
-                return
             except NoAnswer:
-                if self.contact is not Contact.MUTE:
+                if not self.ready:
                     return
                 self.heartbeat = attrs.evolve(
                     self.heartbeat, state=HeartbeatState.LOST, missed=self.heartbeat.missed + 1

@@ -32,6 +32,7 @@ class ShutdownFlags(enum.IntFlag):
     """Instead of powering off."""
 
 
+KNOWN_FLAGS = 0x7
 LEAST_VERSION = {
     ShutdownFlags.RESTART: Version(3, 1),
     ShutdownFlags.HIBERNATE: Version(3, 2),

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from hypervisor.trace import Trace
-from vsp_vsc.integration.component import Contact, IntegrationVsp, NoAnswer, PartitionTime, Unavailable
+from vsp_vsc.integration.component import IntegrationVsp, NoAnswer, PartitionTime
 from vsp_vsc.integration.protocol import Component
 from vsp_vsc.integration.time_sync.protocol import REFERENCE_VERSION, SyncFlags, TimeMessage, TimeReference, file_time
 
@@ -57,10 +57,8 @@ class TimeSyncVsp(IntegrationVsp):
                 else:
                     self.samples += 1
                 flags = SyncFlags.SAMPLE
-            except Unavailable:
-                return
             except NoAnswer:
-                if self.contact is not Contact.MUTE:
+                if not self.ready:
                     return
             await self._time.wait_for(self._resumed, PERIOD)
             if self._resumed.is_set():

@@ -1,0 +1,82 @@
+"""The KVP VSC: a guest's key-value pools, in memory. Child side.
+
+Programs in the guest write to `Pool.GUEST` and read what the host wrote to `Pool.EXTERNAL`; its own facts are in
+`Pool.AUTO`. Answers are Linux's: an item that is not there, and the end of an enumeration, are "no more items".
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from vmbus.channel import Channel
+from vmbus.client.platform import GuestPlatform
+from vsp_vsc.integration.kvp.protocol import (
+    KvpHeader,
+    KvpIndex,
+    KvpItem,
+    KvpKey,
+    Operation,
+    Pool,
+    Value,
+    decode_item,
+    decode_text,
+    encode_item,
+    encode_request,
+)
+from vsp_vsc.integration.protocol import Component, Status, Version
+from vsp_vsc.integration.responder import Reply, Responder, responding
+
+MAX_ITEMS = 1024
+"""Of one pool; a host that sets more is refused."""
+
+
+class KvpDriver:
+    """The pools of one guest."""
+
+    def __init__(self) -> None:
+        self.pools: dict[Pool, dict[str, Value]] = {pool: {} for pool in Pool}
+
+    def answer(self, untrusted: bytes, version: Version) -> Reply:
+        """One question. Raises `WireError` for what is no question."""
+        header = KvpHeader.decode(untrusted)
+        try:
+            pool, operation = Pool(header.pool), Operation(header.operation)
+        except ValueError:
+            return Reply(untrusted, Status.FAIL)
+        items = self.pools[pool]
+        body = KvpHeader.SIZE
+        match operation:
+            case Operation.GET:
+                asked = KvpItem.decode(untrusted, body)
+                key = decode_text(asked.key, asked.key_size)
+                if key not in items:
+                    return Reply(untrusted, Status.NO_MORE_ITEMS)
+                return Reply(encode_request(operation, pool, encode_item(key, items[key])))
+            case Operation.SET:
+                key, value = decode_item(untrusted, body)
+                if not key or (key not in items and len(items) >= MAX_ITEMS):
+                    return Reply(untrusted, Status.FAIL)
+                items[key] = value
+                return Reply(untrusted)
+            case Operation.DELETE:
+                told = KvpKey.decode(untrusted, body)
+                known = items.pop(decode_text(told.key, told.key_size), None) is not None
+                return Reply(untrusted, Status.SUCCESS if known else Status.NO_MORE_ITEMS)
+            case Operation.ENUMERATE:
+                index = KvpIndex.decode(untrusted, body).index
+                if index >= len(items):
+                    return Reply(untrusted, Status.NO_MORE_ITEMS)
+                key = list(items)[index]
+                answer = KvpIndex(index).encode() + encode_item(key, items[key])
+                return Reply(encode_request(operation, pool, answer))
+            case _:
+                return Reply(untrusted, Status.NOT_SUPPORTED)
+
+
+@asynccontextmanager
+async def open_kvp(channel: Channel, platform: GuestPlatform) -> AsyncIterator[KvpDriver]:
+    """Answer until the block ends."""
+    driver = KvpDriver()
+    async with responding(channel, Responder(Component.KVP, driver.answer)):
+        yield driver

@@ -1,0 +1,103 @@
+"""The guest's end of one component's channel: every question gets an answer, at once. Child side.
+
+A host's message that cannot be read ends the driver (`WireError`); a question of a type that is not this component's is
+answered with "not supported". Nothing is said unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import trio
+
+from hypervisor.wire import BadValue
+from vmbus.channel import Channel
+from vmbus.pipe import frame, unframe
+from vsp_vsc.integration.protocol import (
+    FRAMEWORK_VERSIONS,
+    NO_VERSION,
+    REQUEST,
+    RESPONSE,
+    VERSIONS,
+    Component,
+    Status,
+    Version,
+    decode_message,
+    decode_offer,
+    encode_message,
+    encode_negotiate,
+)
+
+
+class Reply(NamedTuple):
+    """What to answer."""
+
+    body: bytes = b""
+    status: int = Status.SUCCESS
+
+
+Answer = Callable[[bytes, Version], Reply]
+"""Answers one question's body, by the agreed version. Raises `WireError`."""
+
+
+class Responder:
+    """Negotiates by itself, and hands on what comes after that. Bytes in, bytes out."""
+
+    def __init__(self, component: Component, answer: Answer, versions: Sequence[Version] | None = None) -> None:
+        self.component = component
+        self.framework = NO_VERSION
+        self.version = NO_VERSION
+        """As agreed; 0.0 until then."""
+        self._answer = answer
+        self._versions = VERSIONS[component] if versions is None else versions
+
+    def take(self, untrusted: bytes) -> bytes:
+        """The answer to a host's message. Raises `WireError`."""
+        header, body = decode_message(untrusted)
+        if header.flags != REQUEST:
+            raise BadValue(f"a message with flags {header.flags:#x} from the host, which may only ask")
+        if header.component == Component.NEGOTIATE:
+            reply = self._negotiate(body)
+        elif header.component != self.component:
+            reply = Reply(body, Status.NOT_SUPPORTED)
+        elif self.version == NO_VERSION:
+            raise BadValue("a question before versions were agreed on")
+        else:
+            reply = self._answer(body, self.version)
+        return encode_message(
+            header.component,
+            reply.body,
+            framework=Version(header.framework_major, header.framework_minor),
+            version=Version(header.message_major, header.message_minor),
+            transaction_id=header.transaction_id,
+            flags=RESPONSE,
+            status=reply.status,
+        )
+
+    def _negotiate(self, body: bytes) -> Reply:
+        """The highest of each that both speak; none of either where one is lacking."""
+        framework, messages = decode_offer(body)
+        common = max(set(framework) & set(FRAMEWORK_VERSIONS), default=NO_VERSION)
+        version = max(set(messages) & set(self._versions), default=NO_VERSION)
+        if NO_VERSION in (common, version):
+            self.framework = self.version = NO_VERSION
+            return Reply(encode_negotiate((), ()))
+        self.framework, self.version = common, version
+        return Reply(encode_negotiate((common,), (version,)))
+
+
+@asynccontextmanager
+async def responding(channel: Channel, responder: Responder) -> AsyncIterator[None]:
+    """Answer the host beside the block. What ends the answering ends the block: `WireError`, `trio.EndOfChannel`."""
+
+    async def answer() -> None:
+        while True:
+            packets = await channel.receive_batch()
+            await channel.send_batch([frame(responder.take(unframe(packet))) for packet in packets])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer, name=f"{responder.component.name.lower()} driver")
+        yield
+        nursery.cancel_scope.cancel()
