@@ -67,7 +67,7 @@ def check_program(folder: Path, program: str) -> str | None:
             near = nearest(program, known) or nearest(path.name, known)
             hint = f'did you mean "{near}"?' if near else f"built in are {', '.join(compose.built_in_programs())}"
             return f'there is no file "{path}"; {hint}'
-        return next(iter(compose.check_program(path)), None)
+        return compose.check_program(path)
     except (OSError, ValueError) as error:
         return f"cannot be looked at: {error}"
 

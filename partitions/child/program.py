@@ -29,35 +29,29 @@ def find_program(name: str, folder: Path) -> Path:
     return path
 
 
-def check_program(path: Path) -> list[str]:
-    """What is wrong with a program file, in words; empty when it can be loaded. Parses it and never runs it."""
+def check_program(path: Path) -> str | None:
+    """What is wrong with a program file, in words; None when it can be loaded. Parses it and never runs it."""
     if path.is_dir():
-        return [f"{path} is a folder, not a Python file"]
+        return f"{path} is a folder, not a Python file"
     try:
-        source = path.read_bytes()
-    except FileNotFoundError:
-        return [f"{path} does not exist; built-in programs are {', '.join(built_in_programs())}"]
+        tree = ast.parse(path.read_bytes(), str(path))
     except OSError as error:
-        return [f"{path} cannot be read: {error.strerror}"]
-    try:
-        tree = ast.parse(source, str(path))
+        return f"{path} cannot be read: {error.strerror}"
     except SyntaxError as error:
-        return [f"{path}, line {error.lineno}: {error.msg}"]
+        return f"{path}, line {error.lineno}: {error.msg}"
     except ValueError as error:
-        return [f"{path}: {error}"]
+        return f"{path}: {error}"
     for statement in tree.body:
         match statement:
             case ast.AsyncFunctionDef(name="main", args=arguments):
-                return (
-                    []
-                    if _takes_one(arguments)
-                    else [f"{path}, line {statement.lineno}: `main` takes one argument: `{ENTRY}`"]
-                )
+                if _takes_one(arguments):
+                    return None
+                return f"{path}, line {statement.lineno}: `main` takes one argument: `{ENTRY}`"
             case ast.FunctionDef(name="main"):
-                return [f"{path}, line {statement.lineno}: `main` is not async; a guest program has `{ENTRY}`"]
+                return f"{path}, line {statement.lineno}: `main` is not async; a guest program has `{ENTRY}`"
             case _:
                 pass
-    return [f"{path} has no `{ENTRY}`"]
+    return f"{path} has no `{ENTRY}`"
 
 
 @attrs.frozen

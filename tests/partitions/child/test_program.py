@@ -24,7 +24,7 @@ def test_a_program_with_main_is_fine(source: str | bytes, tmp_path: Path) -> Non
     """Whatever can be called with the guest alone will do."""
     path = tmp_path / "p.py"
     path.write_bytes(source if isinstance(source, bytes) else source.encode())
-    assert check_program(path) == []
+    assert check_program(path) is None
 
 
 @pytest.mark.parametrize(
@@ -45,26 +45,23 @@ def test_what_is_wrong_is_said_with_its_line(source: str | bytes, words: str, tm
     """A topology is refused before anything starts, with words that lead to the place."""
     path = tmp_path / "p.py"
     path.write_bytes(source if isinstance(source, bytes) else source.encode())
-    problems = check_program(path)
-    assert len(problems) == 1
-    assert words in problems[0]
-    assert str(path) in problems[0]
+    problem = check_program(path)
+    assert problem is not None
+    assert words in problem
+    assert str(path) in problem
 
 
-def test_a_missing_file_names_the_built_in_programs(tmp_path: Path) -> None:
-    """Who mistypes a built-in name sees which there are."""
-    (problem,) = check_program(tmp_path / "idel")
-    assert "does not exist; built-in programs are " in problem
-    assert "idle" in problem
-    (problem,) = check_program(tmp_path)
-    assert "is a folder" in problem
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    """A file that goes between two looks, and a folder."""
+    assert check_program(tmp_path / "gone.py") == f"{tmp_path / 'gone.py'} cannot be read: No such file or directory"
+    assert check_program(tmp_path) == f"{tmp_path} is a folder, not a Python file"
 
 
 def test_checking_never_runs_a_program(tmp_path: Path) -> None:
     """Validation of somebody else's topology must be safe."""
     path = tmp_path / "p.py"
     path.write_text("raise SystemExit('ran')\nasync def main(guest): pass")
-    assert check_program(path) == []
+    assert check_program(path) is None
 
 
 def test_a_file_beside_the_topology_wins_over_a_built_in(tmp_path: Path) -> None:
@@ -78,7 +75,7 @@ def test_a_file_beside_the_topology_wins_over_a_built_in(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", built_in_programs())
 def test_built_in_programs_are_sound(name: str) -> None:
     """What we ship passes our own check."""
-    assert check_program(BUILT_IN / f"{name}.py") == []
+    assert check_program(BUILT_IN / f"{name}.py") is None
 
 
 def test_each_load_is_a_module_of_its_own(tmp_path: Path) -> None:
