@@ -16,15 +16,20 @@ LINUX_DRIVERS: Final = {
     "network": "hv_netvsc",
     "heartbeat": "hv_utils",
     "shutdown": "hv_utils",
-    "time_sync": "hv_utils",
-    "timesync": "hv_utils",
-    "kvp": "hv_utils",
-    "vss": "hv_utils",
+    "time sync": "hv_utils",
+    "KVP": "hv_utils",
+    "VSS": "hv_utils",
+    "file copy": "hv_utils",
     "keyboard": "hyperv_keyboard",
-    "memory": "hv_balloon",
+    "mouse": "hid_hyperv",
+    "dynamic memory": "hv_balloon",
     "video": "hyperv_drm",
 }
 """Which module of Linux binds to a device, by our name for it."""
+
+
+LINUX_DAEMONS: Final = {"KVP": "hv_kvp_daemon", "VSS": "hv_vss_daemon", "file copy": "hv_fcopy_daemon"}
+"""Devices of which the kernel has half a driver: it answers once this program of the guest's runs."""
 
 
 class Reached(enum.StrEnum):
@@ -173,6 +178,8 @@ def _channel_words(channel: ChannelProgress) -> str:
     else:
         words.append("opened" + (", closed again" if channel.closed else ""))
         words.append(f"packets in {channel.packets_in}, out {channel.packets_out}")
+    if channel.opened is not None and channel.first_packet is None and channel.name in LINUX_DAEMONS:
+        words.append(f"silent until {LINUX_DAEMONS[channel.name]} runs in the guest")
     if channel.transfers:
         words.append(f"LUN {_ranges(sorted(channel.transfers))} read or written")
     elif channel.sized:
@@ -199,6 +206,13 @@ def _before_offers(seen: Progress, linux: bool, kvm: bool) -> str | None:
             "help, add earlyprintk=ttyS0 to cmdline and watch with `partita run --console`."
             if kvm
             else "Nothing has been seen of the guest: its program has not come to the kernel's first step."
+        )
+    if seen.os_id_at is None and seen.enlightened is not None:
+        return (
+            "The kernel has found Hyper-V and not yet said who it is (GUEST_OS_ID), which Linux does once its "
+            "interrupt controllers run. Give it time (--timeout); if that does not help, boot without quiet."
+            if linux
+            else "The guest has to write its ID to GUEST_OS_ID (0x40000000): hypercalls are refused until then."
         )
     if seen.os_id_at is None:
         return (
@@ -262,6 +276,8 @@ def _channel_next(channel: ChannelProgress, linux: bool) -> str:
             )
         return f"{who}: nobody opened it: the guest's program has not asked for it."
     if channel.first_packet is None:
+        if channel.name in LINUX_DAEMONS:
+            return ""
         return f"{who}: it is open, and its driver has sent nothing yet."
     if channel.name == "storage":
         return _storage_next(channel, who, linux)

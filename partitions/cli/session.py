@@ -19,7 +19,7 @@ from partitions.cli.common import INTERRUPTED, Refusal, print_json
 from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.explain import Explainer
+from partitions.explain import HARMLESS, Explainer
 from partitions.explain_steps import Explanation, explain, lines
 from partitions.host import ExitReason, Host, StartFailed, Vm, open_host
 from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
@@ -194,7 +194,7 @@ class Viewer:
             found.append(f"error: VM {vm.name}: {record}")
             if record.reason is ExitReason.WORKER_FAILED:
                 found.append(record.traceback.rstrip())
-        if self._level is None and (mistakes := sum(host.trace.warnings.values())):
+        if self._level is None and (mistakes := _mistakes(host)):
             words = "1 mistake of a guest was" if mistakes == 1 else f"{mistakes} mistakes of guests were"
             found.append(f"note: {words} answered; -v shows what")
         if self.terminal is not None and self.terminal.lost_output:
@@ -351,6 +351,11 @@ async def _show(viewer: Viewer, vm: Vm, *, task_status: trio.TaskStatus[None]) -
         await viewer.terminal.show(vm.console, task_status=task_status)
     except OSError:
         viewer.outlets.gone.set()
+
+
+def _mistakes(host: Host) -> int:
+    """How many a guest made, without the probes for devices that a kernel for PCs makes wherever it runs."""
+    return sum(count for (_, event), count in host.trace.warnings.items() if event not in HARMLESS)
 
 
 def _signals() -> list[signal.Signals]:

@@ -199,6 +199,26 @@ def test_a_device_of_your_own() -> None:
     assert explanation.next[0].endswith("nobody opened it: the guest's program has not asked for it.")
 
 
+def test_a_kernel_on_its_way() -> None:
+    """One that reads the frequency has found Hyper-V: it is not told that it was built without."""
+    (words,) = told(STARTED, OS_ID[:1]).next
+    assert words.startswith("The kernel has found Hyper-V and not yet said who it is")
+
+
+def test_a_device_that_waits_for_a_program_of_the_guest() -> None:
+    """KVP is open and silent until its daemon runs: that is how it is, and nothing is missing."""
+    kvp = [control("offer_channel", OFFER.replace(STORAGE, "a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"), TO_CHILD, 1)]
+    explanation = told(*BOOT[:8], kvp, OFFERS[1:], RING, OPEN)
+    assert explanation.complete
+    assert explanation.steps[-1].detail.endswith("silent until hv_kvp_daemon runs in the guest")
+
+
+def test_probes_for_hardware_are_no_mistakes() -> None:
+    """Kernels for PCs look for a PCI bus wherever they run."""
+    probe = TraceEvent(0, Layer.PORT, "unknown_port", GUEST, Level.WARNING, words="IN 0xcfc")
+    assert told(STARTED, [probe]).notes == []
+
+
 def test_a_reset_begins_anew() -> None:
     """What was reached before a reset does not count for what came after."""
     reset = [TraceEvent(0, Layer.STATE, "partition_reset", GUEST, Level.INFO)]
