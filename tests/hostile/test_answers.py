@@ -13,7 +13,11 @@ from partitions.host import VmState
 from partitions.topology_schema import DiskTable, Size
 from tests.doubles.boundary_guest import BoundaryGuest, boundary_guest, run
 from tests.doubles.root import held, topology, vm_table
-from tests.hostile.cases import CASES, ELSEWHERE, MEMORY, Case
+from tests.hostile import cases_bus, cases_traps
+from tests.hostile.case_table import CASES, ELSEWHERE, MEMORY, Case
+
+assert cases_bus, "these add to the table"
+assert cases_traps
 
 DOCUMENT = Path(__file__).with_name("answers.md")
 ROOT = Path(__file__).parents[2]
@@ -95,6 +99,6 @@ INTRODUCTION = """# What a malformed input is answered with
 Numbers are those of the list of malformed inputs that the host is held to, as far as they concern the hypervisor, the
 bus and storage. "No answer" is an answer: the protocol has none for that message, and it is dropped, counted and warned
 of. "Stopped" means that the device serves the channel no longer until the guest closes and opens it again. After each
-case the bus takes a new connection. `test_answers.py` runs `cases.py`; this page is made from the same table.
+case the bus takes a new connection. `test_answers.py` runs the cases; this page is made from the same table.
 
 """
