@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 from tests.linux_guest import images, parts
@@ -16,7 +17,8 @@ PACKAGES = (
     *("base-files", "base-passwd", "libc6", "libtinfo6", "bash", "busybox-static", "sysvinit-core"),
     *("coreutils", "libacl1", "libattr1", "libgmp10", "libselinux1", "libpcre2-8-0"),
 )
-TREE = parts.BUILD / "distribution"
+TREE = parts.BUILD / f"distribution-{zlib.crc32(Path(__file__).read_bytes()):08x}"
+"""Made anew when this file changes."""
 UNWANTED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/info", "usr/lib/x86_64-linux-gnu/gconv")
 MEBIBYTES = 96
 HOST_NAME = "partita"
@@ -29,7 +31,7 @@ S0:2345:respawn:/bin/busybox getty -L ttyS0 115200 vt100
 """
 BOOT = f"""#!/bin/bash
 busybox mount -t proc proc /proc
-busybox mount -t sysfs sys /sys
+busybox mountpoint -q /sys || busybox mount -t sysfs sys /sys
 busybox mount -t tmpfs run /run
 busybox mount -o remount,rw /
 busybox hostname {HOST_NAME}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SECTOR = 512
@@ -54,15 +57,29 @@ def partitioned(place: Path, source: Path, *, mebibytes: int) -> Path:
 
 def check_partition(image: Path) -> str:
     """What e2fsck, which changes nothing, says of the first partition; raises `AssertionError` if that is not clean."""
+    with _partition(image) as part:
+        done = subprocess.run(["e2fsck", "-f", "-n", part], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout.strip().splitlines()[-1].replace(str(part), image.name)
+
+
+def file_in_partition(image: Path, path: str) -> bytes:
+    """A file's content in the first partition, an ext4."""
+    with _partition(image) as part:
+        return subprocess.run(["debugfs", "-R", f"cat {path}", part], capture_output=True, check=True).stdout
+
+
+@contextmanager
+def _partition(image: Path) -> Iterator[Path]:
+    """The first partition as a file of its own."""
     copy = image.with_suffix(".partition")
     with image.open("rb") as whole, copy.open("wb") as part:
         whole.seek(FIRST_SECTOR * SECTOR)
-        while chunk := whole.read(1 << 20):
-            part.write(chunk)
-    done = subprocess.run(["e2fsck", "-f", "-n", str(copy)], capture_output=True, text=True, check=False)
-    copy.unlink()
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout.strip().splitlines()[-1].replace(str(copy), image.name)
+        shutil.copyfileobj(whole, part, 1 << 20)
+    try:
+        yield copy
+    finally:
+        copy.unlink()
 
 
 def digest(image: Path, start: int = 0, length: int | None = None) -> str:
