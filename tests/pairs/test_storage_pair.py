@@ -11,16 +11,30 @@ import pytest
 import trio
 import trio.testing
 
-from tests.doubles.storage import PlainPlatform, SlowBackend, StoragePair, channel_pair, serving
+from hypervisor.trace import Trace
+from tests.doubles.storage import INSTANCE, PlainPlatform, SlowBackend, StoragePair, channel_pair, serving
+from tests.doubles.storage_guest import control
+from tests.pairs.test_vmbus_pair import RING, running
 from vmbus.channel import SENT
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
-from vsp_vsc.storage.protocol import NtStatus, Operation, PacketHeader, SrbStatus, Version
+from vsp_vsc.storage.protocol import (
+    HEADER_SIZE,
+    VERSIONS,
+    ChannelProperties,
+    NtStatus,
+    Operation,
+    PacketHeader,
+    SrbStatus,
+    SubChannelCount,
+    Version,
+)
 from vsp_vsc.storage.requests import MAX_OUTSTANDING
 from vsp_vsc.storage.sense import SenseKey
 from vsp_vsc.storage.target import ScsiTarget
-from vsp_vsc.storage.vsc import WINDOW_BYTES, ScsiError, StorageError, StorageGone, open_storage
+from vsp_vsc.storage.vsc import WINDOW_BYTES, ScsiError, Storage, StorageError, StorageGone, open_storage
+from vsp_vsc.storage.vsp import StorageVsp
 
 PATTERN = random.Random(3).randbytes(1 << 20)
 
@@ -500,3 +514,61 @@ def check_file(pair: StoragePair, path: Path) -> None:
     assert contents[: 1 << 20] == PATTERN
     assert contents[8000 * 512 : 8001 * 512] == b"F" * 512
     assert pair.vsp.statistics().refused == 0
+
+
+# --- subchannels, over the real bus
+
+
+async def test_subchannels_from_the_question_to_the_disk() -> None:
+    """Asked for on the primary, offered hot, opened like any channel, each with a driver of its own on the same disk;
+    closing the primary withdraws them, and the next opening may have them again."""
+    disk = MemoryBackend(1 << 20)
+    vsp = StorageVsp({0: ScsiTarget(disk)}, INSTANCE, Trace(lambda: 0), 2, max_sub_channels=2)
+    async with running(vsp) as (loop, server, client):
+        (offer,) = client.offers
+        for _ in range(2):
+            channel = await client.open(offer, outgoing_bytes=RING, incoming_bytes=RING)
+            async with open_storage(channel, loop.platform) as storage:
+                create = control(Operation.CREATE_SUB_CHANNELS, SubChannelCount(2).encode()).payload
+                batch = await storage.transactions.run([(create, 0, None)], raw=True)
+                assert batch.answers is not None
+                assert PacketHeader.decode(batch.answers[0]).status == NtStatus.SUCCESS
+                await trio.testing.wait_all_tasks_blocked()
+                more = [one for one in client.offers if one.subchannel_index]
+                assert [(one.subchannel_index, one.instance) for one in more] == [(1, INSTANCE), (2, INSTANCE)]
+                async with trio.open_nursery() as nursery:
+                    drivers = [storage]
+                    for one in more:
+                        sub = await client.open(one, outgoing_bytes=RING, incoming_bytes=RING)
+                        driver = Storage(sub, loop.platform, VERSIONS)
+                        nursery.start_soon(driver.transactions.receive)
+                        await driver.discover()
+                        drivers.append(driver)
+                    assert vsp.statistics().channels == 3
+                    for index, driver in enumerate(drivers):
+                        nursery.start_soon(driver.disks[0].write, index * 64, bytes([index + 1]) * 64 * 512)
+                    await trio.testing.wait_all_tasks_blocked()
+                    for index, driver in enumerate(drivers):
+                        expected = bytes([(index + 1) % 3 + 1]) * 64 * 512
+                        assert await driver.disks[0].read((index + 1) % 3 * 64, 64) == expected
+                    nursery.cancel_scope.cancel()
+                for driver in drivers[1:]:
+                    driver.pool.close()
+            await client.close(channel)
+            await trio.testing.wait_all_tasks_blocked()
+            assert [one.subchannel_index for one in client.offers] == [0]
+            assert (vsp.statistics().channels, len(server.channels)) == (0, 1)
+
+
+async def test_a_guest_with_one_channel_is_not_offered_more() -> None:
+    """Its properties say how many it might have; without a question there are none."""
+    vsp = StorageVsp(one(), INSTANCE, Trace(lambda: 0), 2, max_sub_channels=3)
+    async with running(vsp) as (loop, server, client):
+        channel = await client.open(client.offers[0], outgoing_bytes=RING, incoming_bytes=RING)
+        answers: list[Packet] = []
+        channel.on_packets = lambda _direction, packets: answers.extend(packets)
+        async with open_storage(channel, loop.platform) as storage:
+            assert await storage.disks[0].read(0) == PATTERN[:512]
+        properties = [p.payload for p in answers if p.type == PacketType.COMPLETION][2]
+        assert ChannelProperties.decode(properties, HEADER_SIZE).max_channel_count == 3
+        assert len(server.channels) == 1

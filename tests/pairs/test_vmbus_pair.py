@@ -31,7 +31,7 @@ from vmbus.ring import Packet, PacketType, RingError
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.connection import Phase as ServerPhase
-from vmbus.server.offers import Offer
+from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
 from vmbus.server.service import VmbusServer, open_vmbus_server
 from vmbus.server.state import ServerState
@@ -361,7 +361,7 @@ class Echo:
 
 
 @asynccontextmanager
-async def running(*devices: Echo) -> AsyncIterator[tuple[Loop, VmbusServer, VmbusClient]]:
+async def running(*devices: Device) -> AsyncIterator[tuple[Loop, VmbusServer, VmbusClient]]:
     loop = Loop()
     trace = Trace(lambda: 0)
     async with open_vmbus_server(loop, loop.memory, partition_id=2, trace=trace, shared=False) as server:
