@@ -44,7 +44,7 @@ def copy(name: str, target: str) -> int:
     if Path(target).exists():
         raise Refusal(f'"{target}" exists already; name a new folder')
     try:
-        shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.img", "*.jsonl"))
+        shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.img", "*.jsonl", "vmlinuz*"))
     except (OSError, shutil.Error) as error:
         raise Refusal(f"cannot copy to {target}: {error}") from None
     print(f"copied {folder.name} to {target}; run it with: partita run {target}")

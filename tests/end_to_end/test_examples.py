@@ -13,10 +13,12 @@ from trio.testing import MockClock
 import partitions.host
 from partitions.examples import examples
 from partitions.host import ExitReason, Host
-from partitions.topology import add_disk, load_topology
+from partitions.topology import TopologyError, add_disk, load_topology
 
 EXPECTED = Path(__file__).parent / "expected"
-NAMES = [example.name for example in examples()]
+NEED_A_KERNEL = ["20-linux"]
+"""Not run here: their kernels are fetched by a script. tests/linux_guest boots the same."""
+NAMES = [example.name for example in examples() if example.name not in NEED_A_KERNEL]
 PROGRAM_LINES = 80
 
 
@@ -82,6 +84,21 @@ def test_an_example_is_short_and_explained(folder: Path) -> None:
     """At most 80 lines a program, and a README that says what to watch."""
     for program in folder.glob("*.py"):
         assert len(program.read_text().splitlines()) <= PROGRAM_LINES
+    assert "What to watch" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", NEED_A_KERNEL, indirect=True)
+def test_a_kernel_that_was_not_fetched_is_all_that_is_wrong(folder: Path) -> None:
+    """The topology is right but for the files that its script makes, and the script is named."""
+    for file in ("vmlinuz", "initrd.img"):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(TopologyError) as caught:
+        load_topology(folder)
+    assert [problem.path for problem in caught.value.problems] == ['vm[0] "linux".kernel', 'vm[0] "linux".initrd']
+    assert all(f"get it with: {folder / 'get-kernel'}" in problem.reason for problem in caught.value.problems)
+    for file in ("vmlinuz", "initrd.img"):
+        (folder / file).write_bytes(b"")
+    assert [vm.name for vm in load_topology(folder).vm] == ["linux"]
     assert "What to watch" in (folder / "README.md").read_text()
 
 
