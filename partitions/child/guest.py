@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice
-    from vsp_vsc.storage.vsc import Disk
+    from vsp_vsc.storage.disk import Disk
 
 GuestMain = Callable[["Guest"], Awaitable[object]]
 """A guest program's `main`. None or 0 is success; another integer is its exit code; an exception is a crash."""
@@ -117,6 +117,13 @@ class Guest:
     async def disk(self, number: int = 0) -> Disk:
         """The disk of that number, once its driver is ready. `NoSuchDevice` says what there is instead."""
         return await self._devices.disk(number)
+
+    async def driver(self, name: str) -> Any:
+        """What a driver gives to programs, by its device's name: "kvp" has `.pools`, "time-sync" has `.now()`.
+
+        `NoSuchDevice` where the host does not offer it, or where its driver gave up.
+        """
+        return await self._devices.driver(name)
 
     async def settled(self) -> None:
         """Wait until each device that was offered so far has its driver, or has been given up."""

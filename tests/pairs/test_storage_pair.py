@@ -19,6 +19,7 @@ from vmbus.channel import SENT
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
+from vsp_vsc.storage.disk import WINDOW_BYTES
 from vsp_vsc.storage.protocol import (
     HEADER_SIZE,
     VERSIONS,
@@ -33,7 +34,7 @@ from vsp_vsc.storage.protocol import (
 from vsp_vsc.storage.requests import MAX_OUTSTANDING
 from vsp_vsc.storage.sense import SenseKey
 from vsp_vsc.storage.target import ScsiTarget
-from vsp_vsc.storage.vsc import WINDOW_BYTES, ScsiError, Storage, StorageError, StorageGone, open_storage
+from vsp_vsc.storage.vsc import ScsiError, Storage, StorageError, StorageGone, open_storage
 from vsp_vsc.storage.vsp import StorageVsp
 
 PATTERN = random.Random(3).randbytes(1 << 20)
