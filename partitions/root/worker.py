@@ -293,9 +293,8 @@ class Worker:
 
     def _crashed(self, crash: CrashReport) -> None:
         self._crash = crash
-        text = crash.text.strip().splitlines()
         parameters = " ".join(f"{parameter:#x}" for parameter in crash.parameters)
-        self.end(ExitReason.CRASHED, text[0] if text else f"crash parameters {parameters}")
+        self.end(ExitReason.CRASHED, _headline(crash.text) or f"crash parameters {parameters}")
 
     def _stopped_by_hypervisor(self, message: HypervisorMessage) -> None:
         match message.message_type:
@@ -317,6 +316,12 @@ class Worker:
 
 def _nobody(event: VmEvent) -> None:
     """Nobody listens before `run`."""
+
+
+def _headline(text: str) -> str:
+    """The line of a crash's text that says what happened: a kernel sends the end of its log, with the panic in it."""
+    lines = text.strip().splitlines()
+    return next((line for line in lines if "panic" in line.lower()), lines[0] if lines else "")
 
 
 def _message_words(message: HypervisorMessage) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from hypervisor.memory import GuestMemory
+from partitions import ports
 from partitions.root.chipset import acpi
 from partitions.root.exits import CannotStart
 
@@ -20,6 +21,13 @@ ZERO_PAGE_GPA = 0x7000
 STACK_GPA = 0x8FF0
 PAGE_TABLES_GPA = 0x9000
 COMMAND_LINE_GPA = 0x20000
+RESET_VECTOR_GPA = 0xFFFF0
+"""Where a processor begins in real mode. A kernel on hardware-reduced ACPI without EFI restarts by jumping there."""
+RESET_CODE = bytes.fromhex(
+    "ba" + ports.RESET.to_bytes(2, "little").hex()  # mov dx, RESET
+    + "b0" + bytes([ports.RESET_NOW]).hex()  # mov al, RESET_NOW
+    + "ee" + "f4" + "ebfd"  # out dx, al; hlt, for ever
+)  # fmt: skip
 LOW_MEMORY_END = 0x9FC00
 KERNEL_GPA = 0x100000
 MOST_MEMORY = 0xC000_0000
@@ -99,6 +107,7 @@ class LinuxImage:
         memory.write(KERNEL_GPA, self.payload)
         memory.write(COMMAND_LINE_GPA, self.command_line)
         memory.write(acpi.TABLES_GPA, acpi.build_tables(self.processors))
+        memory.write(RESET_VECTOR_GPA, RESET_CODE)
         zero_page = bytearray(4096)
         zero_page[0x1F1 : 0x1F1 + len(self.header)] = self.header
         zero_page[0x210] = _LOADER_UNDEFINED
