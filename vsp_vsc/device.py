@@ -25,6 +25,8 @@ class DeviceKind:
     """`module:name` of the VSP's class."""
     vsc: str
     """`module:name` of the function that opens the VSC on a channel."""
+    ring_bytes: int = 128 * 1024
+    """What a driver opens each of its rings with, the control page included; both defaults are Linux's."""
 
     def load_vsp(self) -> Any:
         """The VSP's class, for the root."""
@@ -35,12 +37,42 @@ class DeviceKind:
         return _load(self.vsc)
 
 
+INTEGRATION_RING_BYTES = 16 * 1024
+
 KINDS = (
     DeviceKind(
         name="storage",
         interface=Guid("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"),
         vsp="vsp_vsc.storage.vsp:StorageVsp",
         vsc="vsp_vsc.storage.vsc:open_storage",
+    ),
+    DeviceKind(
+        name="heartbeat",
+        interface=Guid("57164f39-9115-4e78-ab55-382f3bd5422d"),
+        vsp="vsp_vsc.integration.heartbeat.vsp:HeartbeatVsp",
+        vsc="vsp_vsc.integration.heartbeat.vsc:open_heartbeat",
+        ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
+        name="shutdown",
+        interface=Guid("0e0b6031-5213-4934-818b-38d90ced39db"),
+        vsp="vsp_vsc.integration.shutdown.vsp:ShutdownVsp",
+        vsc="vsp_vsc.integration.shutdown.vsc:open_shutdown",
+        ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
+        name="time-sync",
+        interface=Guid("9527e630-d0ae-497b-adce-e80ab0175caf"),
+        vsp="vsp_vsc.integration.time_sync.vsp:TimeSyncVsp",
+        vsc="vsp_vsc.integration.time_sync.vsc:open_time_sync",
+        ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
+        name="kvp",
+        interface=Guid("a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"),
+        vsp="vsp_vsc.integration.kvp.vsp:KvpVsp",
+        vsc="vsp_vsc.integration.kvp.vsc:open_kvp",
+        ring_bytes=INTEGRATION_RING_BYTES,
     ),
 )
 BY_INTERFACE: dict[Guid, DeviceKind] = {kind.interface: kind for kind in KINDS}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -22,10 +23,11 @@ from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError
 from vsp_vsc.device import BY_INTERFACE, BY_NAME, DeviceKind, name_of
 
 if TYPE_CHECKING:
-    from vsp_vsc.storage.vsc import Disk, Storage
+    from vsp_vsc.storage.disk import Disk
+    from vsp_vsc.storage.vsc import Storage
 
-DRIVER_RING_BYTES: Final = 128 * 1024
-"""Each way, with the control page: what Linux's storvsc asks for by default."""
+OnDriver = Callable[[str, Any], None]
+"""Hears of each driver that has begun, by its kind's name, before its device says anything."""
 
 
 class NoSuchDevice(LookupError):
@@ -57,6 +59,8 @@ class BoundDevice:
     offer: OfferedDevice
     state: Binding = Binding.FREE
     storage: Storage | None = None
+    driver: Any = None
+    """What the VSC gave, while it is bound."""
     channel: Channel | None = None
     problem: str = ""
     probe: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -81,8 +85,16 @@ class BoundDevice:
 class Devices:
     """All offers of this guest, in the order in which they came."""
 
-    def __init__(self, bus: VmbusClient, platform: GuestPlatform, console: Console, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        bus: VmbusClient,
+        platform: GuestPlatform,
+        console: Console,
+        nursery: trio.Nursery,
+        on_driver: OnDriver | None = None,
+    ) -> None:
         self._bus = bus
+        self._on_driver = on_driver
         self._platform = platform
         self._console = console
         self._nursery = nursery
@@ -142,6 +154,14 @@ class Devices:
             raise NoSuchDevice(f"no disk {number}: this guest has {there}")
         raise NoSuchDevice(f"no disk {number}: this guest has no disks; {self._inventory()}")
 
+    async def driver(self, name: str) -> Any:
+        """What the driver of the first device of that kind gives to programs; waits for drivers that still probe."""
+        await self.settled()
+        device = self._find(name)
+        if device.driver is None:
+            raise NoSuchDevice(f"{device}")
+        return device.driver
+
     async def open_raw(self, wanted: Guid | str | OfferedDevice, ring_bytes: int, user_data: bytes) -> Channel:
         """Open a channel that no driver holds."""
         device = self._find(wanted)
@@ -196,10 +216,13 @@ class Devices:
         problem = "its driver ended"
         try:
             with device.probe:
-                ring = DRIVER_RING_BYTES
+                ring = kind.ring_bytes
                 channel = await self._bus.open(device.offer, outgoing_bytes=ring, incoming_bytes=ring)
                 async with kind.load_vsc()(channel, self._platform) as driver:
                     device.storage = driver if kind.name == "storage" else None
+                    device.driver = driver
+                    if self._on_driver is not None:
+                        self._on_driver(kind.name, driver)
                     device.state = Binding.BOUND
                     self._end_probe()
                     await device.unwanted.wait()
@@ -211,7 +234,7 @@ class Devices:
         finally:
             if device.state is Binding.PROBING:
                 self._end_probe()
-            device.storage = None
+            device.storage = device.driver = None
             device.state = Binding.FAILED
             device.problem = problem
             device.released.set()

@@ -118,6 +118,13 @@ class Guest:
         """The disk of that number, once its driver is ready. `NoSuchDevice` says what there is instead."""
         return await self._devices.disk(number)
 
+    async def driver(self, name: str) -> Any:
+        """What a driver gives to programs, by its device's name: "kvp" has `.pools`, "time-sync" has `.now()`.
+
+        `NoSuchDevice` where the host does not offer it, or where its driver gave up.
+        """
+        return await self._devices.driver(name)
+
     async def settled(self) -> None:
         """Wait until each device that was offered so far has its driver, or has been given up."""
         await self._devices.settled()

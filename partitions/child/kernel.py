@@ -37,13 +37,14 @@ from hypervisor.synic.messages import Sint
 from partitions import ports
 from partitions.child import crash
 from partitions.child.console import Console
-from partitions.child.devices import Devices
+from partitions.child.devices import Devices, OnDriver
 from partitions.child.guest import Guest, GuestMain
 from partitions.child.interrupts import VMBUS_VECTOR, Interrupts, ProcessorInterrupts
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
 from partitions.child.winhv import Platform, WinHv
 from vmbus.client.service import open_vmbus_client
+from vsp_vsc.integration.shutdown.protocol import ShutdownFlags
 
 OS_ID: Final = 0xD041_0000_0001_0000
 """Bit 63: open source; bits 62..48: an OS type that nobody has (Linux is 0x100); below, version 0.1."""
@@ -129,6 +130,8 @@ class _Kernel:
         self.features: Features | None = None
         self.crash_page = 0
         self.exit_code = 0
+        self.restart = False
+        """The host asked for a restart: the way back ends in a reset."""
 
     async def run(self) -> None:
         """The boot order, the program, and the way back."""
@@ -145,7 +148,8 @@ class _Kernel:
             self.bind_power_button(tasks, platform)
             async with open_vmbus_client(platform) as bus:  # the newest version that both ends speak
                 await bus.wait_offers_delivered()  # what the host has for us
-                devices = Devices(bus, platform, self.console, tasks)  # drivers by interface GUID, probing meanwhile
+                bind = self.driver_binder(tasks, platform)  # shutdown requests end the program, as the button does
+                devices = Devices(bus, platform, self.console, tasks, bind)  # drivers by interface GUID, probing
                 tasks.start_soon(devices.follow_offers, name=f"{self.name}: hot plug")
                 await self.run_program(winhv, platform, devices)  # the guest program, until it ends
                 await devices.stop()  # drivers let go of their channels
@@ -228,11 +232,42 @@ class _Kernel:
         def pressed() -> None:
             if self.machine.port_in(ports.POWER, 2) & ports.POWER_BUTTON:
                 self.machine.port_out(ports.POWER, 2, ports.POWER_BUTTON)
-                if not self.program_scope.cancel_called:
-                    self.program_scope.cancel()
-                    tasks.start_soon(self.cut_off, platform, name=f"{self.name}: grace period")
+                self.go_down(tasks, platform)
 
         self.interrupts.vectors[ports.POWER_BUTTON_VECTOR] = pressed
+
+    def driver_binder(self, tasks: trio.Nursery, platform: Platform) -> OnDriver:
+        """What this kernel does with drivers that are not for programs alone."""
+
+        def asked(flags: ShutdownFlags, text: str) -> bool:
+            if flags & ShutdownFlags.HIBERNATE:
+                return False
+            self.restart = bool(flags & ShutdownFlags.RESTART)
+            self.go_down(tasks, platform)
+            return True
+
+        def bind(kind: str, driver: Any) -> None:
+            if kind == "shutdown":
+                driver.on_request = asked
+            elif kind == "kvp":
+                driver.tell(self.facts())
+
+        return bind
+
+    def go_down(self, tasks: trio.Nursery, platform: Platform) -> None:
+        """Cancel the program; it has the grace period to clean up in."""
+        if not self.program_scope.cancel_called:
+            self.program_scope.cancel()
+            tasks.start_soon(self.cut_off, platform, name=f"{self.name}: grace period")
+
+    def facts(self) -> dict[str, str]:
+        """What the host may know of this guest, under the names that Linux's daemon uses."""
+        return {
+            "FullyQualifiedDomainName": self.name,
+            "OSName": "Partita guest kernel",
+            "OSVersion": "0.1",
+            "ProcessorArchitecture": "model",
+        }
 
     # The program
 
@@ -295,7 +330,10 @@ class _Kernel:
         self.machine.write_msr(Msr.HYPERCALL, 0)
 
     def power_off(self, exit_code: int) -> None:
-        """Tell how it went, then soft off."""
+        """Tell how it went, then soft off; or reset, where that was asked for."""
+        if self.restart:
+            self.machine.port_out(ports.RESET, 1, ports.RESET_NOW)
+            return
         self.machine.port_out(ports.EXIT_CODE, 4, exit_code)
         self.machine.port_out(ports.POWER, 2, ports.POWER_OFF)
 

@@ -6,6 +6,7 @@ answered with "not supported". Nothing is said unasked.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -93,9 +94,10 @@ async def responding(channel: Channel, responder: Responder) -> AsyncIterator[No
     """Answer the host beside the block. What ends the answering ends the block: `WireError`, `trio.EndOfChannel`."""
 
     async def answer() -> None:
-        while True:
-            packets = await channel.receive_batch()
-            await channel.send_batch([frame(responder.take(unframe(packet))) for packet in packets])
+        with contextlib.suppress(trio.ClosedResourceError):  # closed at our own end: the driver is being stopped
+            while True:
+                packets = await channel.receive_batch()
+                await channel.send_batch([frame(responder.take(unframe(packet))) for packet in packets])
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer, name=f"{responder.component.name.lower()} driver")

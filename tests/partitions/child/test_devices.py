@@ -31,6 +31,7 @@ class FakeKind:
 
     def __init__(self, driver: Driver) -> None:
         self.load_vsc = lambda: driver
+        self.ring_bytes = 16384
 
 
 async def run(monkeypatch: pytest.MonkeyPatch, driver: Driver, main: GuestMain, bus: ScriptedBus) -> str:

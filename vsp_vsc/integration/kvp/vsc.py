@@ -6,7 +6,7 @@ Programs in the guest write to `Pool.GUEST` and read what the host wrote to `Poo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from vmbus.channel import Channel
@@ -36,6 +36,10 @@ class KvpDriver:
 
     def __init__(self) -> None:
         self.pools: dict[Pool, dict[str, Value]] = {pool: {} for pool in Pool}
+
+    def tell(self, facts: Mapping[str, Value]) -> None:
+        """What the host may know of the guest by itself."""
+        self.pools[Pool.AUTO].update(facts)
 
     def answer(self, untrusted: bytes, version: Version) -> Reply:
         """One question. Raises `WireError` for what is no question."""

@@ -1,0 +1,165 @@
+"""Integration components of VMs that run programs: asked for in the topology, from the host's API to the guest's."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+import partitions
+from hypervisor.backend.base import Backend
+from hypervisor.backend.task import TaskBackend
+from hypervisor.hypervisor import Hypervisor
+from partitions.child import kernel
+from partitions.child.guest import Guest, GuestMain
+from partitions.host import Contact, ExitReason, Host, NoAnswer, Pool, Vm, VmState
+from partitions.topology_schema import HostTable, IntegrationName, Topology, VmTable
+from vsp_vsc.integration.heartbeat.vsp import HeartbeatState
+
+ALL = tuple(IntegrationName)
+
+
+def open_guest(main: GuestMain, components: Sequence[IntegrationName] | None = ALL) -> object:
+    """A host whose VM `web` runs `main` and has these components."""
+    table = VmTable(name="web", integration=None if components is None else list(components))
+
+    def backend(hypervisor: Hypervisor, vm: VmTable) -> Backend:
+        return TaskBackend(hypervisor, lambda machines: kernel.boot(machines, main, name=vm.name))
+
+    topology = Topology(host=HostTable(), vm=[table], folder=Path())
+    return partitions.open_host(topology, backends=backend)
+
+
+async def wait(guest: Guest) -> None:
+    try:
+        await guest.sleep(10_000)
+    finally:
+        print("cleaned up")
+
+
+async def started(host: Host) -> Vm:
+    vm = host["web"]
+    await vm.start()
+    await trio.sleep(0.1)
+    return vm
+
+
+async def test_shutting_down_goes_by_the_component(autojump_clock: trio.abc.Clock) -> None:
+    """The program is cancelled and cleans up, the guest powers off with exit code 0, and no button was pressed."""
+    pressed: list[str] = []
+
+    async def main(guest: Guest) -> None:
+        try:
+            await guest.sleep(10_000)
+        finally:
+            guest.print("button", guest.machine.port_in(0x604, 2))
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        host.trace.add_sink(lambda event: pressed.append(event.words) if "flags 0x" in event.words else None)
+        ended = await vm.shut_down()
+        assert (ended.reason, ended.exit_code) == (ExitReason.POWERED_OFF, 0)
+        assert vm.console.lines()[-1] == "button 0"
+        assert pressed == ["shut down, flags 0x0"]
+        assert vm.integration == {}
+
+
+async def test_without_the_component_the_button_is_pressed(autojump_clock: trio.abc.Clock) -> None:
+    """A VM that runs a program has none unless its topology says so."""
+    async with open_guest(wait, None) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        assert vm.integration == {}
+        with pytest.raises(NoAnswer, match="no such component"):
+            await vm.kvp.items()
+        assert not await vm.restart()
+        assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF
+
+
+async def test_restart_on_request(autojump_clock: trio.abc.Clock) -> None:
+    """The guest goes the whole way back and boots again, in the same run."""
+    boots = 0
+
+    async def main(guest: Guest) -> None:
+        nonlocal boots
+        boots += 1
+        await guest.sleep(10_000)
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        assert await vm.restart()
+        await trio.sleep(0.1)
+        assert (vm.state, boots) == (VmState.RUNNING, 2)
+        assert vm.integration["shutdown"] is Contact.READY
+        assert (await vm.shut_down()).resets == 1
+
+
+async def test_the_heart_of_a_paused_and_of_a_reset_guest(autojump_clock: trio.abc.Clock) -> None:
+    """A pause is no loss; a reset begins anew; off is no contact."""
+    async with open_guest(wait) as host:  # type: ignore[attr-defined]
+        vm = host["web"]
+        assert vm.heartbeat.state is HeartbeatState.NO_CONTACT
+        await started(host)
+        await trio.sleep(5)
+        assert vm.heartbeat.state is HeartbeatState.OK
+        await vm.pause()
+        await trio.sleep(60)
+        assert vm.heartbeat.state is HeartbeatState.OK
+        await vm.resume()
+        await trio.sleep(5)
+        assert (vm.heartbeat.state, vm.heartbeat.missed) == (HeartbeatState.OK, 0)
+        before = vm.heartbeat.beats
+        await vm.reset()
+        await trio.sleep(3)
+        assert vm.heartbeat.state is HeartbeatState.OK
+        assert vm.heartbeat.beats < before
+        await vm.turn_off()
+        assert vm.heartbeat.state is HeartbeatState.NO_CONTACT
+
+
+async def test_the_guest_knows_the_date_after_a_pause_too(autojump_clock: trio.abc.Clock) -> None:
+    """The virtual clock's day, by the guest's own reference time."""
+    told: list[datetime.datetime] = []
+
+    async def main(guest: Guest) -> None:
+        driver = await guest.driver("time-sync")
+        while True:
+            await guest.sleep(1)
+            told.append(driver.now())
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        began = trio.current_time()
+        vm = await started(host)
+        await trio.sleep(3)
+        await vm.pause()
+        await trio.sleep(1000)
+        await vm.resume()
+        await trio.sleep(3)
+        day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        elapsed = datetime.timedelta(seconds=trio.current_time() - began)
+        assert abs(told[0] - day) < datetime.timedelta(seconds=2)
+        assert abs(told[-1] - day - elapsed) < datetime.timedelta(seconds=1.5)
+        await vm.turn_off()
+
+
+async def test_items_between_a_program_and_the_host(autojump_clock: trio.abc.Clock) -> None:
+    """The kernel's own facts, the program's items, and what the host sets."""
+    got: list[object] = []
+
+    async def main(guest: Guest) -> None:
+        kvp = await guest.driver("kvp")
+        kvp.pools[Pool.GUEST]["state"] = "ready"
+        while "go" not in kvp.pools[Pool.EXTERNAL]:
+            await guest.sleep(1)
+        got.append(kvp.pools[Pool.EXTERNAL]["go"])
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        assert vm.kvp.contact is Contact.READY
+        assert (await vm.kvp.items())["FullyQualifiedDomainName"] == "web"
+        assert await vm.kvp.get("state") == "ready"
+        await vm.kvp.set("go", 7)
+        assert (await vm.wait()).ok
+        assert got == [7]
