@@ -39,7 +39,7 @@ from tests.linux_guest.__main__ import hardware_kvm
 FILE = Path(__file__).with_name("linux.json")
 INSIDE = "--inside"
 RESULT = nested.OUT / "linux.json"
-ROUNDS = 5
+ROUNDS = int(os.environ.get("PARTITA_BENCH_ROUNDS", "5"))
 DISK_ROUNDS = 2
 REPEATS = 3
 LATEST = 90.0
@@ -240,7 +240,7 @@ def main(options: Sequence[str]) -> int:
     why_not = hardware_kvm()
     if why_not:
         print(f"nested, since {why_not}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.linux", INSIDE]
+        command = ["env", f"PARTITA_BENCH_ROUNDS={ROUNDS}", sys.executable, "-m", "benchmarks.linux", INSIDE]
         if status := nested.run(command, timeout=TIME_BOX, scratch_mib=8 * IMAGE_MIB):
             return status
     else:

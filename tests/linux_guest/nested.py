@@ -81,7 +81,7 @@ def run(command: list[str], *, timeout: float, scratch_mib: int = 0) -> int:
         ]
         if scratch_mib:
             disk = Path(folder) / "scratch.raw"
-            subprocess.run(["mke2fs", "-q", "-t", "ext4", disk, f"{scratch_mib}M"], check=True)
+            subprocess.run(["mke2fs", "-q", "-t", "ext4", disk, f"{scratch_mib}M"], capture_output=True, check=True)
             machine += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
         return _watch(machine, timeout)
 

@@ -41,7 +41,10 @@ class Kernel:
 
     def modules(self, names: Iterable[str]) -> list[Path]:
         """Module files for these names and what they depend on, in the order of loading; built-in ones have no file."""
-        words = ["modprobe", "-d", str(self.root), "-S", self.release, "--show-depends", "--all", *names]
+        wanted = list(names)
+        if not wanted:
+            return []
+        words = ["modprobe", "-d", str(self.root), "-S", self.release, "--show-depends", "--all", *wanted]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise MissingPart(f"modules of {self.release}: {done.stderr.strip()}")
