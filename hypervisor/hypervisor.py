@@ -23,7 +23,7 @@ from hypervisor.reference_time import tsc_from_clock
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic import ports
 from hypervisor.synic.messages import InterceptHeader, MessageType
-from hypervisor.trace import TO_ROOT, Layer, Level, Trace
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, Trace
 from hypervisor.vp import VirtualProcessor
 
 ROOT_POOL_PAGES = 65_536
@@ -114,7 +114,14 @@ class Hypervisor:
         sink = partition.intercepts
         value = _NOTHING_THERE[size] if sink is None else sink.port_read(vp.index, port, size) & _NOTHING_THERE[size]
         if self.trace.on:
-            self.trace.emit(Layer.PORT, "port_in", partition.id, size=size, vp=vp.index, port=port, value=value)
+            self.trace.emit(
+                *(Layer.PORT, "port_in", partition.id),
+                direction=TO_CHILD,
+                size=size,
+                vp=vp.index,
+                port=port,
+                value=value,
+            )
         return value
 
     def port_out(self, vp: VirtualProcessor, port: int, size: int, value: int) -> None:

@@ -363,6 +363,8 @@ def test_gpadls_on_a_rescinded_channel_are_answered_by_the_bus_itself(guest: Scr
     guest.actions.clear()
     assert guest.gpadl(gpadl_id=2) == [m.GpadlCreated(channel_id=1, gpadl_id=2)]
     assert guest.asked(act.MapGpadl) == []
+    assert guest.state.gpadl_ranges(1, 1) is not None
+    assert guest.state.gpadl_ranges(1, 2) is None, "a device that is still stopping cannot reach pages nobody checked"
     assert guest.open(gpadl_id=2) == []
     assert guest.teardown(gpadl_id=2) == [m.GpadlTorndown(gpadl_id=2)]
     assert guest.teardown(gpadl_id=1) == [m.GpadlTorndown(gpadl_id=1)]
