@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import msgspec
@@ -34,13 +35,22 @@ def example_names() -> list[str]:
 
 
 def find_example(name: str) -> Path | None:
-    """The folder of the example with this name, or the only one whose number or words are this: `03`, `disk`."""
+    """The folder of the example with this name, or the only one whose number or words are this: `03`, `3`, `disk`."""
+    name = name.rstrip("/")
+    name = name.zfill(2) if name.isdecimal() else name
     found = [example.folder for example in examples() if example.name == name]
     if not found and name:
         found = [example.folder for example in examples() if name in (*example.name.split("-"), _words(example.name))]
     if not found and len(name) > 2:
         found = [example.folder for example in examples() if name in example.name]
     return found[0] if len(found) == 1 else None
+
+
+def near_example(name: str) -> str | None:
+    """The example that a person most likely meant."""
+    names = {word: known for known in example_names() for word in (*known.split("-"), known)}
+    near = difflib.get_close_matches(name, names, n=1)
+    return names[near[0]] if near else None
 
 
 def _words(name: str) -> str:

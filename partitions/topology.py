@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from partitions.examples import example_names, find_example
+from partitions.examples import example_names, find_example, near_example
 from partitions.topology_check import Check
 from partitions.topology_schema import (
     MAX_PROCESSORS,
@@ -106,10 +106,13 @@ def load_topology(target: str | os.PathLike[str], *, programs: bool = True) -> T
         folder = find_example(str(target))
         if folder is None:
             known = example_names()
-            near = nearest(str(target), known)
+            near = near_example(str(target))
             hint = f'; did you mean "{near}"?' if near else f"; examples: {', '.join(known)}" if known else ""
             raise TopologyError(str(target), [Problem("", f"no such folder, file or example{hint}")])
         path = folder / FILE_NAME
+    if path.suffix == ".py":
+        words = f'is a Python program; write a topology that names it: [[vm]], name = "guest", program = "{path.name}"'
+        raise TopologyError(str(target), [Problem("", words)])
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

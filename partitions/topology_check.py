@@ -188,13 +188,13 @@ class Check:
         for key in ("kernel", "initrd"):
             path = self.folder / getattr(vm, key)
             if getattr(vm, key) and not path.is_file():
-                self.problem((*keys, key), f'there is no file "{path}"{self.kernel_hint(path)}')
+                self.problem((*keys, key), f'there is no file "{os.path.normpath(path)}"{self.kernel_hint(path)}')
 
     def kernel_hint(self, path: Path) -> str:
         """What helps where a kernel is missing: a script beside the topology that gets one, or the right name."""
-        script = self.folder / KERNEL_SCRIPT
+        script = path.parent / KERNEL_SCRIPT
         if script.is_file():
-            return f"; get it with: {script}"
+            return f"; get it with: {os.path.relpath(script)}"
         near = nearest(path.name, siblings(path))
         return f'; did you mean "{near}"?' if near else ""
 

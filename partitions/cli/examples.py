@@ -36,11 +36,13 @@ def call(options: argparse.Namespace) -> int:
 
 def copy(name: str, target: str) -> int:
     """Copy an example's folder without what runs left in it."""
-    from partitions.examples import example_names, find_example
+    from partitions.examples import example_names, find_example, near_example
 
     folder = find_example(name)
     if folder is None:
-        raise Refusal(f'no example "{name}"; there are {", ".join(example_names())}')
+        near = near_example(name)
+        hint = f'did you mean "{near}"?' if near else f"there are {', '.join(example_names())}"
+        raise Refusal(f'no example "{name}"; {hint}')
     if Path(target).exists():
         raise Refusal(f'"{target}" exists already; name a new folder')
     try:

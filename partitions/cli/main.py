@@ -6,13 +6,15 @@ Verbs import what they need when they run: `partita --help` and shell completion
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from partitions.cli import boundary, doctor, examples, explain, run, schema, validate
-from partitions.cli.common import INTERRUPTED, OK, Refusal
+from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (run, explain, validate, examples, doctor, boundary, schema)
 
@@ -42,10 +44,29 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unknown_verb(word: str, names: Sequence[str]) -> str:
+    from partitions.examples import find_example
+
+    near = difflib.get_close_matches(word, names, n=1)
+    if near:
+        return f'there is no verb "{word}"; did you mean "{near[0]}"?'
+    if find_example(word) is not None or Path(word).exists():
+        return f'there is no verb "{word}"; did you mean "partita run {word}"?'
+    return f'there is no verb "{word}"; there are {", ".join(names)}'
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 a guest failed, 2 usage or topology, 124 timeout."""
-    options = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser()
+    if not given:
+        parser.print_help()
+        return USAGE
+    names = [verb.__name__.rpartition(".")[2] for verb in VERBS]
     try:
+        if not given[0].startswith("-") and given[0] not in names:
+            raise Refusal(_unknown_verb(given[0], names))
+        options = parser.parse_args(given)
         status: int = options.call(options)
         sys.stdout.flush()
         return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_help_is_fast() -> None:
         assert f"    {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x", "--clok", "real"], ["validate"]])
+@pytest.mark.parametrize("arguments", [["run"], ["run", "x", "--clok", "real"], ["validate"]])
 def test_usage_errors(arguments: list[str], capsys: Capture) -> None:
     """A command line that cannot be read ends with the status 2 and says how it is meant."""
     with pytest.raises(SystemExit) as caught:
@@ -212,4 +213,33 @@ def test_a_kernel_that_is_not_there_yet(topology: MakeTopology, capsys: Capture)
     assert capsys.readouterr().err.endswith(f'kernel: there is no file "{folder}/vmlinuz"\n')
     (folder / "get-kernel").touch()
     assert main(["validate", str(folder)]) == 2
-    assert f"; get it with: {folder}/get-kernel\n" in capsys.readouterr().err
+    assert f"; get it with: {os.path.relpath(folder)}/get-kernel\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["runn", "01"], 'there is no verb "runn"; did you mean "run"?'),
+        (["03-disk"], 'there is no verb "03-disk"; did you mean "partita run 03-disk"?'),
+        (["zzz"], 'there is no verb "zzz"; there are run, explain, validate, examples, doctor, boundary, schema'),
+        (["run", "diks"], 'diks: no such folder, file or example; did you mean "03-disk"?'),
+        (["examples", "--copy", "kresh", "x"], 'no example "kresh"; did you mean "05-crash"?'),
+        (["run", __file__], f"{__file__}: is a Python program; write a topology that names it:"),
+    ],
+)
+def test_slips_of_the_fingers(typed: list[str], words: str, capsys: Capture) -> None:
+    """One line that says what was probably meant."""
+    assert main(typed) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_nothing_at_all(capsys: Capture) -> None:
+    """Somebody who types the bare command wants to know what there is."""
+    assert main([]) == 2
+    assert "Start with `partita examples`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["3", "03", "disk", "03-disk", "03-disk/"])
+def test_examples_by_what_people_type(name: str, capsys: Capture) -> None:
+    """By number, word or name."""
+    assert main(["validate", name]) == 0
