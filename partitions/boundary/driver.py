@@ -109,9 +109,9 @@ class Session:
                 case protocol.Read(gpa=gpa, length=length):
                     if length > protocol.MAX_TRANSFER:
                         raise _refuse(command.id, "length", f"Expected at most {protocol.MAX_TRANSFER} bytes")
-                    return protocol.Data(id=command.id, data=memory.read(gpa, length).hex())
+                    return protocol.Data(id=command.id, data=memory.read(int(gpa), int(length)).hex())
                 case protocol.Write(gpa=gpa, data=data):
-                    memory.write(gpa, data)
+                    memory.write(int(gpa), data)
                     return protocol.Done(id=command.id)
                 case _:
                     assert_never(command)
@@ -133,11 +133,11 @@ class Session:
         try:
             match command:
                 case protocol.Hypercall(control=control, input=input_gpa, output=output_gpa):
-                    return _returned(command.id, vp.hypercall(control, input_gpa, output_gpa))
+                    return _returned(command.id, vp.hypercall(int(control), int(input_gpa), int(output_gpa)))
                 case protocol.ReadMsr(msr=msr):
-                    return protocol.Value(id=command.id, value=vp.read_msr(msr))
+                    return protocol.Value(id=command.id, value=vp.read_msr(int(msr)))
                 case protocol.WriteMsr(msr=msr, value=value):
-                    vp.write_msr(msr, value)
+                    vp.write_msr(int(msr), int(value))  # registers keep what they are given: plain numbers
                     return done
                 case protocol.Cpuid(leaf=leaf, subleaf=subleaf):
                     eax, ebx, ecx, edx = vp.cpuid(_u32(command.id, "leaf", leaf), _u32(command.id, "subleaf", subleaf))

@@ -187,6 +187,19 @@ def test_bad_lines(topology: Topology, line: bytes | None, expected: dict[str, A
     assert answers == [{"ok": False, "error": "bad_line", **expected}, {"id": 99, "ok": True}]
 
 
+def test_registers_keep_what_was_written(topology: Topology) -> None:
+    """A register that was written could not be read: it had kept the number as the line's own type, which no answer has.
+
+    The session ended with a TypeError; Linux reads each SynIC register back before it changes it.
+    """
+    kept = {0x40000000: 1 << 63, 0x40000083: 0x2001, 0x40000082: 0x3001, 0x40000092: 0x100F3, 0x40000103: 77}
+    commands = [{"op": "wrmsr", "msr": msr, "value": hex(value)} for msr, value in kept.items()]
+    commands += [{"op": "rdmsr", "msr": hex(msr)} for msr in kept]
+    answers = say(topology, *commands)
+    assert [answer["ok"] for answer in answers] == [True] * len(commands)
+    assert [answer["value"] for answer in answers[len(kept) :]] == list(kept.values())
+
+
 def test_memory(topology: Topology) -> None:
     """Memory is read and written as it lies there; nothing moves where any of it is missing."""
     end = 2 << 20
