@@ -188,7 +188,7 @@ def test_bad_lines(topology: Topology, line: bytes | None, expected: dict[str, A
 
 
 def test_registers_keep_what_was_written(topology: Topology) -> None:
-    """A register that was written could not be read: it had kept the number as the line's own type, which no answer has.
+    """A register that was written could not be read: it kept the number as the line's own type, which no answer has.
 
     The session ended with a TypeError; Linux reads each SynIC register back before it changes it.
     """
