@@ -242,8 +242,21 @@ async def test_arguments_that_cannot_be() -> None:
         disk = storage.disks[0]
         with pytest.raises(ValueError, match="100 bytes are not whole blocks of 512"):
             await disk.write(0, bytes(100))
-        with pytest.raises(ValueError, match="-1"):
-            await disk.read(-1)
+        with disk.buffer(512) as buffer:
+            for lba in (-1, 1 << 64):
+                message = f"1 blocks at block {lba}"
+                with pytest.raises(ValueError, match=message):
+                    await disk.read(lba)
+                with pytest.raises(ValueError, match=message):
+                    await disk.write(lba, bytes(512))
+                with pytest.raises(ValueError, match=message):
+                    await disk.read_into(lba, buffer, count=1)
+                with pytest.raises(ValueError, match=message):
+                    await disk.write_from(lba, buffer, count=1)
+            with pytest.raises(ValueError, match="-1 blocks at block 0"):
+                await disk.read_into(0, buffer, count=-1)
+        with pytest.raises(ScsiError, match="out of range"):
+            await disk.read((1 << 64) - 1)
 
 
 # --- failures

@@ -177,8 +177,7 @@ class Disk:
 
     async def discard(self, lba: int, count: int) -> None:
         """Give the room of a range back to the host; it reads as zeros then. A disk that is not thin refuses."""
-        if lba < 0 or count < 0:
-            raise ValueError(f"{count} blocks at block {lba}")
+        _check_range(lba, count)
         with self.buffer(PAGE_SIZE) as buffer:
             if not self._most_discarded:
                 self._most_discarded = await self._discard_limit(buffer)
@@ -241,7 +240,8 @@ class Disk:
             if buffer.abandoned:
                 await buffer.idle()
             blocks = (buffer.size - offset) // size if count is None else count
-            if offset < 0 or blocks < 0 or offset + blocks * size > buffer.size:
+            _check_range(first, blocks)
+            if offset < 0 or offset + blocks * size > buffer.size:
                 raise ValueError(f"{blocks} blocks at byte {offset} are not within a buffer of {buffer.size} bytes")
             lba, position = first, offset
             while blocks:
@@ -262,8 +262,7 @@ class Disk:
         pieces: list[tuple[int, int, int]] = []
         blocks = 0
         for index, (lba, count) in enumerate(requests):
-            if lba < 0 or count < 0:
-                raise ValueError(f"{count} blocks at block {lba}")
+            _check_range(lba, count)
             while count:
                 part = count if count <= most else most
                 if blocks + part > per_window:
@@ -338,6 +337,12 @@ class Disk:
 
     def _without_data(self, cdb: bytes) -> Request:
         return self._storage.without_data(self._address, cdb)
+
+
+def _check_range(lba: int, count: int) -> None:
+    """What no CDB can say is the caller's mistake; what is merely past the end is for the disk to refuse."""
+    if lba < 0 or count < 0 or lba + count > 1 << 64:
+        raise ValueError(f"{count} blocks at block {lba}")
 
 
 def _form_key(direction: Direction, count: int, offset: int, fua: bool) -> int:
