@@ -15,7 +15,9 @@ from hypervisor.machine import GeneralProtection, Machine
 from hypervisor.memory import MAX_STITCHED_PIECES, GuestMemory, MemoryBlock
 from hypervisor.msr import Msr
 from hypervisor.pages import PAGE_SIZE, Access
+from partitions import ports
 from partitions.host import ExitReason, Host, VmState
+from partitions.root.worker import QUICK_RESETS
 from partitions.topology_schema import DiskTable, Size
 from tests.doubles.boundary_guest import boundary_guest, run
 from tests.doubles.root import MIB, bare_host, say, topology, vm_table
@@ -118,6 +120,40 @@ async def test_a_guest_that_swallows_its_cancellation_is_named(autojump_clock: t
         assert host["evil"].state is VmState.OFF
         assert host.trace.warnings[partition, "guest_outlives_power"] == 1
         await still_beats(host)
+
+
+async def test_a_guest_that_resets_itself_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """Each boot began with the next reset: the host did nothing else, and on the virtual clock no time ever passed."""
+
+    async def evil(machine: Machine) -> None:
+        machine.port_out(ports.RESET, 1, ports.RESET_NOW)
+        await trio.sleep_forever()
+
+    async with bare_host({"evil": evil, "sibling": beating}, *TABLES) as host:
+        await host.start_all()
+        await still_beats(host)
+        worker = host["evil"]._managed.worker
+        assert worker is not None
+        assert QUICK_RESETS < worker.resets < QUICK_RESETS + 20
+        await host["evil"].turn_off()
+        assert host["evil"].exit is not None
+        assert host["evil"].exit.reason is ExitReason.TURNED_OFF
+
+
+async def test_resets_far_apart_are_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """A guest that works between its resets never waits."""
+
+    async def evil(machine: Machine) -> None:
+        await machine.sleep_until(11_000_000)
+        machine.port_out(ports.RESET, 1, ports.RESET_NOW)
+        await trio.sleep_forever()
+
+    async with bare_host(evil) as host:
+        await host["web"].start()
+        await trio.sleep(1.1 * 40 + 0.5)
+        worker = host["web"]._managed.worker
+        assert worker is not None
+        assert worker.resets == 40
 
 
 # --- exceptions
