@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import textwrap
 from typing import Final
 
 import msgspec
@@ -97,7 +98,7 @@ def _steps(seen: Progress, kvm: bool, processors: int) -> list[Step]:
         Step(
             "CPUID",
             Reached.UNSEEN if seen.enlightened is None else Reached.YES,
-            f'{quiet}; that it used a synthetic register shows that it saw "Microsoft Hv"'
+            f"{quiet}; inferred from what follows"
             if seen.enlightened is not None
             else f"{quiet}, and no synthetic register has been used yet",
             when(seen.enlightened),
@@ -324,15 +325,17 @@ def _notes(explainer: Explainer, processors: int) -> list[str]:
     return notes
 
 
-def lines(told: Explanation) -> list[str]:
-    """The explanation for people."""
+def lines(told: Explanation, *, width: int = 100) -> list[str]:
+    """The explanation for people; sentences are wrapped at `width` columns."""
     head = f"{told.vm}: how far it got in {told.seconds:.3f} s"
-    width = max(len(step.name) for step in told.steps)
+    longest = max(len(step.name) for step in told.steps)
     shown = [head]
     for step in told.steps:
         moment = "" if step.time is None else f"{step.time:.3f} s"
-        shown.append(f"  {step.reached:<3}  {step.name:<{width}}  {moment:>10}  {step.detail}")
-    shown += [f"  note: {words}" for words in told.notes]
-    whole = "nothing is missing" if told.complete else "every step was reached before it fell"
-    shown += [f"  next: {words}" for words in told.next] or [f"  {whole}"]
+        shown.append(f"  {step.reached:<3}  {step.name:<{longest}}  {moment:>10}  {step.detail}")
+    for label, sentences in (("note: ", told.notes), ("next: ", told.next)):
+        for words in sentences:
+            shown += textwrap.wrap(words, width, initial_indent=f"  {label}", subsequent_indent=" " * (2 + len(label)))
+    if not told.next:
+        shown.append("  nothing is missing" if told.complete else "  every step was reached before it fell")
     return shown

@@ -207,7 +207,9 @@ class Viewer:
         """The results."""
         self.close()
         if outcome.ending is not Ending.ENDED:
-            self.note(f"note: {outcome.ending}: VMs that were still on have been turned off")
+            cut = any(row.exit == ExitReason.TURNED_OFF.value for row in outcome.vms)
+            rest = ": VMs that were still on have been turned off" if cut else ""
+            self.note(f"note: {outcome.ending}{rest}")
         if self.json:
             print_json(outcome)
             return
