@@ -107,6 +107,15 @@ class KvmVp:
         self.vcpu.pause(suspended)
 
 
+def exit_latencies(partition: Partition) -> list[int]:
+    """Nanoseconds that its last exits took, all processors together; empty where it is not on KVM or has ended.
+
+    What is counted begins when the vCPU's thread has the interpreter, and ends with the next KVM_RUN.
+    """
+    runners = [vp.runner for vp in partition.vps.values()]
+    return [latency for runner in runners if isinstance(runner, KvmVp) for latency in list(runner.vcpu.latencies)]
+
+
 class KvmBackend:
     """Runs one partition on KVM. `load` lays the kernel into guest memory and says where it starts."""
 

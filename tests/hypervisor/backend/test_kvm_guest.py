@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from hypervisor.backend.kvm import machine
-from hypervisor.backend.kvm.backend import DOORBELL_PORT, KvmBackend
+from hypervisor.backend.kvm.backend import DOORBELL_PORT, KvmBackend, exit_latencies
 from hypervisor.msr import CRASH_NOTIFY, PAGE_ENABLE, RESET_PARTITION, Msr
 from hypervisor.status import HvStatus
 from partitions import ports
-from partitions.host import ExitReason, VmState
+from partitions.host import ExitReason, Host, VmState
 from tests.doubles import kvm_guest as guest
 from tests.doubles.kvm_guest import HALT, POWER_OFF, SPIN, host_of, say
 
@@ -126,6 +126,7 @@ async def test_a_paused_guest_stands_still_and_goes_on_where_it_was() -> None:
             vcpu = made[0]._vcpus[0]
             for _ in range(20):
                 await until(lambda: vcpu.exits["IO"] >= 10)
+                assert 0 < min(exit_latencies(host.hypervisor.partitions[vm_id(host)])) < 10**9
                 await vm.pause()
                 await trio.sleep(0.01)
                 vcpu.exits.clear()
@@ -133,6 +134,10 @@ async def test_a_paused_guest_stands_still_and_goes_on_where_it_was() -> None:
                 assert vcpu.exits["IO"] == 0
                 await vm.resume()
             assert vm.state is VmState.RUNNING
+
+
+def vm_id(host: Host) -> int:
+    return max(host.hypervisor.partitions)
 
 
 async def test_registers_and_ports_answer() -> None:
