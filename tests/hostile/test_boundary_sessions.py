@@ -8,6 +8,7 @@ answers carry no bytes of the host's (I15).
 
 from __future__ import annotations
 
+import io
 import struct
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypervisor.pages import PAGE_SIZE
 from hypervisor.status import HvStatus
 from partitions import ports
 from partitions.host import ExitReason, Host, VmState
+from partitions.logs import human_sink, json_sink
 from partitions.topology_schema import DiskTable, Size
 from tests.doubles import root
 from tests.doubles.boundary_guest import (
@@ -99,7 +101,10 @@ SAID = st.one_of(
     *(MESSAGE, GPADL, OPEN),
     st.builds(lambda one, rest: one + rest, MESSAGE, st.binary(max_size=224)),
 )
-PACKET = st.builds(
+SUBCHANNELS = st.integers(0, 3).map(
+    lambda count: struct.pack("<HHHHQ", 6, 2, 10, 1, 1) + struct.pack("<IIIH", 13, 1, 0, count).ljust(64, b"\0")
+)
+PACKET = SUBCHANNELS | st.builds(
     lambda kind, offset8, length8, flags, body: struct.pack("<HHHHQ", kind, offset8, length8, flags, 1) + body,
     st.sampled_from([6, 6, 9, 9, 7, 0xB, 0]),
     st.sampled_from([2, 2, 5, 3, 0, 11]),
@@ -238,30 +243,36 @@ def bounded(host: Host) -> None:
         assert len(server._outbox) <= 64
         assert server.gpadl_count <= MAX_GPADLS
         assert server._state.gpadls.words <= MAX_GPADL_WORDS
-        assert len(server.channels) <= 1
+        assert len(server.channels) <= 2, "the disk controller and, of two processors, one subchannel"
     partition = worker.partition if worker is not None else None
     if partition is not None:
         assert 0 <= partition.pool.in_use <= 120
         assert len(partition.ports) <= 3
-        assert len(partition.connections) <= 3
+        assert len(partition.connections) <= 4
         for vp in partition.vps.values():
             assert vp.synic.queued <= 16 * len(partition.ports)
             assert len(vp.registers) == 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(BEGIN, st.lists(ACT, min_size=1, max_size=30))
-@example("ready", [{"op": "out", "port": ports.RESET, "size": 1, "value": 6, "vp": 0}, {"op": "take"}])
-@example("ready", [{"op": "wrmsr", "msr": int(Msr.SIMP), "value": RINGS | 1, "vp": 0}] * 2)
-@example("open", [{"op": "wrmsr", "msr": int(Msr.SIEFP), "value": (RINGS + (RING_PAGES << 12)) | 1, "vp": 0}])
-def test_a_guest_does_what_it_does_to_itself(how: str, steps: list[dict[str, Any]]) -> None:
-    """Answers are known ones, the sibling's connections go on, and turning the VM off leaves what was there before."""
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(BEGIN, st.booleans(), st.lists(ACT, min_size=1, max_size=30))
+@example("ready", False, [{"op": "out", "port": ports.RESET, "size": 1, "value": 6, "vp": 0}, {"op": "take"}])
+@example("ready", False, [{"op": "wrmsr", "msr": int(Msr.SIMP), "value": RINGS | 1, "vp": 0}] * 2)
+@example("open", True, [{"op": "wrmsr", "msr": int(Msr.SIEFP), "value": (RINGS + (RING_PAGES << 12)) | 1, "vp": 0}])
+def test_a_guest_does_what_it_does_to_itself(how: str, watched: bool, steps: list[dict[str, Any]]) -> None:
+    """Answers are known ones, the sibling's connections go on, and turning the VM off leaves what was there before.
+
+    Watched or not: what is told of a guest's mistakes is made of its words.
+    """
 
     async def session(folder: Path) -> None:
         evil = vm_table("evil", memory=Size(MEMORY), processors=2, disk=[DiskTable(path="d.img", size=Size(MIB))])
         machine = topology(evil, vm_table("sibling"), folder=folder)
         async with boundary_guest(machine, siblings={"sibling": sibling}) as guest:
             host = guest.host
+            if watched:
+                host.trace.add_sink(json_sink(io.BytesIO(), host.trace))
+                host.trace.add_sink(human_sink(io.StringIO(), host.trace, colour=False))
             before = others(host)
             await begin(guest, how)
             for step in steps:
