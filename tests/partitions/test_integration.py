@@ -78,6 +78,36 @@ async def test_without_the_component_the_button_is_pressed(autojump_clock: trio.
         assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF
 
 
+async def test_a_guest_that_refuses_feels_the_button(autojump_clock: trio.abc.Clock) -> None:
+    """It may say no to the request; the button is another matter."""
+
+    async def main(guest: Guest) -> None:
+        driver = await guest.driver("shutdown")
+        driver.on_request = lambda flags, text: False
+        await wait(guest)
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        assert not await vm.restart()
+        assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF
+
+
+async def test_a_driver_that_a_program_takes_off(autojump_clock: trio.abc.Clock) -> None:
+    """Contact is gone with the channel, and the guest can still be shut down."""
+
+    async def main(guest: Guest) -> None:
+        await guest.settled()
+        for name in ("shutdown", "heartbeat"):
+            await guest.unbind(name)
+        await wait(guest)
+
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        assert vm.integration["shutdown"] is vm.integration["heartbeat"] is Contact.NONE
+        assert vm.integration["kvp"] is Contact.READY
+        assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF
+
+
 async def test_restart_on_request(autojump_clock: trio.abc.Clock) -> None:
     """The guest goes the whole way back and boots again, in the same run."""
     boots = 0
