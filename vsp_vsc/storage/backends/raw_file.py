@@ -45,6 +45,7 @@ class RawFileBackend:
 
     def __init__(self, fd: int, path: Path, size: int, *, read_only: bool, inline: bool) -> None:
         self._fd = fd
+        self._closed = False
         self.path = path
         self.size_bytes = size
         self.read_only = read_only
@@ -117,12 +118,21 @@ class RawFileBackend:
         )
 
     def close(self) -> None:
-        """Finish what was submitted, unlock and close the image."""
-        if self._fd >= 0:
-            if self._worker is not None:
-                self._worker.close()
-            os.close(self._fd)
-            self._fd = -1
+        """Finish what was submitted, unlock and close the image.
+
+        Does not wait for a disk that takes long over it: the image stays locked until that is done.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._worker is not None:
+            self._worker.close(self._let_go)
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
 
     def _perform(self, job: Job) -> None:
         """One job, in the worker's thread or the caller's. Raises OSError."""

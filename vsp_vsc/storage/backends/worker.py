@@ -18,6 +18,8 @@ import trio
 from vsp_vsc.storage.backends.base import IoOperation, Job
 
 _LARGEST_BATCH = 64
+CLOSE_SECONDS = 0.5
+"""How long the Trio thread, and with it the host, waits for a thread that ends. A guest can leave it a long flush."""
 
 
 class BatchWorker:
@@ -29,6 +31,7 @@ class BatchWorker:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._at_end: Callable[[], None] = lambda: None
         self.batches = 0
         """Written by the thread only."""
 
@@ -41,12 +44,18 @@ class BatchWorker:
             self._thread.start()
         self._jobs.put(job)
 
-    def close(self) -> None:
-        """Let the thread finish its queue and end. What it has not delivered by then is delivered by Trio's loop."""
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
+    def close(self, at_end: Callable[[], None]) -> None:
+        """Let the thread finish its queue, then call `at_end`: before this returns, or later and in the thread.
+
+        What it has not delivered by then is delivered by Trio's loop.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            at_end()
+            return
+        self._at_end = at_end
+        self._jobs.put(None)
+        thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         ended = False
@@ -65,6 +74,7 @@ class BatchWorker:
                 finished.append(job)
             if finished:
                 self._deliver(finished)
+        self._at_end()
 
     def _take(self) -> tuple[list[Job], bool]:
         """Wait for a job, then take what else is there; true once no more will come."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from vsp_vsc.storage.backends import raw_file
+from vsp_vsc.storage.backends import raw_file, worker
 from vsp_vsc.storage.backends.base import ImageInUse, ImageSizeError, IoOperation, Job, flush, read, run, write
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
 
@@ -359,3 +359,28 @@ async def test_no_thread_starts_for_a_disk_that_is_only_read(image: Path) -> Non
     assert threading.active_count() == before
     backend.close()
     backend.close()
+
+
+async def test_a_close_does_not_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
+    """A guest wrote much, asked for a flush and switched off: the host stood still until the disk was done.
+
+    The image stays locked until then, so nobody else gets at it half written.
+    """
+    monkeypatch.setattr(worker, "CLOSE_SECONDS", 0.01)
+    go_on = threading.Event()
+    monkeypatch.setattr(raw_file, "_flush", lambda fd: go_on.wait(10))
+    backend = RawFileBackend.open(image)
+    done = trio.Event()
+    backend.submit(Job(IoOperation.FLUSH, lambda error: done.set()))
+    assert backend._worker is not None
+    thread = backend._worker._thread
+    assert thread is not None
+    backend.close()
+    assert thread.is_alive()
+    with pytest.raises(ImageInUse):
+        RawFileBackend.open(image)
+    go_on.set()
+    with trio.fail_after(10):
+        await done.wait()
+        await trio.to_thread.run_sync(thread.join)
+    RawFileBackend.open(image).close()
