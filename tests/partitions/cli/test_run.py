@@ -292,3 +292,14 @@ def test_a_full_disk_under_the_trace(topology: MakeTopology, capsys: Capture) ->
     assert "web | 299\n" in captured.out
     assert re.search(r"web +off +powered off \(0\)", captured.out)
     assert captured.err == "error: --trace /dev/full: No space left on device; the run went on without it\n"
+
+
+def test_a_real_run_leaves_test_tools_alone(topology: MakeTopology) -> None:
+    """trio.testing brings pytest along where that is installed: 9 MiB that nobody has a use for in a run."""
+    code = (
+        "import sys; from partitions.cli.main import main; status = main(sys.argv[1:]); "
+        "print(status, [name for name in ('trio.testing', 'pytest', 'hypothesis') if name in sys.modules])"
+    )
+    call = [sys.executable, "-c", code, "run", str(topology(web="pass"))]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
