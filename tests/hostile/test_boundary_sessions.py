@@ -44,6 +44,7 @@ from tests.doubles.boundary_guest import (
     boundary_guest,
     run,
 )
+from tests.doubles.campaign import examples
 from tests.doubles.root import MIB, boot_synic, held, say, topology, vm_table
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
 from vmbus.server.service import INBOX_MESSAGES
@@ -254,7 +255,7 @@ def bounded(host: Host) -> None:
             assert len(vp.registers) == 0
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BEGIN, st.booleans(), st.lists(ACT, min_size=1, max_size=30))
 @example("ready", False, [{"op": "out", "port": ports.RESET, "size": 1, "value": 6, "vp": 0}, {"op": "take"}])
 @example("ready", False, [{"op": "wrmsr", "msr": int(Msr.SIMP), "value": RINGS | 1, "vp": 0}] * 2)

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hypervisor.pages import PAGE_SIZE
+from tests.doubles.campaign import examples
 from vmbus.ring import Packet, PacketType, RingError, RingReader, RingWriter, ring_bytes
 
 words = st.one_of(
@@ -31,7 +32,7 @@ def region_of(index_in: int, index_out: int, mask: int, pending: int, data: byte
     return memoryview(region)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(words, words, words, words, contents, st.integers(1, 70), st.sampled_from([16, 24, 100, 65536]), st.booleans())
 @example(8, 0, 0, 0, b"", 64, 65536, False)
 @example(0, 8, 0, 0, struct.pack("<HHHHQ", 6, 2, 0xFFFF, 0, 1), 64, 65536, False)
@@ -60,7 +61,7 @@ def test_any_bytes(
     reader.unmask()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(words, words, words, words, st.lists(st.integers(0, 500), max_size=20), st.booleans())
 def test_any_control_words_for_a_writer(
     index_in: int, index_out: int, mask: int, pending: int, sizes: list[int], shared: bool

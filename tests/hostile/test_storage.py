@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hypervisor.trace import Trace
 from hypervisor.wire import WireError
+from tests.doubles.campaign import examples
 from tests.doubles.storage import PlainPlatform, SlowBackend, StoragePair, serving
 from tests.doubles.storage_guest import Completion, ask, command, control, handshake
 from vmbus.ring import Packet, PacketType
@@ -455,7 +456,7 @@ def shapeless(draw: st.DrawFn) -> Packet:
     return Packet(kind, draw(st.sampled_from([0, 1, 1, 1])), draw(words64), offset, body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.one_of(structured(), shapeless()), max_size=8), st.sampled_from([None, *Version]))
 @example([read(pages=[255]), read(pages=[256])], Version.WIN10)
 def test_no_packets_do_harm(packets: list[Packet], version: Version | None) -> None:
@@ -486,7 +487,7 @@ def nearly_a_read(draw: st.DrawFn) -> Packet:
     return Packet(packet.type, 1, draw(words64), packet.data_offset, bytes(body))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(nearly_a_read(), min_size=1, max_size=12))
 @example([read(cdb=read_cdb(2, 1)), read(cdb=read_cdb(4, 1))])
 def test_the_quick_way_of_a_read_leads_to_the_same_place(packets: list[Packet]) -> None:
@@ -502,7 +503,7 @@ def test_the_quick_way_of_a_read_leads_to_the_same_place(packets: list[Packet]) 
     assert quick.platform.memory == slow.platform.memory
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(structured(), min_size=1, max_size=6))
 def test_a_disk_that_nobody_wrote_to_is_as_it_was(packets: list[Packet]) -> None:
     """No other command than WRITE changes it."""

@@ -8,6 +8,7 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.doubles.campaign import examples
 from tests.doubles.vmbus_guest import ScriptedGuest, scsi
 from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
 from vmbus.protocol import messages as m
@@ -295,4 +296,4 @@ class HostileGuest(RuleBasedStateMachine):
 
 
 TestHostileGuest = HostileGuest.TestCase
-TestHostileGuest.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestHostileGuest.settings = settings(max_examples=examples(60), stateful_step_count=60, deadline=None)
