@@ -89,6 +89,13 @@ def test_sense_in_words() -> None:
     assert decode_sense(b"\x70\x00\x0e").words.startswith("sense key Eh")
 
 
+@pytest.mark.parametrize(("specific", "field"), [(0xC0, 4), (0x80, None), (0x40, None)])
+def test_a_field_pointer_counts_where_it_is_valid_and_into_the_cdb(specific: int, field: int | None) -> None:
+    """SPC-4, 4.5.2.4.2: SKSV says that there is a pointer, C/D that it is into the CDB and not into parameters."""
+    data = bytes([0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x26, 0, 0, specific, 0, 4])
+    assert decode_sense(data).field == field
+
+
 @given(st.binary(max_size=40))
 def test_any_sense_data_can_be_decoded(data: bytes) -> None:
     """Hosts send what they like."""
