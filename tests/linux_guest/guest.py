@@ -38,6 +38,9 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 stty -echo -onlcr
 load() {{ insmod $(ls /modules/[0-9]*-$1.ko) $2; }}
 all() {{ for module in $(ls /modules/*.ko); do insmod $module; done; }}
+disk() {{ # disk LUN: its name, which depends on whose probe was the first to end
+  for block in /sys/class/scsi_disk/*:0:0:$1/device/block/*; do echo ${{block##*/}}; done
+}}
 await() {{ # await SECONDS COMMAND...
   tenths=$(($1 * 10)); shift
   while ! "$@" 2>/dev/null; do

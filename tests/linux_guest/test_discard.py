@@ -19,14 +19,16 @@ MIB = 1 << 20
 BARE_SIZE, FILES_SIZE = 16 * MIB, 32 * MIB
 LINES = "file sizes in KiB, as the file system outside sees them"
 
-DIGEST = "dd if=/dev/sda bs=64k iflag=direct 2>/dev/null | sha256sum"
+# By LUN: disks are probed in parallel, and the first to answer is sda.
+BARE, WITH_FILES, FIXED = (f"/dev/$(disk {lun})" for lun in range(3))
+DIGEST = f"dd if={BARE} bs=64k iflag=direct 2>/dev/null | sha256sum"
 QUEUE = """
 cd /sys/block/$1/queue
 echo rotational $(cat rotational) granularity $(cat discard_granularity) most $(cat discard_max_bytes)
 cat /sys/block/$1/device/scsi_disk/*/provisioning_mode
 """
-FILES = """
-mount -t ext4 /dev/sdb /mnt || exit 1
+FILES = f"""
+mount -t ext4 {WITH_FILES} /mnt || exit 1
 dd if=/dev/urandom of=/mnt/large bs=1M count=16 2>/dev/null && cp /init /mnt/small && sync
 """
 
@@ -60,14 +62,14 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     fixed.write_bytes(content[:MIB])
     room = Room(bare, files)
     steps = {
-        "load": "all; await 10 test -b /dev/sdc",
-        "bare queue": "set sda" + QUEUE,
-        "fixed queue": "set sdc" + QUEUE,
-        "part": f"blkdiscard -o {4 * MIB} -l {8 * MIB} /dev/sda; {DIGEST}",
+        "load": "all; await 10 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc",
+        "bare queue": "set $(disk 0)" + QUEUE,
+        "fixed queue": "set $(disk 2)" + QUEUE,
+        "part": f"blkdiscard -o {4 * MIB} -l {8 * MIB} {BARE}; {DIGEST}",
         "part outside": "sleep 0.3",
-        "whole": f"blkdiscard /dev/sda; {DIGEST}",
+        "whole": f"blkdiscard {BARE}; {DIGEST}",
         "whole outside": "sleep 0.3",
-        "fixed": "blkdiscard /dev/sdc && echo done || echo refused",
+        "fixed": f"blkdiscard {FIXED} && echo done || echo refused",
         "files": FILES,
         "files outside": "sleep 0.3",
         "trim": "fstrim -v /mnt; rm /mnt/large; sync; fstrim -v /mnt",

@@ -15,6 +15,12 @@ LUNS = 3
 PATHS, TARGETS = 8, 2
 """What storvsc looks at, whatever a host says: STORVSC_MAX_CHANNELS and STORVSC_MAX_TARGETS."""
 
+DISKS = """
+cd /sys/block; for lun in 0 1 2; do
+  d=$(disk $lun); echo $lun $(cat $d/size $d/device/vendor $d/device/model)
+done
+"""
+
 Boot = tuple[guest.Evidence, Counter[tuple[int, int, int, str]]]
 
 
@@ -35,9 +41,9 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
             commands[path, target, lun, event.words] += 1
 
     steps = {
-        "load": "all; await 10 test -b /dev/sdc; sleep 0.5",
+        "load": "all; await 10 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc; sleep 0.5",
         "units": "ls -1 /sys/class/scsi_device",
-        "disks": "cd /sys/block; for d in sd*; do echo $d $(cat $d/size $d/device/vendor $d/device/model); done",
+        "disks": DISKS,
         "complaints": "dmesg | grep -iE 'scsi|storvsc|sd ' | grep -iE 'error|fail|not supported|unexpected' || true",
     }
     return guest.boot(guest.Plan(steps=steps, disks=disks), folder, sinks=[count]), commands
@@ -48,9 +54,7 @@ def test_linux_finds_the_disks_and_no_others(boot: Boot, evidence: Callable[[str
     seen, _ = boot
     addresses = [line.split(":", 1)[1] for line in seen["units"].splitlines()]
     assert addresses == [f"0:0:{lun}" for lun in range(LUNS)]
-    assert seen["disks"].splitlines() == [
-        f"sd{'abc'[lun]} {(lun + 1) * 2048} PARTITA VIRTUAL DISK" for lun in range(LUNS)
-    ]
+    assert seen["disks"].splitlines() == [f"{lun} {(lun + 1) * 2048} PARTITA VIRTUAL DISK" for lun in range(LUNS)]
     assert seen["complaints"] == ""
     evidence("hv_storvsc", f"units: {' '.join(addresses)}\n{seen['disks']}")
 
