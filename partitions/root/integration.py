@@ -102,8 +102,12 @@ class Kvp:
         return await self._component().items(pool)
 
     async def get(self, key: str, pool: Pool = Pool.GUEST) -> Value | None:
-        """One item, read now; None if the guest has none of that key. `ValueError` for a key that cannot be."""
-        return await self._component().get(key, pool)
+        """One item, read now; None if the guest has none of that key.
+
+        Looked up among all items of the pool: Linux's driver takes a single value from the wrong place in its daemon's
+        answer, four bytes too far on.
+        """
+        return (await self._component().items(pool)).get(key)
 
     async def set(self, key: str, value: Value, pool: Pool = Pool.EXTERNAL) -> None:
         """Store an item in the guest. `ValueError` for what cannot be stored."""

@@ -158,7 +158,7 @@ async def asked(folder: Path) -> list[str]:
             record = await vm.wait()
             nursery.cancel_scope.cancel()
         assert (record.reason, record.resets) == (ExitReason.POWERED_OFF, 1)
-        return [line for line in vm.console.lines() if line.startswith(ASKED)]
+        return [line.rstrip("\r") for line in vm.console.lines() if line.startswith(ASKED)]
 
 
 def test_restart_and_power_off_on_request(tmp_path: Path, evidence: Callable[[str, str], None]) -> None:
