@@ -44,6 +44,7 @@ bench: $(READY) ## speed, as ratios against what one would use instead
 	$(BIN)/python -m benchmarks
 
 fuzz: $(READY) ## long random campaigns against every decoder and state machine
+	$(BIN)/python -m pytest -q -m slow tests
 	$(BIN)/python -m pytest -q tests/hostile --hypothesis-profile=long
 
 wheel: $(READY) ## build the wheel and run an example from it, outside the checkout
