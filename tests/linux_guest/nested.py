@@ -97,6 +97,7 @@ def _watch(machine: list[str], timeout: float) -> int:
         assert process.stdout is not None
         late = threading.Timer(timeout, kill, (process, f"the outer machine took more than {timeout:g} s"))
         late.start()
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             for raw in process.stdout:
                 line = raw.decode("utf-8", "replace").replace("\r", "")
@@ -114,6 +115,7 @@ def _watch(machine: list[str], timeout: float) -> int:
         finally:
             late.cancel()
             kill(process)
+            signal.signal(signal.SIGTERM, before)
     if firmware is not None:
         print("error: the outer machine did not come up", *firmware[-20:], sep="\n", file=sys.stderr)
     return status
