@@ -22,8 +22,10 @@ demo: $(READY) ## boot two children, give them disks, show their traffic
 test: $(READY) ## the fast test suite
 	$(BIN)/python -m pytest -q
 
+LINUX_TESTS ?= tests/linux_guest
+
 linux-test: $(READY) ## real Linux kernels as guests, on KVM or in an emulated machine: minutes
-	$(BIN)/python -m tests.linux_guest
+	$(BIN)/python -m tests.linux_guest $(LINUX_TESTS)
 
 linux-bench: $(READY) ## a real kernel here and in QEMU, side by side
 	$(BIN)/python -m benchmarks.linux

@@ -69,6 +69,10 @@ class Seen:
             self.got.append(await vm.kvp.get("nothing", Pool.EXTERNAL))
 
 
+DAEMON = "/usr/sbin/hv_kvp_daemon -n & await 30 grep -q greeting /var/lib/hyperv/.kvp_pool_0; sleep 3"
+"""The daemon, until the host has set the first item of its test, and a little longer."""
+
+
 @pytest.fixture(scope="module")
 def seen() -> Seen:
     return Seen()
@@ -83,7 +87,7 @@ def utils(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> guest.Evidenc
         "clock": "await 10 sh -c '[ $(date -u +%Y) != 2001 ]'; date -u +%s",
         "devices": DEVICES,
         "heart": "sleep 7",
-        "daemon": hyperv_daemons.INSTALL + "/usr/sbin/hv_kvp_daemon -n & sleep 6",
+        "daemon": hyperv_daemons.INSTALL + DAEMON,
         "pool": "tr -d '\\0' </var/lib/hyperv/.kvp_pool_0",
         "complaints": "dmesg | grep -E 'hv_|vmbus' | grep -iE 'error|fail|warn|timed out|invalid|short' || true",
     }
@@ -126,6 +130,7 @@ def test_the_heart_beats(seen: Seen, utils: guest.Evidence, evidence: Callable[[
 
 def test_the_daemon_answers(utils: guest.Evidence, seen: Seen, evidence: Callable[[str, str], None]) -> None:
     """What the genuine daemon says of its system; items set, deleted and read back; what it keeps in its file."""
+    assert Pool.AUTO in seen.items, (utils["daemon"], seen.contacts)
     items = seen.items[Pool.AUTO]
     assert items["FullyQualifiedDomainName"] == hyperv_daemons.HOST_NAME
     assert items["ProcessorArchitecture"] == "x86_64"

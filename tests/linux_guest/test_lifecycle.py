@@ -27,7 +27,9 @@ async def printed(vm: Vm, words: str, times: int = 1) -> None:
 
 async def test_a_panic_is_a_crash_with_the_kernels_words(tmp_path: Path, evidence: Evidence) -> None:
     """hv_vmbus tells of a panic by the crash registers, with the end of the kernel's log."""
-    plan = guest.Plan(steps={"panic": "all; echo words before the end; echo c > /proc/sysrq-trigger"}, modules=BUS)
+    # What a program prints leaves by interrupt, so it needs a moment that a panic does not give.
+    panic = "all; echo words before the end; sleep 1; echo c > /proc/sysrq-trigger"
+    plan = guest.Plan(steps={"panic": panic}, modules=BUS)
     async with guest.booted(plan, tmp_path) as (_, vm):
         with trio.fail_after(plan.timeout):
             record = await vm.wait()
