@@ -52,7 +52,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> guest.Evide
     steps |= {
         "newest": "load hv_vmbus && load hv_storvsc && await 9 test -b /dev/sda; dmesg | grep 'Vmbus ver' | tail -n1",
         "devices": "cd /sys/bus/vmbus/devices; for d in *; do echo $d $(cat $d/class_id) $(readlink $d/driver); done",
-        "channels": "cd /sys/bus/vmbus/devices/*/channels; for c in *; do echo $c $(cat $c/cpu $c/interrupts); done",
+        "channels": "for c in /sys/bus/vmbus/devices/*/channels/*; do echo ${c##*/} $(cat $c/cpu $c/interrupts); done",
         "identity": "dmesg | grep -iE 'hypervisor detected|Hyper-V:|clocksource: Switched' ",
         "complaints": "dmesg | grep -E 'hv_|vmbus' | grep -iE 'error|fail|warn|timed out|invalid|short' || true",
     }
