@@ -28,7 +28,8 @@ QUIET = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off"
 """Each byte that a kernel prints costs an exit; a guest of tests prints what is asked for."""
 UP = "init is up"
 BEGIN, END, OVER = "<<< ", ">>> ", "init is done"
-DEFAULT_TIMEOUT = 60.0
+DEFAULT_TIMEOUT = 240.0
+"""Seconds that nothing needs: an emulated machine on a busy host is now and then ten times slower than usual."""
 
 INIT = f"""#!/bin/busybox sh
 export PATH=/bin

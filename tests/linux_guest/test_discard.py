@@ -62,7 +62,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     fixed.write_bytes(content[:MIB])
     room = Room(bare, files)
     steps = {
-        "load": "all; await 10 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc",
+        "load": "all; await 60 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc",
         "bare queue": "set $(disk 0)" + QUEUE,
         "fixed queue": "set $(disk 2)" + QUEUE,
         "part": f"blkdiscard -o {4 * MIB} -l {8 * MIB} {BARE}; {DIGEST}",

@@ -20,7 +20,7 @@ mount --move /dev /new/dev
 exec switch_root -c /dev/console /new /sbin/init
 """
 PLAN = guest.Plan(
-    steps={"root": "all; await 10 test -b /dev/sda1 && mount -t ext4 -o ro /dev/sda1 /new"},
+    steps={"root": "all; await 60 test -b /dev/sda1 && mount -t ext4 -o ro /dev/sda1 /new"},
     modules=(*guest.STORAGE, "hv_utils"),
     ending=SWITCH,
 )

@@ -41,7 +41,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
             commands[path, target, lun, event.words] += 1
 
     steps = {
-        "load": "all; await 10 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc; sleep 0.5",
+        "load": "all; await 60 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc; sleep 0.5",
         "units": "ls -1 /sys/class/scsi_device",
         "disks": DISKS,
         "complaints": "dmesg | grep -iE 'scsi|storvsc|sd ' | grep -iE 'error|fail|not supported|unexpected' || true",

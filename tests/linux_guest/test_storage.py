@@ -33,8 +33,8 @@ writer() {{
   n=0
   while going; do
     dd if=/dev/urandom of=/pattern$1 bs=64k count={CHUNK >> 16} 2>/dev/null
-    dd if=/pattern$1 of=/dev/sdb bs=$2 seek=$(($1 * {CHUNK} / $2)) oflag=direct conv=notrunc 2>/errors || fail
-    dd if=/dev/sdb of=/back$1 bs=$3 skip=$(($1 * {CHUNK} / $3)) count=$(({CHUNK} / $3)) iflag=direct 2>/errors || fail
+    dd if=/pattern$1 of=/dev/lun1 bs=$2 seek=$(($1 * {CHUNK} / $2)) oflag=direct conv=notrunc 2>/errors || fail
+    dd if=/dev/lun1 of=/back$1 bs=$3 skip=$(($1 * {CHUNK} / $3)) count=$(({CHUNK} / $3)) iflag=direct 2>/errors || fail
     cmp /pattern$1 /back$1 || fail
     n=$((n + 1)); echo $n > /rounds/writer$1
   done
@@ -51,37 +51,43 @@ copier() {{
 reader() {{
   n=0
   while going; do
-    [ "$(dd if=/dev/sdc bs=32k iflag=direct 2>/dev/null | sha256sum)" = "$1" ] || fail
+    [ "$(dd if=/dev/lun2 bs=32k iflag=direct 2>/dev/null | sha256sum)" = "$1" ] || fail
     n=$((n + 1)); echo $n > /rounds/reader
   done
 }}
 mkdir /rounds
-expected="$(sha256sum < /dev/sdc)"
+expected="$(sha256sum < /dev/lun2)"
 writer 0 4096 65536 & writer 1 65536 4096 & writer 2 512 131072 & copier & reader "$expected" &
 wait
 [ ! -e /wrong ] || exit 1
 for file in /rounds/*; do echo ${{file#/rounds/}} $(cat $file); done
 """
 
+# By LUN: disks are probed in parallel, and the first to answer is sda.
 STEPS = {
-    "load": "all; await 10 test -b /dev/sdc -a -b /dev/sda1",
+    "load": """
+        all; await 60 test -b /dev/sda -a -b /dev/sdb -a -b /dev/sdc
+        for n in 0 1 2; do ln -s $(disk $n) /dev/lun$n; done; ln -s $(disk 0)1 /dev/part
+        await 60 test -b /dev/part""",
+    "names": "for n in 0 1 2; do disk $n; done",
     "inventory": "cd /sys/class/scsi_device; for d in *; do echo $d $(cd $d/device; cat type vendor model); done",
-    "disks": "for d in /sys/block/sd*; do echo ${d#/sys/block/} $(cat $d/size $d/ro $d/queue/logical_block_size); done",
+    "disks": """
+        for n in 0 1 2; do d=/sys/block/$(disk $n); echo lun$n $(cd $d; cat size ro queue/logical_block_size); done""",
     "log": "dmesg | grep -E 'storvsc|scsi host|sd [0-9]'",
-    "read only": "dd if=/dev/zero of=/dev/sdc bs=4k count=1 oflag=direct; blockdev --getro /dev/sdc",
-    "mount": "mount -t ext4 /dev/sda1 /mnt && grep sda1 /proc/mounts",
-    "checksums": "cd /mnt/tree; find . -type f -exec sha256sum {} +",
+    "read only": "dd if=/dev/zero of=/dev/lun2 bs=4k count=1 oflag=direct; blockdev --getro /dev/lun2",
+    "mount": "mount -t ext4 /dev/part /mnt && grep ' /mnt ' /proc/mounts",
+    "checksums": "cd /mnt/tree && find . -type f -exec sha256sum {} +",
     "write": """
         cp -a /mnt/tree /mnt/kept && diff -r /mnt/tree /mnt/kept
         dd if=/dev/urandom of=/mnt/synced bs=64k count=32 conv=fsync 2>&1 | tail -n 1
         echo 3 > /proc/sys/vm/drop_caches
         sha256sum < /mnt/synced""",
     "hammer": "",
-    "discard": "cat /sys/block/sda/queue/discard_max_bytes; fstrim -v /mnt 2>&1 || true",
+    "discard": "cat /sys/block/$(disk 0)/queue/discard_max_bytes; fstrim -v /mnt 2>&1 || true",
     "unmount": "umount /mnt && sync",
     "pieces": f"""
         for n in 0 1 2; do
-          dd if=/dev/sdb bs={CHUNK} skip=$n count=1 iflag=direct 2>/dev/null | sha256sum
+          dd if=/dev/lun1 bs={CHUNK} skip=$n count=1 iflag=direct 2>/dev/null | sha256sum
           sha256sum < /pattern$n
         done""",
     "complaints": "dmesg | grep -iE 'I/O error|storvsc.*(fail|error)|EXT4-fs (error|warning)|timed out|hung' || true",
@@ -122,7 +128,7 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             DiskTable(path=str(raw)),
             DiskTable(path=str(read_only), read_only=True),
         ],
-        timeout=120 + 3 * seconds,
+        timeout=guest.DEFAULT_TIMEOUT + 3 * seconds,
     )
     return Boot(kernel, guest.boot(plan, folder), digests, disk, raw, read_only, before)
 
@@ -134,15 +140,15 @@ def test_the_inventory_is_what_the_topology_says(boot: Boot, evidence: Callable[
     assert [(address.split(":")[-1], kind) for address, kind in found] == [("0", "0"), ("1", "0"), ("2", "0")]
     sizes = [path.stat().st_size // 512 for path in (boot.partitioned, boot.raw, boot.read_only)]
     assert boot.evidence["disks"].splitlines() == [
-        f"sda {sizes[0]} 0 512",
-        f"sdb {sizes[1]} 0 512",
-        f"sdc {sizes[2]} 1 512",
+        f"lun0 {sizes[0]} 0 512",
+        f"lun1 {sizes[1]} 0 512",
+        f"lun2 {sizes[2]} 1 512",
     ]
     release = parts.kernel(boot.kernel).release
     evidence(
         f"hv_storvsc on {release}", f"/sys/class/scsi_device: host:channel:target:lun, type, vendor, model\n{inventory}"
     )
-    evidence(f"hv_storvsc on {release}", f"name, sectors, read-only, sector size\n{boot.evidence['disks']}")
+    evidence(f"hv_storvsc on {release}", f"LUN, sectors, read-only, sector size\n{boot.evidence['disks']}")
     evidence(f"hv_storvsc on {release}", boot.evidence["log"])
 
 
@@ -201,6 +207,7 @@ def test_the_file_system_is_clean_afterwards(boot: Boot, evidence: Callable[[str
 
 def test_the_guest_has_nothing_to_complain_of(boot: Boot) -> None:
     """No I/O error but the one that was asked for, on the read-only disk; a clean end."""
-    assert [line for line in boot.evidence["complaints"].splitlines() if "sdc" not in line] == []
+    read_only = boot.evidence["names"].splitlines()[2]
+    assert [line for line in boot.evidence["complaints"].splitlines() if read_only not in line] == []
     assert boot.evidence.exit.reason is ExitReason.POWERED_OFF
     assert boot.evidence.statistics.faults == 0

@@ -29,7 +29,7 @@ SCSI = "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"
 SIZE = 1 << 20
 
 ONE_VERSION = """
-load hv_vmbus max_version={number} && load hv_storvsc && await 10 test -b /dev/sda || exit 1
+load hv_vmbus max_version={number} && load hv_storvsc && await 60 test -b /dev/sda || exit 1
 dd if=/dev/sda bs=64k iflag=direct 2>/dev/null | sha256sum
 rmmod hv_storvsc && rmmod hv_vmbus
 dmesg | grep -i 'vmbus version' | tail -n 1
@@ -50,13 +50,13 @@ def bus(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> guest.Evide
     steps = {"prepare": "for module in scsi_common scsi_mod scsi_transport_fc sd_mod; do load $module; done"}
     steps |= {f"version {name}": ONE_VERSION.format(number=number) for name, number in VERSIONS.items()}
     steps |= {
-        "newest": "load hv_vmbus && load hv_storvsc && await 9 test -b /dev/sda; dmesg | grep 'Vmbus ver' | tail -n1",
+        "newest": "load hv_vmbus && load hv_storvsc && await 60 test -b /dev/sda; dmesg | grep 'Vmbus ver' | tail -n1",
         "devices": "cd /sys/bus/vmbus/devices; for d in *; do echo $d $(cat $d/class_id) $(readlink $d/driver); done",
         "channels": "for c in /sys/bus/vmbus/devices/*/channels/*; do echo ${c##*/} $(cat $c/cpu $c/interrupts); done",
         "identity": "dmesg | grep -iE 'hypervisor detected|Hyper-V:|clocksource: Switched' ",
         "complaints": "dmesg | grep -E 'hv_|vmbus' | grep -iE 'error|fail|warn|timed out|invalid|short' || true",
     }
-    plan = guest.Plan(steps=steps, disks=[DiskTable(path=str(image), read_only=True)], traced=True, timeout=90)
+    plan = guest.Plan(steps=steps, disks=[DiskTable(path=str(image), read_only=True)], traced=True)
     return guest.boot(plan, folder)
 
 
