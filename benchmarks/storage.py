@@ -30,7 +30,7 @@ from hypervisor.wire import Guid
 from vmbus.channel import Channel
 from vmbus.server.opened import ChannelGpadls, HoldCounts, OpenedChannel
 from vsp_vsc.storage.backends.raw_file import RawFileBackend
-from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsc import Disk, open_storage
 from vsp_vsc.storage.vsp import StorageVsp
 

@@ -19,7 +19,7 @@ from vmbus.server.offers import Device, Offer
 from vsp_vsc.storage.backends.base import BackendError
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
 from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
-from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsp import StorageVsp
 
 if TYPE_CHECKING:

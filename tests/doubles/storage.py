@@ -18,7 +18,7 @@ from vmbus.channel import Channel
 from vmbus.server.opened import ChannelGpadls, HoldCounts, OpenedChannel
 from vsp_vsc.storage.backends.base import BackendStatistics, IoOperation, Job
 from vsp_vsc.storage.backends.memory import MemoryBackend
-from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsp import StorageVsp
 
 INSTANCE = Guid("11111111-2222-3333-4444-555555555555")

@@ -18,7 +18,7 @@ from vsp_vsc.storage.protocol import (
     SrbWin7,
     Version,
 )
-from vsp_vsc.storage.scsi import CDB_LENGTH, Direction
+from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, Direction
 
 HANDSHAKE = (
     Operation.BEGIN_INITIALIZATION,

@@ -19,7 +19,7 @@ from tests.doubles.boundary_guest import (
 from vmbus.protocol.table import Direction, decode_message
 from vmbus.protocol.versions import Version
 from vsp_vsc.storage.protocol import NtStatus, SrbStatus
-from vsp_vsc.storage.scsi import ScsiStatus
+from vsp_vsc.storage.scsi.cdb import ScsiStatus
 
 MEMORY: Final = 2 << 20
 Act = Callable[[BoundaryGuest], Awaitable[str]]

@@ -29,9 +29,9 @@ from vsp_vsc.storage.protocol import (
     SubChannelCount,
     Version,
 )
-from vsp_vsc.storage.scsi import Direction, Opcode, read_cdb, write_cdb
+from vsp_vsc.storage.scsi.cdb import Direction, Opcode, read_cdb, write_cdb
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import Counters, StorageSession, address
-from vsp_vsc.storage.target import ScsiTarget
 
 PATTERN = bytes(index * 13 & 0xFF for index in range(1 << 20))
 READ = read_cdb(0, 8)

@@ -32,8 +32,8 @@ from vsp_vsc.storage.protocol import (
     Version,
 )
 from vsp_vsc.storage.requests import MAX_OUTSTANDING
-from vsp_vsc.storage.sense import SenseKey
-from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.scsi.sense import SenseKey
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsc import ScsiError, Storage, StorageError, StorageGone, open_storage
 from vsp_vsc.storage.vsp import StorageVsp
 

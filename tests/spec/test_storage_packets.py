@@ -20,7 +20,7 @@ from vsp_vsc.storage.protocol import (
     SrbStatus,
     Version,
 )
-from vsp_vsc.storage.scsi import read_cdb, write_cdb
+from vsp_vsc.storage.scsi.cdb import read_cdb, write_cdb
 
 # Packets that the storvsc of Linux 6.12.117 was recorded sending when it was run against a small host: payloads behind
 # the 16-byte descriptor, transaction ID 0xfffffffffffffffd for initialization, tag + 1 for commands.

@@ -17,7 +17,7 @@ from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from vsp_vsc.storage.dma import DmaBuffer
 from vsp_vsc.storage.protocol import CDB_SIZE, HEADER_SIZE, SrbStatus
 from vsp_vsc.storage.requests import Failure, Request, StorageError
-from vsp_vsc.storage.scsi import (
+from vsp_vsc.storage.scsi.cdb import (
     Direction,
     describe_cdb,
     inquiry_cdb,
@@ -27,7 +27,7 @@ from vsp_vsc.storage.scsi import (
     unmap_parameters,
     write_cdb,
 )
-from vsp_vsc.storage.sense import Sense, decode_sense
+from vsp_vsc.storage.scsi.sense import Sense, decode_sense
 
 if TYPE_CHECKING:
     from vsp_vsc.storage.vsc import Storage

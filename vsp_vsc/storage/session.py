@@ -37,9 +37,9 @@ from vsp_vsc.storage.protocol import (
     Srb,
     SrbStatus,
 )
-from vsp_vsc.storage.scsi import CDB_LENGTH, DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
-from vsp_vsc.storage.sense import decode_sense
-from vsp_vsc.storage.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
+from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
+from vsp_vsc.storage.scsi.sense import decode_sense
+from vsp_vsc.storage.scsi.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -44,7 +44,7 @@ from vsp_vsc.storage.protocol import (
     srb_size,
 )
 from vsp_vsc.storage.requests import Request, StorageError, StorageGone, Transactions
-from vsp_vsc.storage.scsi import (
+from vsp_vsc.storage.scsi.cdb import (
     CDB_LENGTH,
     Direction,
     inquiry_cdb,

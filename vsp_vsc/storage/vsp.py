@@ -29,8 +29,8 @@ from vmbus.channel import Channel
 from vmbus.server.offers import Offer
 from vsp_vsc.storage.negotiation import Negotiation
 from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS, STORAGE_INTERFACE
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import Counters, StorageSession, address
-from vsp_vsc.storage.target import ScsiTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

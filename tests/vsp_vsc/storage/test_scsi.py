@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsp_vsc.storage.scsi import (
+from vsp_vsc.storage.scsi.cdb import (
     CDB_LENGTH,
     Opcode,
     describe_cdb,
@@ -18,7 +18,7 @@ from vsp_vsc.storage.scsi import (
     synchronize_cache_cdb,
     write_cdb,
 )
-from vsp_vsc.storage.sense import Reason, Sense, decode_sense, descriptor_sense, fixed_sense
+from vsp_vsc.storage.scsi.sense import Reason, Sense, decode_sense, descriptor_sense, fixed_sense
 
 
 @pytest.mark.parametrize(

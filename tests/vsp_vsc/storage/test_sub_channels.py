@@ -12,8 +12,8 @@ from vmbus.channel import Channel
 from vmbus.ring import Packet
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS, NtStatus, Operation, SubChannelCount, Version
-from vsp_vsc.storage.scsi import Direction, read_cdb, write_cdb
-from vsp_vsc.storage.target import ScsiTarget
+from vsp_vsc.storage.scsi.cdb import Direction, read_cdb, write_cdb
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsp import StorageVsp
 
 PATTERN = bytes(range(256)) * 4096

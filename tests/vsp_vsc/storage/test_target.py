@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.doubles.storage import SlowBackend
 from vsp_vsc.storage.backends.memory import MemoryBackend
-from vsp_vsc.storage.scsi import Opcode, ScsiStatus, inquiry_cdb, read_capacity_16_cdb, read_cdb, write_cdb
-from vsp_vsc.storage.sense import Reason, Sense, decode_sense
-from vsp_vsc.storage.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
+from vsp_vsc.storage.scsi.cdb import Opcode, ScsiStatus, inquiry_cdb, read_capacity_16_cdb, read_cdb, write_cdb
+from vsp_vsc.storage.scsi.sense import Reason, Sense, decode_sense
+from vsp_vsc.storage.scsi.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
 
 SIZE = 1 << 20
 BLOCKS = SIZE // 512

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.doubles.storage import SlowBackend
 from tests.vsp_vsc.storage.test_target import BLOCKS, PATTERN, Initiator, assert_sense, cdb, initiator
 from vsp_vsc.storage.backends.memory import MemoryBackend
-from vsp_vsc.storage.scsi import ScsiStatus, describe_cdb, read_cdb, unmap_cdb, unmap_parameters
-from vsp_vsc.storage.sense import Reason, decode_sense
-from vsp_vsc.storage.target import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, ScsiTarget
+from vsp_vsc.storage.scsi.cdb import ScsiStatus, describe_cdb, read_cdb, unmap_cdb, unmap_parameters
+from vsp_vsc.storage.scsi.sense import Reason, decode_sense
+from vsp_vsc.storage.scsi.target import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, ScsiTarget
 
 
 def without(*ranges: tuple[int, int]) -> bytes:

@@ -14,10 +14,10 @@ from vmbus.channel import SENT
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.protocol import NtStatus, SrbStatus, Version
-from vsp_vsc.storage.scsi import Direction, inquiry_cdb, read_cdb, report_luns_cdb, write_cdb
-from vsp_vsc.storage.sense import decode_sense
+from vsp_vsc.storage.scsi.cdb import Direction, inquiry_cdb, read_cdb, report_luns_cdb, write_cdb
+from vsp_vsc.storage.scsi.sense import decode_sense
+from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import TURN_BYTES
-from vsp_vsc.storage.target import ScsiTarget
 from vsp_vsc.storage.vsp import MAX_IN_FLIGHT, StorageVsp
 
 PATTERN = bytes(index * 11 & 0xFF for index in range(1 << 20))

@@ -21,7 +21,7 @@ import attrs
 import msgspec
 
 from vsp_vsc.storage.backends.base import BLOCK_SIZE, DiskBackend, IoOperation, Job
-from vsp_vsc.storage.scsi import (
+from vsp_vsc.storage.scsi.cdb import (
     CDB_6,
     CDB_10,
     CDB_16,
@@ -36,7 +36,7 @@ from vsp_vsc.storage.scsi import (
     Opcode,
     ScsiStatus,
 )
-from vsp_vsc.storage.sense import Reason, descriptor_sense, fixed_sense
+from vsp_vsc.storage.scsi.sense import Reason, descriptor_sense, fixed_sense
 
 _SHIFT = BLOCK_SIZE.bit_length() - 1
 _PROTECT = 0xE0
