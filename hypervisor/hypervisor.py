@@ -263,8 +263,8 @@ class Hypervisor:
     def create_vp(self, partition: Partition, index: int) -> VirtualProcessor:
         """A virtual processor, explicitly suspended. Raises OPERATION_DENIED (reserves), INSUFFICIENT_MEMORY."""
         reserve = partition.properties[Property.CPU_RESERVE]
-        wanted = self.reserved_processors() + reserve
-        if reserve and wanted > self.logical_processors * WHOLE_PROCESSOR:
+        # Who reserves nothing need not be counted against all others.
+        if reserve and self.reserved_processors() + reserve > self.logical_processors * WHOLE_PROCESSOR:
             raise HvError(HvStatus.OPERATION_DENIED)
         partition.charge(PageCost.VP)
         vp = partition.vps[index] = VirtualProcessor(partition, index)

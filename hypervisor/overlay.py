@@ -12,6 +12,9 @@ import attrs
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 
+_BLANK = bytes(PAGE_SIZE)
+"""What most overlays hide, kept once for all of them."""
+
 
 class OverlayPage:
     """A page of the hypervisor's. Its owner finds the live bytes in `view`, whether a guest sees them or not."""
@@ -81,6 +84,10 @@ class OverlayMap:
         place = self._places.get(gpn)
         return place.stack[-1] if place and place.beneath is not None else None
 
+    def places(self) -> list[tuple[int, bytes | None, tuple[OverlayPage, ...]]]:
+        """(page number, what lies beneath or None where nothing is mapped, overlays from below) for each place."""
+        return [(gpn, place.beneath, tuple(place.stack)) for gpn, place in self._places.items()]
+
     # --- the memory map changes under the overlays
 
     def about_to_change(self, gpn: int, count: int) -> None:
@@ -116,5 +123,6 @@ class OverlayMap:
         block, block_page, _ = source
         start = block_page << PAGE_SHIFT
         guest = block.view[start : start + PAGE_SIZE]
-        place.beneath = bytes(guest)
+        hidden = bytes(guest)
+        place.beneath = _BLANK if hidden == _BLANK else hidden
         place.stack[-1]._live_in(guest)

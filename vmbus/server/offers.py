@@ -74,18 +74,25 @@ class Device(Protocol):
 class ChannelIds:
     """The lowest free channel ID, 1 to 2047. IDs are given when an offer is sent and come back at release."""
 
-    __slots__ = ("_free",)
+    __slots__ = ("_fresh", "_returned")
 
     def __init__(self) -> None:
-        self._free = list(range(1, MAX_CHANNELS + 1))
+        self._fresh = 1
+        """This one and all above were never given; a list of them would be most of an idle VM's memory."""
+        self._returned: list[int] = []
 
     def take(self) -> int | None:
         """The lowest free ID; None if the guest holds them all."""
-        return heapq.heappop(self._free) if self._free else None
+        if self._returned:
+            return heapq.heappop(self._returned)
+        if self._fresh > MAX_CHANNELS:
+            return None
+        self._fresh += 1
+        return self._fresh - 1
 
     def give_back(self, channel_id: int) -> None:
         """The guest holds this ID no longer."""
-        heapq.heappush(self._free, channel_id)
+        heapq.heappush(self._returned, channel_id)
 
 
 def check_offer(offer: Offer, live: Iterable[OfferKey]) -> None:
