@@ -12,6 +12,23 @@ need no initialization: the primary channel's holds for them, and they carry not
 answered on the channel that it came by. The number is that of all subchannels there are to be, so asking again adds
 what is missing, and nothing takes any away but the end of the primary channel.
 
+What the versions differ in, all of which are spoken here:
+
+    2.0   Windows Server 2008: SRBs of 36 bytes, so packets of 48, with 18 bytes of sense; disks are fixed
+    4.2   Windows Server 2008 R2: ENUMERATE_BUS, the word that disks came or went
+    5.1   Windows Server 2012: SRBs of 52 bytes with tag, flags, timeout and sort key, packets of 64; 20 bytes of sense;
+          subchannels, and the flag in the properties that says so
+    6.0   Windows Server 2012 R2, 6.2 Windows Server 2016: the same packets
+
+A RESET_LUN takes its unit from the address in an SRB behind the header, all zero where there is none; RESET_BUS and
+RESET_ADAPTER are for all units. Commands under way, on whichever channel, end with SRB status BUS_RESET once the host's
+storage has let go of their pages; the reset is answered after the last of them, and each unit then has a unit
+attention. There is no abort of a single command: an SRB has no function, and the packets know no such operation.
+
+When a disk is added, removed or has grown the host says ENUMERATE_BUS on the primary channel, from version 4.2 on and
+unasked, so its transaction ID is 0 and nothing answers it. Other disks have the unit attention REPORTED LUNS DATA HAS
+CHANGED, or the grown one CAPACITY DATA HAS CHANGED. Commands to a disk that has gone end with INVALID_LUN.
+
 What a guest's mistake costs it:
 
     soft, a status in that completion
@@ -19,6 +36,7 @@ What a guest's mistake costs it:
         a version that we do not speak: REVISION_MISMATCH, and the guest may ask for another
         more subchannels than the properties said, or any before version 5.1: INVALID_PARAMETER
         anything but SRBs and resets on a subchannel: INVALID_DEVICE_STATE
+        more commands for one disk than `MAX_AT_DISK`: SRB status BUSY, SCSI status TASK SET FULL
         an SRB with a length, CDB length, sense length, transfer length or direction that cannot be, or with pages that
         are not the guest's memory: SRB status INVALID_REQUEST
         a path, target or LUN that is not there: SRB status INVALID_LUN (`target.py` has the exceptions)
@@ -70,13 +88,14 @@ class Operation(enum.IntEnum):
 class Version(enum.IntEnum):
     """Protocol versions, major in the high byte."""
 
+    WIN6 = 0x0200
     WIN7 = 0x0402
     WIN8 = 0x0501
     WIN8_1 = 0x0600
     WIN10 = 0x0602
 
 
-VERSIONS = (Version.WIN10, Version.WIN8_1, Version.WIN8, Version.WIN7)
+VERSIONS = (Version.WIN10, Version.WIN8_1, Version.WIN8, Version.WIN7, Version.WIN6)
 """What both of our sides speak, best first."""
 
 HEADER_SIZE = 12
@@ -87,12 +106,18 @@ PACKET_SIZE = HEADER_SIZE + SRB_SIZE
 CDB_SIZE = 16
 SENSE_SIZE = 20
 """Room for sense data in an SRB, in the place of the CDB and a little more."""
+SENSE_SIZE_WIN7 = 18
+"""How much of it guests ask for before Windows 8: sense data in fixed format and no more."""
 MAX_TRANSFER = 0x40000
 """Bytes that one SRB may move; openvmm and Windows say the same."""
 MAX_TRANSFER_PAGES = MAX_TRANSFER // 4096 + 1
 """A transfer of the largest size that begins within a page touches one page more."""
 MAX_SUB_CHANNELS = 16
 """Beside the primary channel; more would cost the host more than they bring a guest."""
+MAX_AT_CHANNEL = 256
+"""Commands of one channel that are under way or whose answers wait for room; past it the guest's own ring fills."""
+MAX_AT_DISK = 1024
+"""Commands that one disk has under way at the host, from all channels; past it a command is told to come again."""
 
 COMPLETION_WANTED = 1
 """The packet header's flag for it; Linux sets it, openvmm does not ask for it: the ring's own flag decides."""
@@ -101,6 +126,11 @@ COMPLETION_WANTED = 1
 def srb_size(version: int) -> int:
     """Bytes of an SRB in this version."""
     return SRB_SIZE if version >= Version.WIN8 else SRB_SIZE_WIN7
+
+
+def sense_size(version: int) -> int:
+    """Bytes of sense data that a guest asks for in this version."""
+    return SENSE_SIZE if version >= Version.WIN8 else SENSE_SIZE_WIN7
 
 
 class NtStatus(enum.IntEnum):
@@ -133,6 +163,7 @@ class SrbStatus(enum.IntEnum):
     NO_DEVICE = 0x08
     TIMEOUT = 0x09
     SELECTION_TIMEOUT = 0x0A
+    BUS_RESET = 0x0E
     DATA_OVERRUN = 0x12
     INVALID_LUN = 0x20
     INVALID_TARGET = 0x21
@@ -154,6 +185,7 @@ NT_STATUS = {
     SrbStatus.NO_DEVICE: NtStatus.DEVICE_DOES_NOT_EXIST,
     SrbStatus.TIMEOUT: NtStatus.IO_TIMEOUT,
     SrbStatus.SELECTION_TIMEOUT: NtStatus.DEVICE_NOT_CONNECTED,
+    SrbStatus.BUS_RESET: NtStatus.IO_DEVICE_ERROR,
     SrbStatus.DATA_OVERRUN: NtStatus.BUFFER_OVERFLOW,
     SrbStatus.INVALID_LUN: NtStatus.DEVICE_DOES_NOT_EXIST,
     SrbStatus.INVALID_TARGET: NtStatus.DEVICE_DOES_NOT_EXIST,
@@ -237,7 +269,7 @@ class Srb(Wire):
 
 @wire(size=36, spec="Linux 6.12 storvsc_drv.c struct vmscsi_request less the Windows 8 extension")
 class SrbWin7(Wire):
-    """A SCSI request block of version 4.2."""
+    """A SCSI request block of versions 2.0 and 4.2."""
 
     length: u16 = at(0, default=SRB_SIZE_WIN7)
     srb_status: u8 = at(2, default=0)
