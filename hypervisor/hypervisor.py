@@ -23,6 +23,7 @@ from hypervisor.reference_time import tsc_from_clock
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic import ports
 from hypervisor.synic.messages import InterceptHeader, MessageType
+from hypervisor.timer_queue import TimerQueue
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, Trace
 from hypervisor.vp import VirtualProcessor
 
@@ -55,11 +56,17 @@ class Hypervisor:
         self.max_vps = max_vps
         self.max_depth = max_depth
         self.logical_processors = root_vps if logical_processors is None else logical_processors
+        self.timers = TimerQueue()
+        """What waits for a moment of the clock; `hypervisor.timer_driver` fires it."""
         self.partitions: dict[int, Partition] = {}
         """By ID. IDs are never used again, so a stale one finds nothing."""
         self._next_id = ROOT_ID
         self._root_blocks: dict[int, MemoryBlock] = {}
         """By first page in the root's GPA space."""
+        self._no_gap_below = 0
+        """Root pages up to here are all in blocks, so that the thousandth VM needs no search among all."""
+        self.root_bytes = 0
+        """Host memory that the root has."""
         self.root = self._add_partition(0, 1)
         self.root.label = "root"
         self.root.privileges = ROOT_PRIVILEGES
@@ -83,6 +90,7 @@ class Hypervisor:
         for block in self._root_blocks.values():
             block.close()
         self._root_blocks.clear()
+        self.root_bytes = 0
 
     # --- traps
 
@@ -181,11 +189,6 @@ class Hypervisor:
 
     # --- the host's memory
 
-    @property
-    def root_bytes(self) -> int:
-        """Host memory that the root has."""
-        return sum(block.size for block in self._root_blocks.values())
-
     def add_root_block(self, size: int, name: str) -> tuple[int, MemoryBlock]:
         """Host memory becomes root memory, at the page returned. Raises INSUFFICIENT_MEMORY past `memory_bytes`."""
         if self.root_bytes + size > self.memory_bytes:
@@ -195,23 +198,26 @@ class Hypervisor:
         except (OSError, MemoryError):
             raise HvError(HvStatus.INSUFFICIENT_MEMORY) from None
         pages = size >> PAGE_SHIFT
-        gpn = 0
-        for start in sorted(self._root_blocks):
+        gpn = self._no_gap_below
+        for start in sorted(start for start in self._root_blocks if start >= gpn):
             if gpn + pages <= start:
                 break
+            if gpn == start == self._no_gap_below:
+                self._no_gap_below = start + (self._root_blocks[start].size >> PAGE_SHIFT)
             gpn = start + (self._root_blocks[start].size >> PAGE_SHIFT)
         self._root_blocks[gpn] = block
+        self.root_bytes += size
         self.root.memory.map_block(gpn, block, 0, pages, Access.ALL)
         return gpn, block
 
     def remove_root_block(self, gpn: int) -> None:
         """Give a block back to the host. Raises OBJECT_IN_USE while a child maps it or a pool holds pages of it."""
         block = self._root_blocks[gpn]
-        for partition in self.partitions.values():
-            lent = partition is not self.root and any(part[1] is block for part in partition.memory.extents())
-            if lent or any(run.block is block for run in partition.pool.deposits):
-                raise HvError(HvStatus.OBJECT_IN_USE)
+        if block.deposited or not self.root.memory.alone(block):
+            raise HvError(HvStatus.OBJECT_IN_USE)
         del self._root_blocks[gpn]
+        self.root_bytes -= block.size
+        self._no_gap_below = min(self._no_gap_below, gpn)
         self.root.memory.unmap(gpn, block.size // PAGE_SIZE)
         block.close()
 

@@ -55,12 +55,16 @@ class MapWatcher(Protocol):
 class MemoryBlock:
     """Host memory behind guest pages: one descriptor, one mapping, sparse until touched."""
 
-    __slots__ = ("_map", "fd", "name", "size", "view")
+    __slots__ = ("_map", "deposited", "fd", "name", "shown", "size", "view")
 
     def __init__(self, fd: int, size: int, name: str) -> None:
         self.fd: int | None = fd
         self.size = size
         self.name = name
+        self.shown = 0
+        """Extents of all GPA spaces that lie in this block."""
+        self.deposited = 0
+        """Its pages that are in pools."""
         self._map = _stitch(size, [(fd, 0, size)])
         self.view = memoryview(self._map)
         """All of it, writable, format `B`."""
@@ -129,7 +133,7 @@ class GuestMemory:
     byte moves. Lengths are never negative.
     """
 
-    __slots__ = ("_extents", "_fast_gpa", "_fast_size", "_fast_view", "_starts", "end", "watcher")
+    __slots__ = ("_extents", "_fast", "_fast_gpa", "_fast_size", "_fast_view", "_shown", "_starts", "end", "watcher")
 
     def __init__(self) -> None:
         self._extents: list[_Extent] = []
@@ -137,7 +141,10 @@ class GuestMemory:
         self.end = 0
         """First GPA past the highest mapped page."""
         self.watcher: MapWatcher | None = None
+        self._shown: dict[MemoryBlock, int] = {}
+        """Extents by block."""
         # The largest extent with all rights, for the common access: no search, no test of rights.
+        self._fast: _Extent | None = None
         self._fast_gpa = 0
         self._fast_size = 0
         self._fast_view = memoryview(b"")
@@ -151,11 +158,9 @@ class GuestMemory:
         assert block.size >= (block_page + count) << PAGE_SHIFT, "the caller names pages that the block has"
         if self.watcher is not None:
             self.watcher.about_to_change(gpn, count)
-        self._cut(gpn, count)
         start = block_page << PAGE_SHIFT
         view = block.view[start : start + (count << PAGE_SHIFT)]
-        self._extents.append(_Extent(gpn, count, block, block_page, int(access), view))
-        self._settle()
+        self._replace(gpn, count, [_Extent(gpn, count, block, block_page, int(access), view)])
         if self.watcher is not None:
             self.watcher.changed(gpn, count)
 
@@ -165,8 +170,7 @@ class GuestMemory:
             return
         if self.watcher is not None:
             self.watcher.about_to_change(gpn, count)
-        self._cut(gpn, count)
-        self._settle()
+        self._replace(gpn, count, [])
         if self.watcher is not None:
             self.watcher.changed(gpn, count)
 
@@ -180,6 +184,10 @@ class GuestMemory:
     def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
         """Every extent as (gpn, block, block page, pages, rights), by address."""
         return [(e.gpn, e.block, e.block_page, e.count, Access(e.rights)) for e in self._extents]
+
+    def alone(self, block: MemoryBlock) -> bool:
+        """Whether no other GPA space shows anything of `block`."""
+        return self._shown.get(block, 0) == block.shown
 
     def mappings(self) -> list[tuple[int, memoryview]]:
         """Every extent as (GPA, writable view), by address: what a backend shows its processors."""
@@ -320,47 +328,69 @@ class GuestMemory:
             length -= len(piece)
         return views
 
-    def _cut(self, gpn: int, count: int) -> None:
-        """Remove a range from the extents, splitting those that reach over its ends."""
+    def _replace(self, gpn: int, count: int, new: list[_Extent]) -> None:
+        """Put `new` in the place of a range. Only its neighbours are looked at: the root has an extent for each VM."""
         end = gpn + count
-        kept: list[_Extent] = []
-        for extent in self._extents:
-            if extent.end <= gpn or extent.gpn >= end:
-                kept.append(extent)
-                continue
-            if extent.gpn < gpn:
-                kept.append(_part(extent, extent.gpn, gpn))
-            if extent.end > end:
-                kept.append(_part(extent, end, extent.end))
-        self._extents = kept
+        low = bisect_right(self._starts, gpn)
+        if low and self._extents[low - 1].end >= gpn:
+            low -= 1
+        high = bisect_right(self._starts, end)
+        old = self._extents[low:high]
+        before = [_part(extent, extent.gpn, min(gpn, extent.end)) for extent in old if extent.gpn < gpn]
+        after = [_part(extent, max(end, extent.gpn), extent.end) for extent in old if extent.end > end]
+        fresh = _joined([*before, *new, *after])
+        self._extents[low:high] = fresh
+        self._starts[low:high] = [extent.gpn for extent in fresh]
+        self.end = self._extents[-1].end << PAGE_SHIFT if self._extents else 0
+        for extent in old:
+            self._count(extent.block, -1)
+        for extent in fresh:
+            self._count(extent.block, 1)
+        if self._fast is None or any(extent is self._fast for extent in old):
+            self._choose_fast(self._extents)
+        else:
+            self._choose_fast([self._fast, *fresh])
 
-    def _settle(self) -> None:
-        """Sort, join neighbours that are contiguous in their block, and choose the extent for fast access."""
-        joined: list[_Extent] = []
-        for extent in sorted(self._extents, key=lambda extent: extent.gpn):
-            last = joined[-1] if joined else None
-            if (
-                last is not None
-                and last.end == extent.gpn
-                and last.block is extent.block
-                and last.block_page + last.count == extent.block_page
-                and last.rights == extent.rights
-            ):
-                start, count = last.block_page << PAGE_SHIFT, last.count + extent.count
-                view = last.block.view[start : start + (count << PAGE_SHIFT)]
-                joined[-1] = attrs.evolve(last, count=count, view=view)
-            else:
-                joined.append(extent)
-        self._extents = joined
-        self._starts = [extent.gpn for extent in joined]
-        self.end = joined[-1].end << PAGE_SHIFT if joined else 0
-        fast = max((e for e in joined if e.rights == _RIGHTS), key=lambda extent: extent.count, default=None)
+    def _count(self, block: MemoryBlock, more: int) -> None:
+        block.shown += more
+        here = self._shown.get(block, 0) + more
+        if here:
+            self._shown[block] = here
+        else:
+            del self._shown[block]
+
+    def _choose_fast(self, extents: Sequence[_Extent]) -> None:
+        fast = max((e for e in extents if e.rights == _RIGHTS), key=lambda extent: extent.count, default=None)
+        self._fast = fast
         self._fast_gpa = fast.gpn << PAGE_SHIFT if fast else 0
         self._fast_size = fast.count << PAGE_SHIFT if fast else 0
         self._fast_view = fast.view if fast else memoryview(b"")
 
 
+def _joined(extents: Sequence[_Extent]) -> list[_Extent]:
+    """The same, where those that are contiguous in guest and block are one."""
+    joined: list[_Extent] = []
+    for extent in extents:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.end == extent.gpn
+            and last.block is extent.block
+            and last.block_page + last.count == extent.block_page
+            and last.rights == extent.rights
+        ):
+            start, count = last.block_page << PAGE_SHIFT, last.count + extent.count
+            view = last.block.view[start : start + (count << PAGE_SHIFT)]
+            joined[-1] = attrs.evolve(last, count=count, view=view)
+        else:
+            joined.append(extent)
+    return joined
+
+
 def _part(extent: _Extent, gpn: int, end: int) -> _Extent:
+    """What of an extent lies from `gpn` to `end`."""
+    if gpn == extent.gpn and end == extent.end:
+        return extent
     skipped = gpn - extent.gpn
     view = extent.view[skipped << PAGE_SHIFT : (end - extent.gpn) << PAGE_SHIFT]
     return _Extent(gpn, end - gpn, extent.block, extent.block_page + skipped, extent.rights, view)

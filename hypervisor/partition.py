@@ -129,6 +129,7 @@ class MemoryPool:
         """Take pages in."""
         self.deposits.append(run)
         self.deposited += run.count
+        run.block.deposited += run.count
 
     def withdraw(self, limit: int) -> DepositedRun | None:
         """Give at most `limit` adjacent pages out, the newest first; None when none is free."""
@@ -141,6 +142,7 @@ class MemoryPool:
         if kept:
             self.deposits.append(attrs.evolve(run, count=kept))
         self.deposited -= count
+        run.block.deposited -= count
         return DepositedRun(run.gpn + kept, count, run.block, run.block_page + kept)
 
 

@@ -108,7 +108,9 @@ def _unshared(
     hypervisor: Hypervisor, giver: Partition, gpn: int, block: MemoryBlock, block_page: int, count: int
 ) -> int:
     """How many pages at the front of a run are the giver's alone and under no overlay."""
-    for partition in hypervisor.partitions.values():
+    # The root's pages are each at one place only, and the blocks that it deposits from are nobody else's.
+    single = giver is hypervisor.root and giver.memory.alone(block)
+    for partition in () if single else hypervisor.partitions.values():
         for at, other_block, other_page, pages, _ in partition.memory.extents():
             if other_block is not block or (partition is giver and at <= gpn < at + pages):
                 continue
