@@ -94,7 +94,7 @@ def test_properties_lie_where_the_driver_looks() -> None:
 def test_numbers_are_the_drivers() -> None:
     """VSTOR_OPERATION_*, VMSTOR_PROTO_VERSION_* and SRB_STATUS_* of Linux 6.12; statuses of Windows."""
     assert [int(operation) for operation in Operation] == list(range(1, 14))
-    assert [int(version) for version in Version] == [0x0402, 0x0501, 0x0600, 0x0602]
+    assert [int(version) for version in Version] == [0x0200, 0x0402, 0x0501, 0x0600, 0x0602]
     assert (SrbStatus.SUCCESS, SrbStatus.ERROR, SrbStatus.INVALID_LUN, SrbStatus.INVALID_REQUEST) == (1, 4, 0x20, 6)
     assert NtStatus.REVISION_MISMATCH == 0xC0000059
     assert NtStatus.INVALID_DEVICE_STATE == 0xC0000184
