@@ -1,8 +1,8 @@
 """What reading and writing each synthetic MSR does, and the privilege it takes: one row a register. Hypervisor.
 
 A register that is not in the table, not in the partition's privileges, or not to be read or written that way, raises
-#GP. Reserved bits are kept as written unless the row says otherwise. Synthetic timers, guest idle, statistics and
-debugging registers are not offered, so they have no row.
+#GP. Reserved bits are kept as written unless the row says otherwise. Debugging registers are not offered, so they have
+no row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.privileges import Privilege
 from hypervisor.reference_time import tsc_page, tsc_scale
 from hypervisor.synic.messages import LEAST_VECTOR, Sint
+from hypervisor.synic.timer_registers import TIMER_COUNT
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
@@ -220,6 +221,18 @@ def _read_sint(index: int) -> Reader:
     return lambda vp: vp.synic.sints[index]
 
 
+def _read_timer(index: int, field: str) -> Reader:
+    return lambda vp: getattr(vp.timers.state.timers[index], field) if vp.has_timers else 0
+
+
+def _write_timer_config(index: int) -> Writer:
+    return lambda vp, value: vp.timers.write_config(index, value)
+
+
+def _write_timer_count(index: int) -> Writer:
+    return lambda vp, value: vp.timers.write_count(index, value)
+
+
 def _write_crash_parameter(index: int) -> Writer:
     def write(vp: VirtualProcessor, value: int) -> None:
         vp.partition.registers.crash_parameters[index] = value
@@ -244,6 +257,7 @@ def _place(vp: VirtualProcessor, page: OverlayPage, value: int) -> None:
 _SYNIC = int(Privilege.ACCESS_SYNIC_MSRS)
 _APIC = int(Privilege.ACCESS_APIC_MSRS)
 _HYPERCALL = int(Privilege.ACCESS_HYPERCALL_MSRS)
+_TIMERS = int(Privilege.ACCESS_SYNTHETIC_TIMER_MSRS)
 _FREQUENCY = int(Privilege.ACCESS_FREQUENCY_MSRS)
 ACCESS_TSC_INVARIANT = 1 << 15
 """Privilege for TSC_INVARIANT_CONTROL, from Linux's headers; the specification leaves the bit reserved."""
@@ -275,6 +289,14 @@ TABLE: dict[int, Row] = {
     Msr.SIMP: Row(_SYNIC, lambda vp: vp.synic.simp, lambda vp, value: vp.synic.write_simp(value)),
     Msr.EOM: Row(_SYNIC, lambda vp: 0, lambda vp, value: vp.synic.deliver_waiting()),
     **{Msr.SINT0 + n: Row(_SYNIC, _read_sint(n), _write_sint(n)) for n in range(16)},
+    **{
+        Msr.STIMER0_CONFIG + 2 * n: Row(_TIMERS, _read_timer(n, "config"), _write_timer_config(n))
+        for n in range(TIMER_COUNT)
+    },
+    **{
+        Msr.STIMER0_COUNT + 2 * n: Row(_TIMERS, _read_timer(n, "count"), _write_timer_count(n))
+        for n in range(TIMER_COUNT)
+    },
     # Crash registers are announced by a feature bit and not by a privilege.
     **{Msr.CRASH_P0 + n: Row(0, _read_crash_parameter(n), _write_crash_parameter(n)) for n in range(5)},
     Msr.CRASH_CTL: Row(0, lambda vp: CRASH_CAPABILITIES, report_crash),

@@ -61,6 +61,10 @@ class ReferenceTime:
         self._last = now = now if now > last else last + 1
         return now
 
+    def moment(self, time: int) -> int:
+        """When this time will come, or came, on the hypervisor's clock; while the counter runs."""
+        return time + self._offset
+
     def set_running(self, running: bool) -> None:
         """Start or stop the counter. Harmless when repeated."""
         if running and self._stopped_at is not None:
@@ -68,6 +72,16 @@ class ReferenceTime:
             self._stopped_at = None
         elif not running and self._stopped_at is None:
             self._stopped_at = self._clock()
+
+    @property
+    def last_reading(self) -> int:
+        """What a guest read last; -1 before the first time."""
+        return self._last
+
+    def go_on_from(self, now: int, last_reading: int) -> None:
+        """Take over a saved partition's time."""
+        self._offset = (self._clock() if self._stopped_at is None else self._stopped_at) - now
+        self._last = last_reading
 
     def restart(self) -> None:
         """Back to zero, for a reset."""

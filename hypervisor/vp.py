@@ -10,6 +10,7 @@ from hypervisor.partition import ROOT_ID
 from hypervisor.synic.synic import Synic
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
 from hypervisor.vp_registers import get_register, set_register
+from hypervisor.vp_timers import VpTimers
 
 if TYPE_CHECKING:
     from hypervisor.backend.base import VpRunner
@@ -24,6 +25,7 @@ class VirtualProcessor:
 
     __slots__ = (
         "_runner",
+        "_timers",
         "assist_page",
         "explicit_suspend",
         "icr",
@@ -55,6 +57,7 @@ class VirtualProcessor:
         self.tpr: int = 0
         self.icr: int = 0
         self._runner: VpRunner | None = None
+        self._timers: VpTimers | None = None
 
     def __repr__(self) -> str:
         return f"<VP {self.index} of partition {self.partition.id}>"
@@ -77,6 +80,18 @@ class VirtualProcessor:
     def suspended(self) -> bool:
         """Whether it may not execute."""
         return self.explicit_suspend or self.intercept_suspend
+
+    @property
+    def timers(self) -> VpTimers:
+        """Its synthetic timers, made when they are first asked for."""
+        if self._timers is None:
+            self._timers = VpTimers(self)
+        return self._timers
+
+    @property
+    def has_timers(self) -> bool:
+        """Whether a timer register was ever written."""
+        return self._timers is not None
 
     # --- interrupts
 
@@ -122,13 +137,19 @@ class VirtualProcessor:
         self._suspension_changed(was)
 
     def _suspension_changed(self, was: bool) -> None:
-        if self._runner is not None and was != self.suspended:
+        if was == self.suspended:
+            return
+        if self._runner is not None:
             self._runner.suspended(not was)
+        if self._timers is not None:
+            self._timers.settle()
 
     # --- life
 
     def reset(self) -> None:
         """As at creation, but for the explicit suspend bit, which is the parent's."""
+        if self._timers is not None:
+            self._timers.reset()
         self.synic.reset()
         self.partition.overlays.remove(self.assist_page)
         self.assist_page.view[:] = bytes(len(self.assist_page.view))

@@ -9,6 +9,7 @@ from hypervisor.machine import GeneralProtection
 from hypervisor.msr import Msr
 from hypervisor.msr_table import TABLE
 from hypervisor.status import HvError, HvStatus
+from hypervisor.synic.timer_registers import TIMER_COUNT
 
 if TYPE_CHECKING:
     from hypervisor.vp import VirtualProcessor
@@ -41,11 +42,14 @@ class Register(enum.IntEnum):
     SIEFP = 0x000A0012
     SIMP = 0x000A0013
     EOM = 0x000A0014
+    STIMER0_CONFIG = 0x000B0000
+    STIMER0_COUNT = 0x000B0001
 
 
 _BY_MSR: dict[int, int] = {
     **{Register.CRASH_P0 + n: Msr.CRASH_P0 + n for n in range(6)},
     **{Register.SINT0 + n: Msr.SINT0 + n for n in range(16)},
+    **{Register.STIMER0_CONFIG + n: Msr.STIMER0_CONFIG + n for n in range(2 * TIMER_COUNT)},
     **{
         Register[name]: Msr[name]
         for name in (

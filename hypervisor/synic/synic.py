@@ -55,7 +55,9 @@ class Message(msgspec.Struct):
     release: Callable[[], None] | None = None
     """Gives the buffer back to the port."""
     sender: object = None
-    """The processor whose intercept it tells, since each has one buffer only."""
+    """The processor whose intercept it tells, or the timer that expired, since each has one buffer only."""
+    at_delivery: Callable[[], bytes] | None = None
+    """Makes the payload anew as it goes into its slot, for a message that says when that was."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -157,7 +159,7 @@ class Synic:
         queue = self.queues[sint]
         message = queue.popleft()
         self.queued -= 1
-        payload = message.payload
+        payload = message.payload if message.at_delivery is None else message.at_delivery()
         flags = MESSAGE_PENDING if queue else 0
         header = MessageHeader(0, len(payload), flags, 0, message.origination_id).encode()
         start = sint * SLOT_SIZE

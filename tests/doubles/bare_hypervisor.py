@@ -13,6 +13,7 @@ from hypervisor.partition import ROOT_ID, Partition, PartitionState
 from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege
 from hypervisor.reference_time import tsc_from_clock
 from hypervisor.synic import ports
+from hypervisor.timer_queue import TimerQueue
 from hypervisor.trace import Trace
 from hypervisor.vp import VirtualProcessor
 
@@ -41,6 +42,7 @@ class BareHypervisor:
         self.time = 1000
         self.clock = clock or (lambda: self.time)
         self.trace = Trace(self.clock)
+        self.timers = TimerQueue()
         self.max_vps = 64
         self.logical_processors = 4
         self.partitions: dict[int, Partition] = {}
