@@ -78,7 +78,8 @@ class FakePorts:
         return _Port(self.message_handlers, connection_id)  # type: ignore[arg-type]
 
     def receive_events(self, connection_id: int, handler: Callable[[], None]) -> _Port:
-        assert connection_id not in self.event_handlers
+        if connection_id in self.event_handlers or connection_id in self.message_handlers:
+            raise HvError(HvStatus.INVALID_CONNECTION_ID)
         self.event_handlers[connection_id] = handler
         return _Port(self.event_handlers, connection_id)  # type: ignore[arg-type]
 
@@ -88,14 +89,14 @@ class FakePorts:
         return self.messages[-1]
 
     def connect_events(self, vp: int, sint: int, flag: int) -> FakeEvents:
-        self._check(vp, sint)
+        self._check(vp, sint, flag)
         self.events.append(FakeEvents(self, vp, sint, flag))
         return self.events[-1]
 
-    def _check(self, vp: int, sint: int) -> None:
+    def _check(self, vp: int, sint: int, flag: int = 0) -> None:
         if vp >= self.vps:
             raise HvError(HvStatus.INVALID_VP_INDEX)
-        if sint > 15:
+        if sint > 15 or flag > 2047:
             raise HvError(HvStatus.INVALID_PARAMETER)
 
     @property

@@ -52,10 +52,14 @@ class HostileGuest(RuleBasedStateMachine):
             match action:
                 case act.SendMessage(message):
                     self.judge(message)
-                case act.CreateChannelPort(channel_id, _):
+                case act.SendReserved(message, _, _):
+                    assert isinstance(message, m.OpenChannelResult | m.CloseReservedResponse)
+                    running = isinstance(message, m.OpenChannelResult) and message.status == 0
+                    assert (message.channel_id in self.running) == running
+                case act.CreateChannel(channel_id, _):
                     assert channel_id not in self.ports
                     self.ports.add(channel_id)
-                case act.CloseChannelPort(channel_id):
+                case act.DropChannel(channel_id):
                     self.ports.remove(channel_id)
                     assert channel_id not in self.opening | self.running | self.closing
                     assert not [key for key in self.mapped if key[0] == channel_id], "pages are still in view"
@@ -85,10 +89,16 @@ class HostileGuest(RuleBasedStateMachine):
             )
             assert decoded == message
         if isinstance(message, m.UnloadComplete):
-            assert not self.mapped
-            assert not self.opening | self.running | self.closing
+            kept = self.reserved
+            assert {channel_id for channel_id, _ in self.mapped} <= kept
+            assert self.opening | self.running | self.closing <= kept
         if isinstance(message, m.OpenChannelResult) and message.status == 0:
             assert message.channel_id in self.running
+
+    @property
+    def reserved(self) -> set[int]:
+        """Channels that stay when the guest goes."""
+        return {channel_id for channel_id, channel in self.state.channels.items() if channel.outlives_connection}
 
     def settle_one(self, index: int, ok: bool) -> None:
         action = self.pending.pop(index)
@@ -180,12 +190,29 @@ class HostileGuest(RuleBasedStateMachine):
     @rule(channel_id=CHANNELS, gpadl_id=GPADLS)
     def gpadl_and_open(self, channel_id: int, gpadl_id: int) -> None:
         """Without this a random guest hardly ever gets a channel open."""
+        self.gpadl_mapped(channel_id, gpadl_id)
+        self.open(channel_id, gpadl_id, 4)
+
+    @rule(channel_id=CHANNELS, gpadl_id=GPADLS)
+    def gpadl_and_reserve(self, channel_id: int, gpadl_id: int) -> None:
+        self.gpadl_mapped(channel_id, gpadl_id)
+        self.reserve(channel_id, gpadl_id)
+
+    def gpadl_mapped(self, channel_id: int, gpadl_id: int) -> None:
         self.gpadl(channel_id, gpadl_id, 8)
         for index, action in enumerate(self.pending):
             if isinstance(action, act.MapGpadl) and (action.channel_id, action.gpadl_id) == (channel_id, gpadl_id):
                 self.settle_one(index, True)
                 break
-        self.open(channel_id, gpadl_id, 4)
+
+    @rule(channel_id=CHANNELS, gpadl_id=GPADLS)
+    def reserve(self, channel_id: int, gpadl_id: int) -> None:
+        self.say(m.OpenReservedChannel(channel_id=channel_id, gpadl_id=gpadl_id, downstream_page=4, target_sint=5))
+
+    @precondition(lambda self: self.reserved)
+    @rule(vp=st.integers(0, 2))
+    def close_reserved(self, vp: int) -> None:
+        self.say(m.CloseReservedChannel(channel_id=min(self.reserved), target_vp=vp))
 
     @rule(channel_id=CHANNELS)
     def close(self, channel_id: int) -> None:
@@ -281,8 +308,8 @@ class HostileGuest(RuleBasedStateMachine):
     def a_guest_that_is_gone_has_nothing(self) -> None:
         if self.state.phase is Phase.DISCONNECTED:
             assert self.state.version is None
-            assert not self.state.channels
-            assert len(self.state.gpadls) == 0
+            assert set(self.state.channels) == self.reserved
+            assert all(record.state is GpadlState.ACCEPTED for record in self.state.gpadls)
 
     def teardown(self) -> None:
         """However it went, a reset ends with nothing held, and the next guest is served."""

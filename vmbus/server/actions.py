@@ -14,6 +14,14 @@ class SendMessage(msgspec.Struct, frozen=True):
     message: Message
 
 
+class SendReserved(msgspec.Struct, frozen=True):
+    """Post an answer about a reserved channel to a target of its own, now or never: it is not queued."""
+
+    message: Message
+    vp: int
+    sint: int
+
+
 class SetMessageTarget(msgspec.Struct, frozen=True):
     """From here on messages go to this SINT of this VP."""
 
@@ -25,7 +33,7 @@ class DropMessageTarget(msgspec.Struct, frozen=True):
     """The guest is gone: forget the messages that it has not taken."""
 
 
-class CreateChannelPort(msgspec.Struct, frozen=True):
+class CreateChannel(msgspec.Struct, frozen=True):
     """The channel's offer is about to be sent: the guest may signal it from now on."""
 
     channel_id: int
@@ -33,7 +41,7 @@ class CreateChannelPort(msgspec.Struct, frozen=True):
     """Of the offer, as `ServerState.offer` returned it."""
 
 
-class CloseChannelPort(msgspec.Struct, frozen=True):
+class DropChannel(msgspec.Struct, frozen=True):
     """The channel's ID is free again."""
 
     channel_id: int
@@ -52,6 +60,10 @@ class OpenDevice(msgspec.Struct, frozen=True):
     target_vp: int
     user_data: bytes
     version: int
+    connection_id: int
+    """What the guest signals for this channel."""
+    event_flag: int
+    """What the host sets in the guest for it."""
 
 
 class RetargetChannel(msgspec.Struct, frozen=True):
@@ -101,10 +113,11 @@ class ProtocolFault(msgspec.Struct, frozen=True):
 
 Action = (
     SendMessage
+    | SendReserved
     | SetMessageTarget
     | DropMessageTarget
-    | CreateChannelPort
-    | CloseChannelPort
+    | CreateChannel
+    | DropChannel
     | OpenDevice
     | RetargetChannel
     | CloseDevice

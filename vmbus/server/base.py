@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmbus.protocol.messages import Message
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
-from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.channels import ChannelState, ReservedTarget, ServerChannel
 from vmbus.server.connection import Phase
 from vmbus.server.gpadls import GpadlRecords
 
@@ -39,6 +39,9 @@ class StateBase:
             self._held.append(message)
         else:
             self._actions.append(act.SendMessage(message))
+
+    def _send_reserved(self, message: Message, target: ReservedTarget) -> None:
+        self._actions.append(act.SendReserved(message, target.vp, target.sint))
 
     def _fault(self, event: str, words: str) -> None:
         self._actions.append(act.ProtocolFault(event, words))

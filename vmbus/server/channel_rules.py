@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from vmbus.protocol import messages as m
-from vmbus.protocol.features import offer_flags_for
+from vmbus.protocol.features import Feature, offer_flags_for
 from vmbus.protocol.identifiers import INTERRUPTS_OFF, ChannelStatus, event_connection_id
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import describe
 from vmbus.protocol.versions import Version
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
-from vmbus.server.channels import ChannelState, DeviceActivity, OpenRequest, ServerChannel
+from vmbus.server.channels import ChannelState, DeviceActivity, OpenRequest, ReservedTarget, ServerChannel
 from vmbus.server.connection import Phase
 from vmbus.server.gpadl_rules import GpadlRules
 from vmbus.server.gpadls import GpadlState, ServerGpadl
@@ -39,6 +39,8 @@ class ChannelRules(GpadlRules):
         match channel.state:
             case ChannelState.CLOSED:
                 self._start_open(channel, message)
+            case ChannelState.CLOSING if channel.reserved is not None:
+                self._misplaced(channel, message)  # that close has an answer to wait for
             case ChannelState.CLOSING:
                 channel.reopen = message
                 self._set(channel, ChannelState.CLOSING_REOPEN)
@@ -49,13 +51,41 @@ class ChannelRules(GpadlRules):
             case _:
                 self._unreachable(channel)
 
+    def _open_reserved(self, message: m.OpenReservedChannel) -> None:
+        channel = self._named(message.channel_id, message)
+        if channel is None or channel.withdrawn:
+            return
+        if channel.state is not ChannelState.CLOSED:
+            self._misplaced(channel, message)
+            return
+        channel.reserved = ReservedTarget(message.target_vp, message.target_sint)
+        request = m.OpenChannel(
+            channel_id=message.channel_id,
+            gpadl_id=message.gpadl_id,
+            target_vp=INTERRUPTS_OFF,  # as on Hyper-V: who opens it, a crash dump say, polls
+            downstream_page=message.downstream_page,
+        )
+        self._start_open(channel, request)
+
+    def _close_reserved(self, message: m.CloseReservedChannel) -> None:
+        """Legal without a connection too."""
+        channel = self._named(message.channel_id, message)
+        if channel is None or channel.withdrawn:
+            return
+        if channel.state is not ChannelState.OPEN or channel.reserved is None:
+            self._misplaced(channel, message)
+            return
+        channel.reserved = ReservedTarget(message.target_vp, message.target_sint)
+        self._stop_device(channel)
+        self._set(channel, ChannelState.CLOSING)
+
     def _start_open(self, channel: ServerChannel, request: OpenRequest) -> None:
         """Check what the guest asks for, as far as that needs no memory, and have the device started."""
         record = self.gpadls.get(request.gpadl_id, channel.channel_id)
         refusal = _ring_refusal(record, request.downstream_page)
         if record is None or refusal:
             self._fault("refused_open", f"{describe(request)}: {refusal}")
-            self._send_open_result(request, ChannelStatus.FAILURE)
+            self._open_failed(channel, request)
             return
         assert self.version is not None, "only a connected guest opens channels"
         channel.request = request
@@ -71,14 +101,27 @@ class ChannelRules(GpadlRules):
                 request.target_vp,
                 request.user_data,
                 self.version,
+                *self._signals(request),
             )
         )
+
+    def _signals(self, request: OpenRequest) -> tuple[int, int]:
+        """Connection ID and event flag of a channel: its own, or those of the guest's choice where it may choose."""
+        if isinstance(request, m.OpenChannel2) and self.features & Feature.GUEST_SPECIFIED_SIGNAL_PARAMETERS:
+            return request.connection_id, request.event_flag
+        return event_connection_id(request.channel_id), request.channel_id
+
+    def _open_failed(self, channel: ServerChannel, request: OpenRequest) -> None:
+        self._send_open_result(channel, request, ChannelStatus.FAILURE)
+        channel.reserved = None
 
     def _close_channel(self, message: m.CloseChannel) -> None:
         channel = self._named(message.channel_id, message)
         if channel is None:
             return
         match channel.state:
+            case ChannelState.OPEN if channel.reserved is not None:
+                self._misplaced(channel, message)  # CLOSE_RESERVED_CHANNEL is what closes it
             case ChannelState.OPEN:
                 self._stop_device(channel)
                 self._set(channel, ChannelState.CLOSING)
@@ -94,6 +137,8 @@ class ChannelRules(GpadlRules):
         if channel is None:
             return
         match channel.state:
+            case ChannelState.CLOSING if channel.reserved is not None:
+                self._misplaced(channel, message)
             case ChannelState.CLOSED | ChannelState.CLOSING | ChannelState.REVOKED:
                 self._client_gone(channel)
             case ChannelState.REOFFERED:
@@ -109,6 +154,8 @@ class ChannelRules(GpadlRules):
         refusal = ""
         if channel is None or channel.state is not ChannelState.OPEN:
             refusal = "not open"
+        elif channel.reserved is not None:
+            refusal = "reserved"
         elif channel.target_vp == INTERRUPTS_OFF or message.target_vp == INTERRUPTS_OFF:
             refusal = "interrupts are off"
         if channel is None or refusal:
@@ -133,8 +180,13 @@ class ChannelRules(GpadlRules):
         match channel.state:
             case ChannelState.OPENING:
                 channel.target_vp = channel.request.target_vp
-                self._set(channel, ChannelState.OPEN if ok else ChannelState.CLOSED)
-                self._send_open_result(channel.request, ChannelStatus.SUCCESS if ok else ChannelStatus.FAILURE)
+                if ok:
+                    self._set(channel, ChannelState.OPEN)
+                    self._send_open_result(channel, channel.request, ChannelStatus.SUCCESS)
+                else:
+                    self._set(channel, ChannelState.CLOSED)
+                    self._open_failed(channel, channel.request)
+                    self._leave_behind(channel)
             case ChannelState.OPENING_CLIENT_RELEASE:
                 self._stop_device(channel)
                 self._set(channel, ChannelState.CLOSING_CLIENT_RELEASE)
@@ -155,6 +207,10 @@ class ChannelRules(GpadlRules):
         match channel.state:
             case ChannelState.CLOSING:
                 self._set(channel, ChannelState.CLOSED)
+                target, channel.reserved = channel.reserved, None
+                if target is not None:
+                    self._send_reserved(m.CloseReservedResponse(channel_id=channel_id), target)
+                    self._leave_behind(channel)
             case ChannelState.CLOSING_REOPEN:
                 assert channel.reopen is not None
                 request, channel.reopen = channel.reopen, None
@@ -185,6 +241,9 @@ class ChannelRules(GpadlRules):
     def _rescind(self, channel: ServerChannel) -> None:
         channel.rescinded = True
         channel.offer_due = False
+        if channel.outlives_connection and self.phase is not Phase.CONNECTED:
+            self._client_gone(channel)  # nobody is there to be told
+            return
         match channel.state:
             case ChannelState.CLIENT_RELEASED:
                 self._forget(channel)
@@ -208,6 +267,7 @@ class ChannelRules(GpadlRules):
     def _revoke(self, channel: ServerChannel) -> None:
         self._set(channel, ChannelState.REVOKED)
         channel.reopen = None
+        channel.reserved = None
         channel.modifying = False
         channel.next_target_vp = None
         self._stop_device(channel)
@@ -234,6 +294,7 @@ class ChannelRules(GpadlRules):
         if channel.withdrawn:
             channel.rescind_due = False
         channel.reopen = None
+        channel.reserved = None
         self._stop_device(channel)
         match channel.activity:
             case DeviceActivity.STARTING:
@@ -246,6 +307,11 @@ class ChannelRules(GpadlRules):
                 assert_never(channel.activity)
         self._silence(channel)
         self._try_free(channel)
+
+    def _leave_behind(self, channel: ServerChannel) -> None:
+        """A reserved channel is closed: without a connection no guest holds it any longer."""
+        if self.phase is not Phase.CONNECTED:
+            self._client_gone(channel)
 
     def _gpadl_gone(self, channel: ServerChannel) -> None:
         if channel.rescind_due:
@@ -263,7 +329,7 @@ class ChannelRules(GpadlRules):
             return
         self._set(channel, ChannelState.CLIENT_RELEASED)
         channel.request = None
-        self._actions.append(act.CloseChannelPort(channel.channel_id))
+        self._actions.append(act.DropChannel(channel.channel_id))
         if channel.offer_due and self._offering:
             self._send_offer(channel)
             return
@@ -297,8 +363,11 @@ class ChannelRules(GpadlRules):
             self._by_id[channel_id] = channel
         channel.offer_due = False
         self._set(channel, ChannelState.CLOSED)
+        self._actions.append(act.CreateChannel(channel.channel_id, channel.handle))
+        self._say_offer(channel)
+
+    def _say_offer(self, channel: ServerChannel) -> None:
         offer = channel.offer
-        self._actions.append(act.CreateChannelPort(channel.channel_id, channel.handle))
         self._send(
             m.OfferChannel(
                 interface=offer.interface,
@@ -317,8 +386,12 @@ class ChannelRules(GpadlRules):
             channel.activity = DeviceActivity.STOPPING
             self._actions.append(act.CloseDevice(channel.channel_id))
 
-    def _send_open_result(self, request: OpenRequest, status: ChannelStatus) -> None:
-        self._send(m.OpenChannelResult(channel_id=request.channel_id, open_id=request.open_id, status=status))
+    def _send_open_result(self, channel: ServerChannel, request: OpenRequest, status: ChannelStatus) -> None:
+        result = m.OpenChannelResult(channel_id=request.channel_id, open_id=request.open_id, status=status)
+        if channel.reserved is None:
+            self._send(result)
+        else:
+            self._send_reserved(result, channel.reserved)
 
     def _send_modify_response(self, channel_id: int, *, ok: bool) -> None:
         if self._answers_modify:

@@ -10,6 +10,7 @@ from vmbus.protocol.messages import OpenChannel, OpenChannel2
 from vmbus.server.offers import Offer
 
 OpenRequest = OpenChannel | OpenChannel2
+"""A reserved channel's is kept as an `OpenChannel` without interrupts and user data."""
 
 
 class ChannelState(enum.Enum):
@@ -34,6 +35,14 @@ class ChannelState(enum.Enum):
     """The guest holds it no longer, but its device still runs or its pages are still in view."""
     OPENING_CLIENT_RELEASE = "opening, released"
     """The guest holds it no longer, but the device has yet to answer an open."""
+
+
+@attrs.frozen
+class ReservedTarget:
+    """Where the answers about a reserved channel go, connection or not; the guest's words, checked when used."""
+
+    vp: int
+    sint: int
 
 
 class DeviceActivity(enum.Enum):
@@ -62,6 +71,8 @@ class ServerChannel:
     """In CLOSING_REOPEN: what to do next."""
     target_vp: int = 0
     """Takes the interrupts while it is open."""
+    reserved: ReservedTarget | None = None
+    """Not None from OPEN_RESERVED_CHANNEL to the end of its close."""
     modifying: bool = False
     """A MODIFY_CHANNEL has not been answered by the service."""
     next_target_vp: int | None = None
@@ -91,6 +102,11 @@ class ServerChannel:
                 | ChannelState.REOFFERED
             ):
                 return True
+
+    @property
+    def outlives_connection(self) -> bool:
+        """Does it stay at UNLOAD and at a new contact? A reserved one does, until its close or a reset."""
+        return self.reserved is not None and self.known_to_guest
 
     @property
     def withdrawn(self) -> bool:

@@ -20,7 +20,12 @@ from vmbus.protocol.versions import IMPLEMENTED, Version
 
 Contact = InitiateContactLegacy | InitiateContact | InitiateContact2
 
-SUPPORTED_FEATURES = Feature.CLIENT_ID | Feature.PAUSE_RESUME
+SUPPORTED_FEATURES = (
+    Feature.GUEST_SPECIFIED_SIGNAL_PARAMETERS
+    | Feature.CHANNEL_INTERRUPT_REDIRECTION
+    | Feature.CLIENT_ID
+    | Feature.PAUSE_RESUME
+)
 """What this host grants at 6.0. There are no monitor pages, so no MODIFY_CONNECTION either."""
 
 

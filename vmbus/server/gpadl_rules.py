@@ -26,6 +26,10 @@ class GpadlRules(StateBase):
         if channel is None or not channel.known_to_guest:
             self._refuse_gpadl(message.channel_id, message.gpadl_id, f"{describe(message)}: no such channel")
             return
+        if channel.reserved is not None:
+            # Its GPADLs outlive the connection, and the next guest may count from the same number.
+            self._refuse_gpadl(message.channel_id, message.gpadl_id, f"{describe(message)}: the channel is reserved")
+            return
         try:
             record = self.gpadls.begin(message, tail)
         except WireError as error:
@@ -57,6 +61,8 @@ class GpadlRules(StateBase):
         if record is None or record.state is not GpadlState.ACCEPTED:
             state = "no such GPADL" if record is None else record.state.value
             self._fault("unexpected_message", f"{describe(message)}: {state}")
+        elif self._by_id[record.channel_id].reserved is not None:
+            self._fault("unexpected_message", f"{describe(message)}: the channel is reserved")
         else:
             self._tear_down(record)
 
@@ -117,9 +123,11 @@ class GpadlRules(StateBase):
         """One of this channel's GPADLs is no more."""
         raise NotImplementedError
 
-    def _silence(self, channel: ServerChannel) -> None:
-        """Take back all GPADLs of a channel; nobody is to hear of it."""
+    def _silence(self, channel: ServerChannel, *, but_accepted: bool = False) -> None:
+        """Take back all GPADLs of a channel, or all that are not in use; nobody is to hear of it."""
         for record in self.gpadls.of_channel(channel.channel_id):
+            if but_accepted and record.state is GpadlState.ACCEPTED:
+                continue
             record.silent = True
             match record.state:
                 case GpadlState.IN_PROGRESS:

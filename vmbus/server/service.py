@@ -45,6 +45,9 @@ __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", 
 INBOX_MESSAGES: Final = 1024
 """Guest messages that wait; more are dropped and counted. Linux has one in flight at a time, or a GPADL's few."""
 
+MAX_RESERVED_TARGETS: Final = 16
+"""Message targets of reserved channels that are kept connected; the one not used for longest makes room."""
+
 _MESSAGES_PER_TURN: Final = 16
 _FIRST_RETRY, _LAST_RETRY = 0.001, 0.016
 """Seconds between attempts to post when the guest's port is full."""
@@ -77,6 +80,8 @@ class VmbusServer:
         self._bell = Bell()
         self._phase_changed = trio.Event()
         self._messages: MessageConnection | None = None
+        self._reserved: dict[tuple[int, int], MessageConnection] = {}
+        """Targets of reserved channels by VP and SINT, the one used last at the end."""
         self._offered: dict[int, OfferedChannel] = {}
         self._slots = ChannelSlots(
             ports,
@@ -148,6 +153,7 @@ class VmbusServer:
     async def reset(self) -> None:
         """The machine was reset: forget the guest, keep the offers of primary channels. Returns when no device runs."""
         self._inbox.clear()
+        self._drop_reserved_targets()
         self._perform(self._state.reset())
         await self.wait_phase(Phase.DISCONNECTED)
 
@@ -214,13 +220,19 @@ class VmbusServer:
                 return False
             self._outbox.popleft()
             if status == HvStatus.SUCCESS:
-                self.counters["messages_out"] += 1
-                if self._trace.on:
-                    self._emit(message, len(data), TO_CHILD)
+                self._posted(message, data)
             else:
-                self.counters["messages_lost"] += 1
-                self._warn("message_lost", f"{describe(message)}: {status.name}")
+                self._lose(message, status.name)
         return True
+
+    def _posted(self, message: Message, data: bytes) -> None:
+        self.counters["messages_out"] += 1
+        if self._trace.on:
+            self._emit(message, len(data), TO_CHILD)
+
+    def _lose(self, message: Message, why: str) -> None:
+        self.counters["messages_lost"] += 1
+        self._warn("message_lost", f"{describe(message)}: {why}")
 
     def _emit(self, message: Message, size: int, direction: str) -> None:
         self._trace.emit(
@@ -256,13 +268,15 @@ class VmbusServer:
         match action:
             case act.SendMessage(message):
                 self._outbox.append((message, message.encode()))
+            case act.SendReserved(message, vp, sint):
+                self._send_reserved(message, vp, sint)
             case act.SetMessageTarget(vp, sint):
                 self._set_message_target(vp, sint)
             case act.DropMessageTarget():
                 self._drop_message_target()
-            case act.CreateChannelPort(channel_id, handle):
+            case act.CreateChannel(channel_id, handle):
                 self._slots.create(channel_id, self._offered[handle])
-            case act.CloseChannelPort(channel_id):
+            case act.DropChannel(channel_id):
                 offered = self._slots.close(channel_id)
                 if offered.handle not in self._state.offers:
                     self._offered.pop(offered.handle, None)
@@ -302,12 +316,36 @@ class VmbusServer:
         except HvError as error:
             self._warn("no_message_target", f"VP {vp} SINT {sint}: {error}")
 
+    def _send_reserved(self, message: Message, vp: int, sint: int) -> None:
+        """Past the queue, the pause and the connection: what a reserved channel has to say may be all that works."""
+        key = vp, sint
+        target = self._reserved.pop(key, None)
+        try:
+            if target is None:
+                target = self._ports.connect_messages(vp, sint)
+        except HvError as error:
+            self._lose(message, f"VP {vp} SINT {sint}: {error}")
+            return
+        self._reserved[key] = target
+        if len(self._reserved) > MAX_RESERVED_TARGETS:
+            self._reserved.pop(next(iter(self._reserved))).close()
+        data = message.encode()
+        status = target.post(data)
+        if status == HvStatus.SUCCESS:
+            self._posted(message, data)
+        else:
+            self._lose(message, status.name)
+
     def _drop_message_target(self) -> None:
         """Whatever is still in the queue was for a guest that is gone."""
         self._outbox.clear()
         if self._messages is not None:
             self._messages.close()
             self._messages = None
+
+    def _drop_reserved_targets(self) -> None:
+        while self._reserved:
+            self._reserved.popitem()[1].close()
 
     def _gpadl_released(self, channel_id: int, gpadl_id: int) -> None:
         self._perform(self._state.gpadl_released(channel_id, gpadl_id))
@@ -328,6 +366,7 @@ class VmbusServer:
             port.close()
         self._slots.shut_down()
         self._drop_message_target()
+        self._drop_reserved_targets()
 
 
 @asynccontextmanager

@@ -67,6 +67,9 @@ class _Slot:
 
     offered: OfferedChannel
     port: ReceivePort | None = None
+    """What the guest signals; None where that could not be had, or another channel has it."""
+    connection_id: int = 0
+    event_flag: int = 0
     channel: Channel | None = None
     opened: OpenedChannel | None = None
     events: EventConnection | None = None
@@ -134,7 +137,10 @@ class ChannelSlots:
     def create(self, channel_id: int, offered: OfferedChannel) -> None:
         """The guest may signal the channel from now on."""
         slot = self._slots[channel_id] = _Slot(offered)
-        slot.port = self._ports.receive_events(event_connection_id(channel_id), slot.woken)
+        try:
+            self._listen(slot, event_connection_id(channel_id))
+        except HvError as error:  # tried again when the guest opens it
+            self._warn("no_channel_port", f"channel {channel_id}: {error}")
 
     def close(self, channel_id: int) -> OfferedChannel:
         """The ID is free again; returns whose it was."""
@@ -142,6 +148,19 @@ class ChannelSlots:
         if slot.port is not None:
             slot.port.close()
         return slot.offered
+
+    def _listen(self, slot: _Slot, connection_id: int) -> None:
+        """Have the guest signal the channel by this ID. One of its choice may be a closed channel's, which loses it."""
+        if slot.port is not None and slot.connection_id == connection_id:
+            return
+        for other in self._slots.values():
+            if other.port is not None and other.connection_id == connection_id and other.channel is None:
+                other.port.close()
+                other.port = None
+        port = self._ports.receive_events(connection_id, slot.woken)
+        if slot.port is not None:
+            slot.port.close()
+        slot.port, slot.connection_id = port, connection_id
 
     def channel(self, channel_id: int) -> Channel | None:
         """The channel, if it is open."""
@@ -164,7 +183,10 @@ class ChannelSlots:
         self._slots.clear()
 
     def open_device(self, action: act.OpenDevice) -> bool:
-        """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it."""
+        """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it.
+
+        The guest may have chosen its own connection ID and event flag; one that is taken, or none, refuses the open.
+        """
         slot = self._slots[action.channel_id]
         gpns = action.ring.gpns
         scattered = sum(1 for before, after in pairwise(gpns) if after != before + 1)
@@ -173,11 +195,13 @@ class ChannelSlots:
             return False
         try:
             rings = self._memory.flat(gpns, Access.READ_WRITE)
+            self._listen(slot, action.connection_id)
             if action.target_vp != INTERRUPTS_OFF:
-                slot.events = self._ports.connect_events(action.target_vp, SINT, action.channel_id)
+                slot.events = self._ports.connect_events(action.target_vp, SINT, action.event_flag)
         except (GpaFault, HvError, MemoryError) as error:
             self._warn("refused_open", f"channel {action.channel_id}: {error}")
             return False
+        slot.event_flag = action.event_flag
         border = action.downstream_page * PAGE_SIZE
         # The guest's outgoing ring comes first; it is our incoming one.
         slot.channel = Channel(
@@ -286,7 +310,7 @@ class ChannelSlots:
         """Move the interrupts to another VP; False if there is no such VP."""
         slot = self._slots[channel_id]
         try:
-            events = self._ports.connect_events(target_vp, SINT, channel_id)
+            events = self._ports.connect_events(target_vp, SINT, slot.event_flag)
         except HvError as error:
             self._warn("refused_modify", f"channel {channel_id} to VP {target_vp}: {error}")
             return False

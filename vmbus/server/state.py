@@ -71,6 +71,9 @@ class ServerState(ChannelRules):
         if isinstance(message, m.Unload):
             self._disconnect(AfterDisconnect.UNLOAD)
             return
+        if isinstance(message, m.CloseReservedChannel) and not self.paused:
+            self._close_reserved(message)
+            return
         if self.phase is not Phase.CONNECTED:
             self._fault("unexpected_message", f"{describe(message)} while {self.phase.value}")
             return
@@ -94,6 +97,8 @@ class ServerState(ChannelRules):
                 self._rel_id_released(message)
             case m.ModifyChannel():
                 self._modify_channel(message)
+            case m.OpenReservedChannel():
+                self._open_reserved(message)
             case m.Pause():
                 self._send(m.PauseResponse())
                 self.paused = True
@@ -102,7 +107,7 @@ class ServerState(ChannelRules):
             case m.TlConnectRequest() | m.TlConnectRequest2():
                 self._tl_connect(message)
             case _:
-                # Reserved channels and monitor pages: declared, not offered. Nothing here ever leads a guest to them.
+                # Monitor pages: declared, not offered. Nothing here ever leads a guest to them.
                 self._fault("unsupported_request", describe(message))
 
     def _initiate_contact(self, contact: Contact, multiclient: bool) -> None:
@@ -131,6 +136,8 @@ class ServerState(ChannelRules):
         for channel in sorted(self._by_handle.values(), key=lambda channel: channel.offer.sort_key):
             if channel.state is ChannelState.CLIENT_RELEASED:
                 self._send_offer(channel)
+            elif channel.state is ChannelState.CLOSED:
+                self._say_offer(channel)  # reserved until just now: closed between the contact and this message
         self._send(m.AllOffersDelivered())
 
     def _resume(self) -> None:
@@ -200,17 +207,23 @@ class ServerState(ChannelRules):
     def _disconnect(self, after: AfterDisconnect, contact: tuple[Contact, bool] | None = None) -> None:
         """Release and close everything; then go on with `after`. A later reason replaces an earlier one."""
         self._after, self._contact = after, contact
-        if self.phase is Phase.CONNECTED:
+        reset = after is AfterDisconnect.RESET
+        if self.phase is Phase.CONNECTED or (self.phase is Phase.DISCONNECTED and reset and self._by_id):
             self._enter(Phase.DISCONNECTING)
             self.paused = False
             self._held.clear()
+        if self.phase is Phase.DISCONNECTING:
             for channel in list(self._by_id.values()):
-                if channel.known_to_guest:
+                if channel.outlives_connection and not reset:
+                    self._silence(channel, but_accepted=True)
+                elif channel.known_to_guest:
                     self._client_gone(channel)
 
     def _settle(self) -> None:
-        """When the last channel is free, the disconnect is done."""
-        if self.phase is not Phase.DISCONNECTING or self._by_id:
+        """When the last channel is free, but for reserved ones, the disconnect is done."""
+        if self.phase is not Phase.DISCONNECTING:
+            return
+        if not all(channel.outlives_connection for channel in self._by_id.values()):
             return
         self._enter(Phase.DISCONNECTED)
         self.version, self.features, self.offers_sent = None, 0, False

@@ -179,7 +179,7 @@ def test_open_hands_the_device_what_the_guest_said(guest: ScriptedGuest) -> None
     )
     assert guest.say(message) == [m.OpenChannelResult(channel_id=1, open_id=77)]
     assert guest.last(act.OpenDevice) == act.OpenDevice(
-        1, 1, page_range(range(0x40, 0x48)), GPADL, 5, 3, b"\x01" + bytes(119), Version.V5_3
+        1, 1, page_range(range(0x40, 0x48)), GPADL, 5, 3, b"\x01" + bytes(119), Version.V5_3, 0x2001, 1
     )
     assert state_of(guest) is ChannelState.OPEN
 
@@ -350,9 +350,9 @@ def test_the_device_stops_at_the_rescind_and_the_id_waits_for_it(guest: Scripted
     assert guest.release() == []
     assert state_of(guest) is ChannelState.CLOSING_CLIENT_RELEASE
     guest.settle(guest.last(act.ReleaseGpadl))
-    assert guest.asked(act.CloseChannelPort) == []
+    assert guest.asked(act.DropChannel) == []
     guest.settle(guest.last(act.CloseDevice))
-    assert guest.asked(act.CloseChannelPort) == [act.CloseChannelPort(1)]
+    assert guest.asked(act.DropChannel) == [act.DropChannel(1)]
     assert not guest.state.channels
 
 
