@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor import monitor
 from hypervisor.hypercall.layouts import (
     ConnectPort2010Input,
     ConnectPortInput,
@@ -38,15 +39,18 @@ def _partition(hypervisor: Hypervisor, untrusted_id: int) -> Partition:
 
 
 def _attach(target: Partition, connection: Connection) -> None:
+    monitor.watch(connection)
     if target.doorbells is not None:
         target.doorbells.attach(connection)
 
 
 def disconnect(target: Partition, untrusted_id: int) -> None:
-    """Break a connection, and take it from the backend's shortcut first. Raises INVALID_CONNECTION_ID."""
+    """Break a connection, after the backend's shortcut and the watch over its page. Raises INVALID_CONNECTION_ID."""
     connection = target.connections.get(untrusted_id)
     if connection is not None and target.doorbells is not None:
         target.doorbells.detach(connection)
+    if connection is not None:
+        monitor.unwatch(connection)
     ports.disconnect_port(target, untrusted_id)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from hypervisor.pages import PAGE_MASK
+from hypervisor.pages import PAGE_MASK, PAGE_SHIFT
 from hypervisor.partition import ROOT_ID, PageCost, PartitionState
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic.messages import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.partition import Partition
     from hypervisor.synic.synic import Synic
+    from hypervisor.timer_queue import Waiting
     from hypervisor.vp import VirtualProcessor
 
 ID_MASK = 0xFFFFFF
@@ -95,6 +96,8 @@ class Port:
     """Target processor, or ANY_VP."""
     base_flag: int = 0
     flag_count: int = 0
+    monitor_address: int = 0
+    """Monitor ports: where the owner sees the page."""
     buffers: int = PORT_BUFFERS
     """Free ones."""
     post_count: int = 0
@@ -119,6 +122,10 @@ class Connection:
     owner: Partition = attrs.field(repr=False)
     id: int
     port: Port
+    monitor_address: int = 0
+    """Monitor connections: where the sender sees the page."""
+    watch: Waiting | None = attrs.field(default=None, repr=False)
+    """Monitor connections: what looks at the page."""
 
 
 # --- making and breaking
@@ -139,16 +146,19 @@ def create_port(owner: Partition, port_id: int, sender: Partition, info: PortInf
         case PortType.MONITOR:
             if info.monitor_address & PAGE_MASK:
                 raise HvError(HvStatus.INVALID_ALIGNMENT)
-            valid = False  # monitored notification pages are not offered
+            valid = not info.base_flag and not info.flag_count and not info.reserved
         case _:
             valid = False
-    if not valid or not 0 < info.target_sint < SINT_COUNT:
+    kind = PortType(info.port_type) if valid else None
+    if kind is None or (kind is not PortType.MONITOR and not 0 < info.target_sint < SINT_COUNT):
         raise HvError(HvStatus.INVALID_PARAMETER)
-    if info.target_vp != ANY_VP and info.target_vp not in owner.vps:
-        raise HvError(HvStatus.INVALID_VP_INDEX)
-    kind = PortType(info.port_type)
+    if kind is PortType.MONITOR:
+        port = Port(owner, port_id, sender.id, kind, 0, 0, monitor_address=info.monitor_address)
+    else:
+        if info.target_vp != ANY_VP and info.target_vp not in owner.vps:
+            raise HvError(HvStatus.INVALID_VP_INDEX)
+        port = Port(owner, port_id, sender.id, kind, info.target_sint, info.target_vp, info.base_flag, info.flag_count)
     owner.charge(_cost(kind))
-    port = Port(owner, port_id, sender.id, kind, info.target_sint, info.target_vp, info.base_flag, info.flag_count)
     owner.ports[port_id] = port
     return port
 
@@ -175,12 +185,26 @@ def connect_port(
         raise HvError(HvStatus.INVALID_PARTITION_ID)
     if port.connection is not None:
         raise HvError(HvStatus.INVALID_PORT_ID)
-    if info.port_type != port.type or info.monitor_address:
+    if info.port_type != port.type:
+        raise HvError(HvStatus.INVALID_PARAMETER)
+    if port.type is PortType.MONITOR:
+        _check_monitor_pages(owner, info.monitor_address, port)
+    elif info.monitor_address:
         raise HvError(HvStatus.INVALID_PARAMETER)
     owner.charge(PageCost.CONNECTION)
-    connection = port.connection = Connection(owner, connection_id, port)
+    connection = port.connection = Connection(owner, connection_id, port, info.monitor_address)
     owner.connections[connection_id] = connection
     return connection
+
+
+def _check_monitor_pages(sender: Partition, address: int, port: Port) -> None:
+    """Both ends must name the same memory: there is no page of the hypervisor's own that it could show to both."""
+    if address & PAGE_MASK:
+        raise HvError(HvStatus.INVALID_ALIGNMENT)
+    here = sender.memory.source(address >> PAGE_SHIFT)
+    there = port.owner.memory.source(port.monitor_address >> PAGE_SHIFT)
+    if here is None or there is None or here[:2] != there[:2]:
+        raise HvError(HvStatus.INVALID_PARAMETER)
 
 
 def disconnect_port(owner: Partition, connection_id: int) -> None:

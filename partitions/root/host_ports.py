@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from hypervisor.pages import PAGE_SHIFT
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic.ports import PortType
 
@@ -26,6 +27,8 @@ VMBUS_SINT: Final = 2
 FLAGS_PER_SINT: Final = 2048
 VMBUS_MESSAGE_TYPE: Final = 1
 """The SynIC message type of channel messages."""
+MONITOR_CONNECTION: Final = 3
+"""The child's connection behind its monitor page. No guest names it: setting bits in the page is using it."""
 _MAX_ID: Final = 0xFF_FFFF
 """Port and connection IDs have 24 bits."""
 
@@ -132,6 +135,11 @@ class EventOut(_Closable):
         self._winhv = winhv
         self._connection_id = connection_id
 
+    @property
+    def connection_id(self) -> int:
+        """The root's name for it."""
+        return self._connection_id
+
     def signal(self) -> HvStatus:
         """HvSignalEvent, flag 0 of the port."""
         if self._release is None:
@@ -145,9 +153,10 @@ C = TypeVar("C", bound=_Closable)
 class PortsOf:
     """`vmbus.server.ports.HostPorts` for one child, through real hypercalls. `close` takes back whatever is left."""
 
-    def __init__(self, winhv: WinHv, partition_id: int, paying: Paying) -> None:
+    def __init__(self, winhv: WinHv, partition_id: int, paying: Paying, first_page: int) -> None:
         self._winhv = winhv
         self._child = partition_id
+        self._first_gpa = first_page << PAGE_SHIFT
         self._pay = paying
         self._child_port_ids = IdAllocator(first=0x10)
         self._open: dict[_Closable, None] = {}
@@ -211,6 +220,33 @@ class PortsOf:
             connection_id = self._connect(undo, port_id, PortType.EVENT)
             return self._keep(EventOut(hv, connection_id), undo)
 
+    def watch_sent(self, page: int) -> _Closable:
+        """The hypervisor looks for triggers that the root sets in this page of the child's."""
+        hv, child = self._winhv, self._child
+        with contextlib.ExitStack() as undo:
+            port_id = self._child_port_ids.take()
+            undo.callback(self._child_port_ids.give_back, port_id)
+            self._pay(child, lambda: hv.create_monitor_port(child, port_id, hv.root_id, page=page))
+            undo.callback(hv.delete_port, child, port_id)
+            self._connect(undo, port_id, PortType.MONITOR, self._first_gpa + page)
+            return self._keep(_Closable(), undo)
+
+    def watch_received(self, page: int) -> _Closable:
+        """The hypervisor looks for triggers that the child sets in this page of its own."""
+        hv, child = self._winhv, self._child
+        with contextlib.ExitStack() as undo:
+            port_id = hv.port_ids.take()
+            undo.callback(hv.port_ids.give_back, port_id)
+            ours = self._first_gpa + page
+            self._pay(hv.root_id, lambda: hv.create_monitor_port(hv.root_id, port_id, child, page=ours))
+            undo.callback(hv.delete_port, hv.root_id, port_id)
+            self._pay(
+                child,
+                lambda: hv.connect_port(child, MONITOR_CONNECTION, hv.root_id, port_id, PortType.MONITOR, page=page),
+            )
+            undo.callback(hv.disconnect_port, child, MONITOR_CONNECTION)
+            return self._keep(_Closable(), undo)
+
     @property
     def open_count(self) -> int:
         """Ports and connections that are still open."""
@@ -221,11 +257,11 @@ class PortsOf:
         for closable in list(self._open):
             closable.close()
 
-    def _connect(self, undo: contextlib.ExitStack, port_id: int, kind: PortType) -> int:
+    def _connect(self, undo: contextlib.ExitStack, port_id: int, kind: PortType, page: int = 0) -> int:
         hv = self._winhv
         connection_id = hv.connection_ids.take()
         undo.callback(hv.connection_ids.give_back, connection_id)
-        self._pay(hv.root_id, lambda: hv.connect_port(hv.root_id, connection_id, self._child, port_id, kind))
+        self._pay(hv.root_id, lambda: hv.connect_port(hv.root_id, connection_id, self._child, port_id, kind, page=page))
         undo.callback(hv.disconnect_port, hv.root_id, connection_id)
         return connection_id
 

@@ -141,9 +141,12 @@ class WinHv:
         self._memory = self._input = self._output = memoryview(b"")
         self.hypervisor.remove_root_block(self._first_page)
 
-    def ports_of(self, partition_id: int, paying: Paying) -> PortsOf:
-        """What a VMBus server for that child stands on; `paying` deposits pages where the hypervisor wants more."""
-        return PortsOf(self, partition_id, paying)
+    def ports_of(self, partition_id: int, paying: Paying, *, first_page: int = 0) -> PortsOf:
+        """What a VMBus server for that child stands on; `paying` deposits pages where the hypervisor wants more.
+
+        `first_page` is where the root sees the child's first page.
+        """
+        return PortsOf(self, partition_id, paying, first_page)
 
     def forget_event_handler(self, vp: int, flag: int) -> None:
         """The flag means nothing from here on."""
@@ -246,15 +249,20 @@ class WinHv:
         info = PortInfo(PortType.EVENT, sint, vp, flag, 1).encode()
         self._simple(CallCode.CREATE_PORT_2010, CreatePort2010Input(owner, port_id, peer, info).encode())
 
+    def create_monitor_port(self, owner: int, port_id: int, peer: int, *, page: int) -> None:
+        """A port for notifications that `peer` sets in a page, which `owner` sees at the GPA `page`."""
+        info = PortInfo(PortType.MONITOR, page & 0xFFFF_FFFF, page >> 32).encode()
+        self._simple(CallCode.CREATE_PORT_2010, CreatePort2010Input(owner, port_id, peer, info).encode())
+
     def delete_port(self, owner: int, port_id: int) -> None:
         """Messages that wait in its buffers are lost."""
         self._simple(CallCode.DELETE_PORT, DeletePortInput(owner, port_id).encode())
 
     def connect_port(
-        self, partition_id: int, connection_id: int, port_owner: int, port_id: int, kind: PortType
+        self, partition_id: int, connection_id: int, port_owner: int, port_id: int, kind: PortType, *, page: int = 0
     ) -> None:
-        """Let `partition_id` reach a port of that kind by a connection ID."""
-        info = ConnectionInfo(kind).encode()
+        """Let `partition_id` reach a port of that kind by a connection ID; for a monitor port, it sees `page`."""
+        info = ConnectionInfo(kind, page).encode()
         payload = ConnectPort2010Input(partition_id, connection_id, port_owner, port_id, info).encode()
         self._simple(CallCode.CONNECT_PORT_2010, payload)
 

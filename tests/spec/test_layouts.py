@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from hypervisor import intercept
+from hypervisor import intercept, monitor_page
 from hypervisor.hypercall import layouts
 from hypervisor.wire import Wire
 from vmbus.protocol import messages
@@ -15,6 +15,7 @@ from vsp_vsc.storage import protocol as storage
 
 DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "hypercalls": (layouts, intercept),
+    "monitor": (monitor_page,),
     "vmbus": (messages,),
     "storage": (storage,),
 }

@@ -27,6 +27,10 @@ class EventConnection(Protocol):
     def signal(self) -> HvStatus:
         """Set the flag and raise the interrupt if it was clear."""
 
+    @property
+    def connection_id(self) -> int:
+        """The root's name for it, which a monitor page's parameters hold."""
+
     def close(self) -> None:
         """Give up connection and port."""
 
@@ -55,3 +59,9 @@ class HostPorts(Protocol):
 
     def connect_events(self, vp: int, sint: int, flag: int) -> EventConnection:
         """A way to set that event flag on that SINT of that VP."""
+
+    def watch_sent(self, page: int) -> ReceivePort:
+        """Have the hypervisor look for triggers that the root sets in the page at this GPA of the child's."""
+
+    def watch_received(self, page: int) -> ReceivePort:
+        """Have the hypervisor look for triggers that the child sets there. One page at a time."""

@@ -54,7 +54,7 @@ def test_layouts_are_those_of_2010() -> None:
         (PortInfo(PortType.EVENT, 2, 0, 2048, 1), HvStatus.INVALID_PARAMETER),
         (PortInfo(PortType.EVENT, 2, 0, 0, 1, 1), HvStatus.INVALID_PARAMETER),
         (PortInfo(PortType.MONITOR, 0x1001, 0), HvStatus.INVALID_ALIGNMENT),
-        (PortInfo(PortType.MONITOR, 0x1000, 0), HvStatus.INVALID_PARAMETER),
+        (PortInfo(PortType.MONITOR, 0x1000, 0, 1), HvStatus.INVALID_PARAMETER),
         (PortInfo(0, 2, 0), HvStatus.INVALID_PARAMETER),
         (PortInfo(4, 2, 0), HvStatus.INVALID_PARAMETER),
     ],

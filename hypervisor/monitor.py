@@ -1,0 +1,94 @@
+"""Monitored notifications: looking at the pages in which partitions set triggers instead of signaling. Hypervisor.
+
+A page is looked at while a monitor connection names it, each enabled group about as often as the lowest latency that
+it gives, never more often than `SHORTEST`. With no such connection there is nothing to look at and no timer. Trio's
+timers tick in milliseconds on a real clock, which is what "about" comes to there.
+
+What a trigger signals may fail in every way that HvSignalEvent can fail; nobody is told, it is counted. Both partitions
+can write the page, so a trigger reaches ports of the connection's receiver only: else a guest that changes the
+parameters in a page of the root's could signal, with the root's connections, whomever it likes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hypervisor.memory import GpaFault
+from hypervisor.monitor_page import GROUP_SIZE, GROUPS, MonitorPage
+from hypervisor.pages import PAGE_SIZE
+from hypervisor.status import HvError
+from hypervisor.synic import ports
+from hypervisor.synic.ports import Connection, PortType
+
+SHORTEST: Final = 500
+"""50 us in 100 ns units: no guest makes the host look more often by writing a lower latency."""
+LONGEST: Final = 100_000
+"""10 ms: how often a group is looked at that is not enabled, or gives no latency."""
+
+
+def watch(connection: Connection) -> None:
+    """A connection was made; if it is a monitor's, look at its page from now on."""
+    if connection.port.type is PortType.MONITOR:
+        connection.watch = _Watch(connection)
+
+
+def unwatch(connection: Connection) -> None:
+    """The connection is about to go; triggers that are pending are lost."""
+    if connection.watch is not None:
+        connection.owner.hypervisor.timers.set(connection.watch, None)
+        connection.watch = None
+
+
+class _Watch:
+    """One page: when each of its groups is due, and the look at it."""
+
+    __slots__ = ("_connection", "_due", "_hypervisor")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._hypervisor = connection.owner.hypervisor
+        self._due = [self._hypervisor.clock()] * GROUPS
+        self._hypervisor.timers.set(self, self._due[0])
+
+    def fire(self) -> None:
+        """Look at every group that is due, and come back for the next."""
+        connection, now = self._connection, self._hypervisor.clock()
+        try:
+            page = MonitorPage(connection.owner.memory.view(connection.monitor_address, PAGE_SIZE))
+        except GpaFault:
+            self._due = [now + LONGEST] * GROUPS  # the page is gone for now
+        else:
+            if not connection.port.alive:
+                return
+            self._look(page, now)
+        if connection.watch is self:  # a signal may have brought its end
+            self._hypervisor.timers.set(self, min(self._due))
+
+    def _look(self, page: MonitorPage, now: int) -> None:
+        enabled = page.enabled_groups
+        for group in range(GROUPS):
+            if self._due[group] > now:
+                continue
+            if not enabled >> group & 1:
+                self._due[group] = now + LONGEST
+                continue
+            self._due[group] = now + max(SHORTEST, page.latency(group) or LONGEST)
+            pending = page.take_pending(group)
+            while pending:
+                lowest = pending & -pending
+                pending ^= lowest
+                self._signal(page, group * GROUP_SIZE + lowest.bit_length() - 1)
+
+    def _signal(self, page: MonitorPage, number: int) -> None:
+        sender = self._connection.owner
+        untrusted = page.parameter(number)
+        target = sender.connections.get(untrusted.connection_id)
+        if target is not None and target.port.owner is self._connection.port.owner:
+            try:
+                ports.signal_event(self._hypervisor, sender, untrusted.connection_id, untrusted.flag_number)
+            except HvError:
+                pass
+            else:
+                sender.counters["monitor_signals"] += 1
+                return
+        sender.counters["monitor_signals_dropped"] += 1
