@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.memory import GpaFault, GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 
 PAGES = 16
@@ -224,3 +225,70 @@ def test_a_block_that_nobody_closed_gives_its_descriptor_back() -> None:
     gc.collect()
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class MapModel:
+    """What a map should be: for each page its block, block page and rights."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, tuple[MemoryBlock, int, Access]] = {}
+
+    def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
+        """The fewest runs that say the same."""
+        runs: list[tuple[int, MemoryBlock, int, int, Access]] = []
+        for gpn, (block, page, rights) in sorted(self.pages.items()):
+            if runs:
+                first, last, start, count, same = runs[-1]
+                if (first + count, last, start + count, same) == (gpn, block, page, rights):
+                    runs[-1] = first, last, start, count + 1, same
+                    continue
+            runs.append((gpn, block, page, 1, rights))
+        return runs
+
+
+MAP_STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 40),  # page
+        st.integers(1, 12),  # pages
+        st.sampled_from([None, 0, 1]),  # unmap, or the block to map
+        st.integers(0, 4),  # page of the block
+        st.sampled_from([Access.ALL, Access.ALL, Access.READ]),
+    ),
+    max_size=30,
+)
+
+
+@given(MAP_STEPS)
+def test_the_map_is_the_fewest_extents_and_blocks_know_how_many_lie_in_them(
+    steps: list[tuple[int, int, int | None, int, Access]],
+) -> None:
+    """Whatever is mapped over whatever: a later mapping wins, and who takes a block back knows whether it is shown."""
+    memory, other, model = GuestMemory(), GuestMemory(), MapModel()
+    blocks = [MemoryBlock.allocate(PAGES << PAGE_SHIFT, f"block {number}") for number in range(2)]
+    other.map_block(0, blocks[1], 0, 1, Access.ALL)
+    for gpn, count, chosen, page, rights in steps:
+        if chosen is None:
+            memory.unmap(gpn, count)
+            for at in range(gpn, gpn + count):
+                model.pages.pop(at, None)
+        else:
+            memory.map_block(gpn, blocks[chosen], page, count, rights)
+            for at in range(count):
+                model.pages[gpn + at] = blocks[chosen], page + at, rights
+        expected = model.extents()
+        assert memory.extents() == expected
+        assert memory.end == (max(model.pages, default=-1) + 1) << PAGE_SHIFT
+        assert [block.shown for block in blocks] == [
+            sum(extent[1] is block for extent in expected) + (block is blocks[1]) for block in blocks
+        ]
+        assert memory.alone(blocks[0])
+        assert not memory.alone(blocks[1])
+        for at in model.pages:  # by the fast way where there is one, by the search elsewhere
+            block, start, _ = model.pages[at]
+            block.view[start << PAGE_SHIFT] = at + 1
+            assert memory.read(at << PAGE_SHIFT, 1) == bytes([at + 1])
+    memory.unmap(0, 64)
+    other.unmap(0, 64)
+    assert not any(block.shown for block in blocks)
+    for block in blocks:
+        block.close()
