@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from benchmarks.measure import ROUNDS, compare, table
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hypervisor import cpuid, msr_table
+from hypervisor.blocks import MemoryBlock
 from hypervisor.clock import Clock
 from hypervisor.hypercall import dispatch
 from hypervisor.hypercall.ports import disconnect
 from hypervisor.intercept import InterceptAccess, memory_intercept_payload
 from hypervisor.machine import GeneralProtection, VpStopped
-from hypervisor.memory import GpaFault, GuestMemory, MemoryBlock
+from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.partition import ROOT_ID, PageCost, Partition, PartitionOperation, PartitionState
 from hypervisor.privileges import ROOT_PRIVILEGES
@@ -189,12 +190,12 @@ class Hypervisor:
 
     # --- the host's memory
 
-    def add_root_block(self, size: int, name: str) -> tuple[int, MemoryBlock]:
+    def add_root_block(self, size: int, name: str, *, huge_pages: bool = False) -> tuple[int, MemoryBlock]:
         """Host memory becomes root memory, at the page returned. Raises INSUFFICIENT_MEMORY past `memory_bytes`."""
         if self.root_bytes + size > self.memory_bytes:
             raise HvError(HvStatus.INSUFFICIENT_MEMORY)
         try:
-            block = MemoryBlock.allocate(size, name)
+            block = MemoryBlock.allocate(size, name, huge_pages=huge_pages)
         except (OSError, MemoryError):
             raise HvError(HvStatus.INSUFFICIENT_MEMORY) from None
         pages = size >> PAGE_SHIFT

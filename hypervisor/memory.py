@@ -1,36 +1,18 @@
-"""Guest physical memory: host blocks, and a partition's GPA space as sorted extents over them. Hypervisor.
-
-Every mapping is an anonymous reservation by `mmap.mmap` with pages of a memfd fixed on top of it. Each memoryview keeps
-the reservation alive, so memory is unmapped when its last view dies, and no view needs a descriptor of its own.
-"""
+"""Guest physical memory: a partition's GPA space as sorted extents over host blocks. Hypervisor."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
-import tempfile
-import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
 
+from hypervisor.blocks import MemoryBlock, runs, stitch
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, Access, pages_for
 from hypervisor.wire import Buffer
 
-_MAP_FIXED = 0x10  # the same number on Linux and macOS; the mmap module does not name it
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_FAILED = ctypes.c_void_p(-1).value
 _RIGHTS = int(Access.ALL)
-MAX_STITCHED_PIECES = 32_768
-"""Host-wide. The kernel gives a process some 65,000 mappings, and without a free one not even Python gets memory: the
-other half stays for blocks, threads and the interpreter."""
-_stitched_pieces = 0
-"""In mappings of several pieces that still have a view."""
 
 
 class GpaFault(Exception):
@@ -50,64 +32,6 @@ class MapWatcher(Protocol):
 
     def changed(self, gpn: int, count: int) -> None:
         """The new map is in place."""
-
-
-class MemoryBlock:
-    """Host memory behind guest pages: one descriptor, one mapping, sparse until touched."""
-
-    __slots__ = ("_map", "deposited", "fd", "name", "shown", "size", "view")
-
-    def __init__(self, fd: int, size: int, name: str) -> None:
-        self.fd: int | None = fd
-        self.size = size
-        self.name = name
-        self.shown = 0
-        """Extents of all GPA spaces that lie in this block."""
-        self.deposited = 0
-        """Its pages that are in pools."""
-        self._map = _stitch(size, [(fd, 0, size)])
-        self.view = memoryview(self._map)
-        """All of it, writable, format `B`."""
-
-    @classmethod
-    def allocate(cls, size: int, name: str) -> MemoryBlock:
-        """`size` bytes, a page multiple, all zero. Raises OSError when the host has no more."""
-        if size <= 0 or size & PAGE_MASK:
-            raise ValueError(f"{size} bytes are not a whole number of pages")
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        else:  # no memfd on this system: an unlinked file serves the same mappings, only slower to start
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        try:
-            os.ftruncate(fd, size)
-            return cls(fd, size, name)
-        except BaseException:
-            os.close(fd)
-            raise
-
-    def zero(self, page: int, count: int) -> None:
-        """Make pages read as zero and give their memory back to the host where it can take it."""
-        offset, length = page << PAGE_SHIFT, count << PAGE_SHIFT
-        try:
-            self._map.madvise(mmap.MADV_REMOVE, offset, length)
-        except (AttributeError, OSError):
-            # Page by page: a fill of the whole would need as much memory again.
-            for start in range(offset, offset + length, 1 << PAGE_SHIFT):
-                self.view[start : start + (1 << PAGE_SHIFT)] = bytes(1 << PAGE_SHIFT)
-
-    def close(self) -> None:
-        """Give up our references; the memory goes with its last view. Harmless when repeated."""
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-            del self._map
-            self.view = memoryview(b"")
-
-    def __del__(self) -> None:
-        # A block that nobody closed, as after a failure half-way, must not keep its descriptor.
-        if getattr(self, "fd", None) is not None:
-            self.close()
 
 
 @attrs.define
@@ -266,7 +190,7 @@ class GuestMemory:
         skip = offset >> PAGE_SHIFT
         offset &= PAGE_MASK
         views: list[memoryview] = []
-        for run, pages in _runs(gpns[skip : skip + pages_for(length, offset)]):
+        for run, pages in runs(gpns[skip : skip + pages_for(length, offset)]):
             part = min((pages << PAGE_SHIFT) - offset, length)
             start = (run << PAGE_SHIFT) + offset - self._fast_gpa
             if start >= 0 and start + part <= self._fast_size:
@@ -289,17 +213,15 @@ class GuestMemory:
         if not views:
             return memoryview(bytearray())
         parts: list[tuple[int, int, int]] = []
-        for run, pages in _runs(gpns):
+        for run, pages in runs(gpns):
             gpn, last = run, run + pages
             while gpn < last:
                 extent = self._find(gpn)
                 assert extent is not None, "page_views has checked every page"
-                assert extent.block.fd is not None, "a mapped block is open"
                 here = min(last, extent.end) - gpn
-                offset = (extent.block_page + gpn - extent.gpn) << PAGE_SHIFT
-                parts.append((extent.block.fd, offset, here << PAGE_SHIFT))
+                parts += extent.block.pieces(extent.block_page + gpn - extent.gpn, here)
                 gpn += here
-        whole = memoryview(_stitch(len(gpns) << PAGE_SHIFT, parts))
+        whole = memoryview(stitch(len(gpns) << PAGE_SHIFT, parts))
         return whole.toreadonly() if any(view.readonly for view in views) else whole
 
     # --- inside
@@ -394,53 +316,3 @@ def _part(extent: _Extent, gpn: int, end: int) -> _Extent:
     skipped = gpn - extent.gpn
     view = extent.view[skipped << PAGE_SHIFT : (end - extent.gpn) << PAGE_SHIFT]
     return _Extent(gpn, end - gpn, extent.block, extent.block_page + skipped, extent.rights, view)
-
-
-def _runs(gpns: Sequence[int]) -> list[tuple[int, int]]:
-    """A page list as runs of (first page, pages)."""
-    runs: list[tuple[int, int]] = []
-    first = following = -1
-    for gpn in gpns:
-        if gpn != following:
-            if following != -1:
-                runs.append((first, following - first))
-            first = gpn
-        following = gpn + 1
-    if following != -1:
-        runs.append((first, following - first))
-    return runs
-
-
-def _stitch(size: int, parts: Sequence[tuple[int, int, int]]) -> mmap.mmap:
-    """A mapping of `size` bytes made of (descriptor, offset, length) one after the other.
-
-    Raises MemoryError where the host refuses, or where too many pieces are in use: guests choose how scattered their
-    rings are, and many guests together must not use up what all live on.
-    """
-    pieces = len(parts) if len(parts) > 1 else 0
-    if _stitched_pieces + pieces > MAX_STITCHED_PIECES:
-        raise MemoryError(f"{MAX_STITCHED_PIECES} pieces of stitched mappings are the limit of a host")
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    try:
-        whole = mmap.mmap(-1, size, flags=flags)
-    except OSError as error:
-        raise MemoryError(f"the host refuses a mapping of {size} bytes: {error}") from None
-    anchor = ctypes.c_char.from_buffer(whole)
-    address = ctypes.addressof(anchor)
-    del anchor  # else it would hold the mapping's buffer
-    for fd, offset, length in parts:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        got = _libc.mmap(address, length, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
-        if got == _FAILED:
-            number = ctypes.get_errno()
-            raise MemoryError(f"the host refuses a mapping of {length} bytes: {os.strerror(number)}")
-        address += length
-    if pieces:
-        _count_pieces(pieces)
-        weakref.finalize(whole, _count_pieces, -pieces).atexit = False
-    return whole
-
-
-def _count_pieces(more: int) -> None:
-    global _stitched_pieces
-    _stitched_pieces += more

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from hypervisor.blocks import MemoryBlock
 from hypervisor.cpuid import DEFAULT_FEATURES, CpuidFeatures
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap
 from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege
 from hypervisor.properties import PROPERTY_RULES, WHOLE_PROCESSOR, Property, default_properties

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hypervisor.blocks import MemoryBlock
 from hypervisor.hypercall.call import Reps
 from hypervisor.hypercall.layouts import (
     DepositMemoryInput,
@@ -20,7 +21,7 @@ from hypervisor.hypercall.layouts import (
     WithdrawMemoryInput,
 )
 from hypervisor.hypercall.partitions import check_proximity
-from hypervisor.memory import GpaFault, GuestMemory, MemoryBlock
+from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from hypervisor.partition import DepositedRun, Partition
 from hypervisor.status import HvError, HvStatus

@@ -135,7 +135,13 @@ class Vid:
 
     @contextlib.contextmanager
     def open_partition(
-        self, *, name: str, memory: int, processors: int, privileges: int = VM_PRIVILEGES
+        self,
+        *,
+        name: str,
+        memory: int,
+        processors: int,
+        privileges: int = VM_PRIVILEGES,
+        huge_pages: bool = False,
     ) -> Iterator[VmPartition]:
         """A partition with `memory` bytes from GPA 0 and `processors` suspended processors; destroyed at the end.
 
@@ -143,7 +149,7 @@ class Vid:
         """
         hv = self.winhv
         with contextlib.ExitStack() as teardown:
-            source = self._take_memory(memory, name)
+            source = self._take_memory(memory, name, huge_pages)
             teardown.callback(self._release_memory, source, memory)
             partition_id = self.paying(hv.root_id, hv.create_partition)
             self.hypervisor.trace.names[partition_id] = name
@@ -164,12 +170,12 @@ class Vid:
             partition.label = name
             yield VmPartition(self, partition, processors)
 
-    def _take_memory(self, size: int, name: str) -> int:
+    def _take_memory(self, size: int, name: str, huge_pages: bool) -> int:
         left = self.vm_memory - self.vm_memory_used
         if size > left:
             raise OutOfHostMemory(f"{size_words(size)} of memory wanted, {size_words(left)} are left on this host")
         try:
-            source, _block = self.hypervisor.add_root_block(size, name)
+            source, _block = self.hypervisor.add_root_block(size, name, huge_pages=huge_pages)
         except HvError as error:
             raise OutOfHostMemory(f"the system gives no {size_words(size)} of memory") from error
         self.vm_memory_used += size

@@ -206,6 +206,7 @@ class Worker:
                     memory=settings.memory,
                     processors=settings.processors,
                     privileges=_PRIVILEGES[settings.backend],
+                    huge_pages=settings.backend is BackendKind.KVM,
                 )
             )
             partition = built.partition

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hypervisor import msr_table
+from hypervisor.blocks import MemoryBlock
 from hypervisor.cpuid import cpuid
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.msr import Msr
 from hypervisor.pages import PAGE_SHIFT, Access
 from hypervisor.partition import ROOT_ID, Partition, PartitionState

@@ -62,7 +62,8 @@ from typing import Self
 
 import attrs
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.synic.synic import ENABLED, Message, Synic

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.status import HvStatus
 from hypervisor.trace import Trace, TraceEvent

@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from hypervisor.backend import task as task_backend
+from hypervisor.blocks import MAX_STITCHED_PIECES, MemoryBlock
 from hypervisor.machine import GeneralProtection, Machine
-from hypervisor.memory import MAX_STITCHED_PIECES, GuestMemory, MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.msr import Msr
 from hypervisor.pages import PAGE_SIZE, Access
 from partitions import ports

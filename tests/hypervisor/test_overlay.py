@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap, OverlayPage
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 

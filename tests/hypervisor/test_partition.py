@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.memory import MemoryBlock
+from hypervisor.blocks import MemoryBlock
 from hypervisor.pages import PAGE_SIZE
 from hypervisor.partition import (
     TRANSITIONS,

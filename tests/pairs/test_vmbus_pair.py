@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.status import HvStatus
 from hypervisor.trace import Trace

@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from hypervisor.blocks import MemoryBlock
 from hypervisor.hypercall import layouts
 from hypervisor.hypercall.abi import CallCode
 from hypervisor.hypervisor import ROOT_POOL_PAGES
-from hypervisor.memory import MemoryBlock
 from hypervisor.pages import PAGE_SIZE
 from hypervisor.partition import PageCost, Partition, PartitionState
 from hypervisor.status import HvStatus

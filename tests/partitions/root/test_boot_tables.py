@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from partitions.root.chipset import acpi, aml, cmos, linux_boot
 from partitions.root.chipset.cmos import CmosClock

@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.trace import Layer, Trace, TraceEvent
 from hypervisor.wire import BadValue
