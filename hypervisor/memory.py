@@ -258,8 +258,8 @@ class GuestMemory:
             low -= 1
         high = bisect_right(self._starts, end)
         old = self._extents[low:high]
-        before = [_part(extent, extent.gpn, min(gpn, extent.end)) for extent in old if extent.gpn < gpn]
-        after = [_part(extent, max(end, extent.gpn), extent.end) for extent in old if extent.end > end]
+        before = [_part(extent, extent.gpn, gpn) for extent in old if extent.gpn < gpn]
+        after = [_part(extent, end, extent.end) for extent in old if extent.end > end]
         fresh = _joined([*before, *new, *after])
         self._extents[low:high] = fresh
         self._starts[low:high] = [extent.gpn for extent in fresh]
