@@ -22,6 +22,7 @@ from hypervisor.status import HvError, HvStatus
 if TYPE_CHECKING:
     from hypervisor.backend.base import InterceptSink
     from hypervisor.crash import CrashReport
+    from hypervisor.hypercall.saving import RestoreUnderWay, SaveUnderWay
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.synic.ports import Connection, Port
     from hypervisor.vp import VirtualProcessor
@@ -201,6 +202,10 @@ class Partition:
     on_reset: Callable[[], None] | None = attrs.field(default=None, repr=False)
     doorbells: Doorbells | None = attrs.field(default=None, repr=False)
     """Set by a backend whose guests signal without a trap."""
+    state_elsewhere: bool = False
+    """Set by a backend that keeps processor state which the hypervisor cannot save."""
+    state_under_way: SaveUnderWay | RestoreUnderWay | None = attrs.field(default=None, repr=False)
+    """A save or restore of the partition's state, between two of its calls."""
     teardown: Iterator[object] | None = attrs.field(default=None, repr=False)
     """What is left of finalizing, between trips."""
 

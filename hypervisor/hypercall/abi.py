@@ -62,6 +62,8 @@ class CallCode(enum.IntEnum):
     DISCONNECT_PORT = 0x005B
     POST_MESSAGE = 0x005C
     SIGNAL_EVENT = 0x005D
+    SAVE_PARTITION_STATE = 0x005E
+    RESTORE_PARTITION_STATE = 0x005F
     MAP_SPARSE_GPA_PAGES = 0x006E
     SET_PORT_PROPERTY = 0x0070
     CREATE_PORT = 0x0095
@@ -74,7 +76,7 @@ class ControlWord(msgspec.Struct, frozen=True, gc=False):
     code: int
     fast: bool = False
     header_qwords: int = 0
-    """Size of a variable header in units of 8 bytes; no call here takes one."""
+    """Size of a variable header in units of 8 bytes, for the calls that take one."""
     nested: bool = False
     """Meant for the hypervisor below a nested one; there is none here."""
     count: int = 0
@@ -108,9 +110,9 @@ class ControlWord(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def control_word(code: int, *, fast: bool = False, count: int = 0, start: int = 0) -> int:
+def control_word(code: int, *, fast: bool = False, count: int = 0, start: int = 0, header_qwords: int = 0) -> int:
     """RCX for a call."""
-    return code | fast * FAST | count << _COUNT_SHIFT | start << _START_SHIFT
+    return code | fast * FAST | header_qwords << _HEADER_SHIFT | count << _COUNT_SHIFT | start << _START_SHIFT
 
 
 def result_value(status: int, completed: int = 0) -> int:

@@ -12,6 +12,9 @@ from hypervisor.wire import Wire, at, wire
 from hypervisor.wire.scalars import bytes16, bytes240, u8, u16, u32, u64
 
 bytes24 = Annotated[bytes, "24s"]
+STATE_CHUNK = 4080
+"""Bytes of a saved state that one call carries at most."""
+bytes4080 = Annotated[bytes, "4080s"]
 
 # HV_PROXIMITY_DOMAIN_INFO, the fields called `proximity`: a memory node in bits 31..0, and flags in 63..32.
 PROXIMITY_VALID = 1 << 31
@@ -254,6 +257,44 @@ class SetPortPropertyInput(Wire):
     port_id: u32 = at(0x08)
     code: u32 = at(0x10)
     value: u64 = at(0x18)
+
+
+# --- saved state
+
+
+@wire(size=16, spec="HvCallSavePartitionState input")
+class SavePartitionStateInput(Wire):
+    """Bytes 12 to 15 are padding."""
+
+    partition_id: u64 = at(0x00)
+    flags: u32 = at(0x08)
+
+
+@wire(size=4088, spec="HvCallSavePartitionState output")
+class SavePartitionStateOutput(Wire):
+    """`count` bytes of `data` are the stream's."""
+
+    state: u32 = at(0x00)
+    count: u32 = at(0x04)
+    data: bytes4080 = at(0x08)
+
+
+@wire(size=4096, spec="HvCallRestorePartitionState input")
+class RestorePartitionStateInput(Wire):
+    """As many bytes of `data` as `count` says."""
+
+    partition_id: u64 = at(0x00)
+    flags: u32 = at(0x08)
+    count: u32 = at(0x0C)
+    data: bytes4080 = at(0x10)
+
+
+@wire(size=8, spec="HvCallRestorePartitionState output")
+class RestorePartitionStateOutput(Wire):
+    """How far it is, and how many bytes were taken."""
+
+    state: u32 = at(0x00)
+    consumed: u32 = at(0x04)
 
 
 # --- messages, events, hints

@@ -7,7 +7,7 @@ refused before anything in the answer could tell which partitions exist.
 from __future__ import annotations
 
 from hypervisor.hypercall import layouts as wire
-from hypervisor.hypercall import memory, messaging, partitions, ports, processors
+from hypervisor.hypercall import memory, messaging, partitions, ports, processors, saving
 from hypervisor.hypercall.abi import CallCode
 from hypervisor.hypercall.call import ONLY_ACTIVE, Call, Who
 from hypervisor.partition import PartitionState
@@ -253,6 +253,24 @@ CALLS: tuple[Call, ...] = (
         privilege=Privilege.SIGNAL_EVENTS,
         request=wire.SignalEventInput,
         fast=True,
+    ),
+    Call(
+        code=CallCode.SAVE_PARTITION_STATE,
+        name="HvSavePartitionState",
+        handler=saving.save_partition_state,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.SavePartitionStateInput,
+        response=wire.SavePartitionStateOutput,
+    ),
+    Call(
+        code=CallCode.RESTORE_PARTITION_STATE,
+        name="HvRestorePartitionState",
+        handler=saving.restore_partition_state,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.RestorePartitionStateInput,
+        response=wire.RestorePartitionStateOutput,
     ),
     Call(
         code=CallCode.MAP_SPARSE_GPA_PAGES,

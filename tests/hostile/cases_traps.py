@@ -77,8 +77,8 @@ for _number, _what, _answer, _act in (
     (17, "partition 0", DENIED, hypercall(GET_ONE, struct.pack("<QQ", 0, 0) + REGISTER)),
     (17, "a partition that there is not", DENIED, hypercall(GET_ONE, struct.pack("<QQ", 77, 0) + REGISTER)),
     (35, "a child deposits memory", DENIED, hypercall(control_word(0x48, count=1), SELF)),
-    (38, "restore a partition (not offered)", NO_CODE, hypercall(0x5F, SELF)),
-    (39, "save a partition (not offered)", NO_CODE, hypercall(0x5E, SELF)),
+    (38, "a child restores itself", DENIED, hypercall(0x5F, SELF)),
+    (39, "a child saves itself", DENIED, hypercall(0x5E, SELF)),
     (40, "a child deletes itself", DENIED, hypercall(0x43 | FAST, at=(1 << 64) - 1)),
 ):
     case(_number, _what, _answer)(_act)

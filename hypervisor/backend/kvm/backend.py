@@ -173,6 +173,7 @@ class KvmBackend:
             for connection in partition.connections.values():
                 doorbells.attach(connection)
             partition.doorbells = doorbells
+            partition.state_elsewhere = True
             with quick_switching():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(doorbells.run, name="doorbells")
@@ -193,6 +194,7 @@ class KvmBackend:
     async def _take_down(self, partition: Partition, machine: KvmMachine, doorbells: Doorbells | None) -> None:
         """First nobody reaches the vCPUs any more, then they end, then what they said last is taken."""
         partition.doorbells = None
+        partition.state_elsewhere = False
         partition.registers.read_tsc = None
         for vp in partition.vps.values():
             vp.runner = None
