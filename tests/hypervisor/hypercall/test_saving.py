@@ -39,6 +39,7 @@ def machine() -> Machine:
 def new_child(machine: Machine, *indices: int) -> Partition:
     """A partition as a restore needs it: memory and processors, nothing else."""
     child = machine.active()
+    child.cpuid_features = attrs.evolve(child.cpuid_features, features=0x500)
     for index in indices or (0,):
         machine.must(CallCode.CREATE_VP, layouts.CreateVpInput(child.id, index))
     ram, _ = machine.hypervisor.add_root_block(16 * PAGE_SIZE, "ram")
