@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.privileges import Privilege
+
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.partition import Partition
@@ -36,8 +38,11 @@ VENDOR = b"Microsoft Hv"
 INTERFACE = int.from_bytes(b"Hv#1", "little")
 
 # EDX of leaf 0x40000003.
+GUEST_IDLE_AVAILABLE = 1 << 5
 FREQUENCY_MSRS_AVAILABLE = 1 << 8
 CRASH_MSRS_AVAILABLE = 1 << 10
+DIRECT_TIMERS_AVAILABLE = 1 << 19
+UNHALTED_TIMER_AVAILABLE = 1 << 23
 
 # EAX of leaf 0x40000004.
 DEPRECATE_AUTO_EOI = 1 << 9
@@ -51,8 +56,14 @@ class CpuidFeatures:
 
     privileges: int = (1 << 64) - 1
     """Privilege bits that the backend can honour; the others are not shown."""
-    features: int = FREQUENCY_MSRS_AVAILABLE | CRASH_MSRS_AVAILABLE
-    """EDX of leaf 0x40000003."""
+    features: int = (
+        GUEST_IDLE_AVAILABLE
+        | FREQUENCY_MSRS_AVAILABLE
+        | CRASH_MSRS_AVAILABLE
+        | DIRECT_TIMERS_AVAILABLE
+        | UNHALTED_TIMER_AVAILABLE
+    )
+    """EDX of leaf 0x40000003; those that go with a privilege are shown to who has it."""
     recommendations: int = DEPRECATE_AUTO_EOI
     """EAX of leaf 0x40000004."""
     hardware: int = 0
@@ -60,6 +71,17 @@ class CpuidFeatures:
 
 
 DEFAULT_FEATURES = CpuidFeatures()
+_TIMER_FEATURES = DIRECT_TIMERS_AVAILABLE | UNHALTED_TIMER_AVAILABLE
+
+
+def features_of(partition: Partition) -> int:
+    """EDX of leaf 0x40000003 as a partition sees it now."""
+    features = partition.cpuid_features.features
+    if not partition.privileges & Privilege.ACCESS_SYNTHETIC_TIMER_MSRS:
+        features &= ~_TIMER_FEATURES
+    if not partition.privileges & Privilege.ACCESS_GUEST_IDLE_MSR:
+        features &= ~GUEST_IDLE_AVAILABLE
+    return features
 
 
 def cpuid(hypervisor: Hypervisor, vp: VirtualProcessor, leaf: int, subleaf: int = 0) -> Registers:
@@ -83,7 +105,7 @@ def hypervisor_leaf(hypervisor: Hypervisor, partition: Partition, leaf: int) -> 
         return 1, 0 << 16 | 1, 0, 0
     if leaf == LEAF_FEATURES:
         privileges = partition.privileges & shown.privileges
-        return privileges & 0xFFFFFFFF, privileges >> 32 & 0xFFFFFFFF, 0, shown.features
+        return privileges & 0xFFFFFFFF, privileges >> 32 & 0xFFFFFFFF, 0, features_of(partition)
     if leaf == LEAF_RECOMMENDATIONS:
         return shown.recommendations, NEVER_SPIN_NOTIFY, 0, 0
     if leaf == LEAF_LIMITS:

@@ -32,6 +32,7 @@ import trio
 
 from hypervisor.clock import TICKS_PER_SECOND, seconds
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.timer_driver import timers_running
 from hypervisor.trace import Sink, Trace
 from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
@@ -382,6 +383,7 @@ async def open_host(
     try:
         async with AsyncExitStack() as stack:
             stack.callback(hypervisor.close)
+            await stack.enter_async_context(timers_running(hypervisor))
             winhv = WinHv(hypervisor)
             stack.callback(winhv.close)
             vid = Vid(hypervisor, winhv, vm_memory=topology.host.memory)

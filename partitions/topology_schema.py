@@ -171,6 +171,16 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         ]
         | None
     ) = None
+    synthetic_timers: (
+        Annotated[
+            bool,
+            Meta(
+                description="Offer Hyper-V's synthetic timers; by default with task only: Linux would use them, and "
+                "programming one leaves the virtual processor, as its local APIC's timer does not."
+            ),
+        ]
+        | None
+    ) = None
     cpu: CpuTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)
     nic: list[NicTable] = msgspec.field(default_factory=list)

@@ -40,7 +40,7 @@ VM_PRIVILEGES: Final = int(
     | Privilege.POST_MESSAGES
     | Privilege.SIGNAL_EVENTS
 )
-"""What a VM may do. Only what works: Linux stops its local APIC timer when it sees the synthetic timers."""
+"""What every VM may do; the worker adds what its backend can do and its topology asks for."""
 
 EXPLICIT_SUSPEND: Final = 0x0000_0000
 """HvRegisterExplicitSuspend."""

@@ -56,8 +56,8 @@ _QUICK: Final = TICKS_PER_SECOND
 _FIRST_REST, _LONGEST_REST = 0.01, 1.0
 """Seconds that it then waits, doubled each time."""
 _PRIVILEGES: Final = {
-    BackendKind.TASK: VM_PRIVILEGES,
-    BackendKind.PROCESS: VM_PRIVILEGES,
+    BackendKind.TASK: VM_PRIVILEGES | int(Privilege.ACCESS_GUEST_IDLE_MSR),
+    BackendKind.PROCESS: VM_PRIVILEGES | int(Privilege.ACCESS_GUEST_IDLE_MSR),
     # KVM keeps the local APIC, so its registers have no second way in.
     BackendKind.KVM: VM_PRIVILEGES & ~int(Privilege.ACCESS_APIC_MSRS),
 }
@@ -205,7 +205,7 @@ class Worker:
                     name=settings.name,
                     memory=settings.memory,
                     processors=settings.processors,
-                    privileges=_PRIVILEGES[settings.backend],
+                    privileges=_privileges(settings),
                     huge_pages=settings.backend is BackendKind.KVM,
                 )
             )
@@ -327,6 +327,13 @@ class Worker:
         self._built = None
         self.server = None
         self.integration = None
+
+
+def _privileges(settings: VmTable) -> int:
+    wanted = settings.synthetic_timers
+    if wanted is None:
+        wanted = settings.backend is not BackendKind.KVM
+    return _PRIVILEGES[settings.backend] | (int(Privilege.ACCESS_SYNTHETIC_TIMER_MSRS) if wanted else 0)
 
 
 def _nobody(event: VmEvent) -> None:

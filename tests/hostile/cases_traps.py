@@ -6,6 +6,7 @@ import struct
 
 from hypervisor.hypercall.abi import FAST, control_word
 from hypervisor.msr import CRASH_MESSAGE, CRASH_NOTIFY, Msr
+from hypervisor.synic.timer_registers import direct_timer, message_timer
 from tests.doubles.boundary_guest import (
     DATA,
     HYPERCALL_PAGE,
@@ -174,9 +175,8 @@ for _number, _what, _answer, _act in (
     (28, "write of TIME_REF_COUNT", "#GP", write(Msr.TIME_REF_COUNT, 1)),
     (28, "write of VP_INDEX", "#GP", write(Msr.VP_INDEX, 1)),
     (28, "write of VP_RUNTIME", "#GP", write(Msr.VP_RUNTIME, 1)),
-    (29, "synthetic timer with SINT 0 (timers are not offered)", "#GP", write(0x400000B0, 1)),
-    (30, "synthetic timer of 100 ns (timers are not offered)", "#GP", write(0x400000B0, 2 << 16 | 3)),
-    (31, "synthetic timer count of all ones (timers are not offered)", "#GP", write(0x400000B1, (1 << 64) - 1)),
+    (25, "synthetic timer in direct mode with vector 15", "#GP", write(Msr.STIMER0_CONFIG, direct_timer(15))),
+    (29, "synthetic timer with reserved bits", "#GP", write(Msr.STIMER0_CONFIG, 1 << 20)),
     (34, "hypercall page past the end of memory", "#GP", write(Msr.HYPERCALL, MEMORY | 1)),
     (34, "hypercall page at the last page number there is", "#GP", write(Msr.HYPERCALL, (1 << 64) - 4095)),
 ):
@@ -207,6 +207,74 @@ async def _(guest: BoundaryGuest) -> str:
     await guest.do("wrmsr", msr=Msr.SIMP, value=0, vp=1)
     said = await guest.say(struct.pack("<IIIIQQQ", 14, 0, 0x50003, 0, 2, 0, 0), 4)
     return f"{', '.join(statuses)}; {words(said)}"
+
+
+def timer(config: int, count: int, ticks: int, *, taking: bool = False) -> Act:
+    """What processor 0 gets of timer 0 in so many ticks; without `taking` it empties the slot only at their end."""
+
+    async def act(guest: BoundaryGuest) -> str:
+        await guest.boot()
+        guest.events.clear()
+        statuses = [await guest.wrmsr(Msr.STIMER0_CONFIG, config), await guest.wrmsr(Msr.STIMER0_COUNT, count)]
+        messages = 0
+        if taking:
+            for _ in range(100):
+                await guest.do("advance", ticks=ticks // 100)
+                messages += len(await guest.messages())
+        else:
+            await guest.do("advance", ticks=ticks)
+        interrupts = sum(event["event"] == "interrupt" for event in guest.events)
+        messages += len(await guest.messages())
+        for msr in (Msr.STIMER0_COUNT, Msr.STIMER0_CONFIG):
+            await guest.wrmsr(msr, 0)
+        await guest.messages()
+        return f"{', '.join(statuses)}; {interrupts} interrupts, {messages} messages"
+
+    return act
+
+
+SECOND, DAY = 10_000_000, 86_400 * 10_000_000
+ENABLED = {"auto_enable": True}
+PERIODIC = {"periodic": True, **ENABLED}
+for _number, _what, _answer, _act in (
+    (
+        29,
+        "synthetic timer with SINT 0: it is disabled",
+        "ok, ok; 0 interrupts, 0 messages",
+        timer(message_timer(0, **ENABLED), 1, SECOND),
+    ),
+    (
+        30,
+        "synthetic timer of 100 ns in direct mode, for a second",
+        "ok, ok; 1000 interrupts, 0 messages",
+        timer(direct_timer(0x40, **PERIODIC), 1, SECOND),
+    ),
+    (
+        30,
+        "synthetic timer of 100 ns whose messages nobody takes, for a day",
+        "ok, ok; 1 interrupts, 3 messages",
+        timer(message_timer(SINT, **PERIODIC), 1, DAY),
+    ),
+    (
+        30,
+        "synthetic timer of 100 ns whose messages are taken, for 0.1 s",
+        "ok, ok; 100 interrupts, 100 messages",
+        timer(message_timer(SINT, **PERIODIC), 1, SECOND // 10, taking=True),
+    ),
+    (
+        31,
+        "synthetic timer at 2 ** 64 - 1, for a day",
+        "ok, ok; 0 interrupts, 0 messages",
+        timer(direct_timer(0x40, **ENABLED), (1 << 64) - 1, DAY),
+    ),
+    (
+        31,
+        "synthetic timer with a period of 2 ** 64 - 1, for a day",
+        "ok, ok; 0 interrupts, 0 messages",
+        timer(direct_timer(0x40, **PERIODIC), (1 << 64) - 1, DAY),
+    ),
+):
+    case(_number, _what, _answer)(_act)
 
 
 @case(32, "1,000 EOMs with the slot full", "the first message stays, 1 interrupt")

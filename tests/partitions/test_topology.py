@@ -90,7 +90,7 @@ def test_all_keys(folder: Path) -> None:
         (
             VM + "zzz = 2\n",
             'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, initrd, '
-            "cmdline, memory, processors, restart, integration, cpu, disk, nic, device",
+            "cmdline, memory, processors, restart, integration, synthetic_timers, cpu, disk, nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
