@@ -42,6 +42,8 @@ class IoOperation(enum.Enum):
     FLUSH = "flush"
     DISCARD = "discard"
     """Give the room of some ranges back; they read as zeros from then on."""
+    EXTENTS = "extents"
+    """Tell which parts of a range take room on the host."""
 
 
 @attrs.define(eq=False)
@@ -60,6 +62,10 @@ class Job:
     """A write that must be on the medium before `done` (force unit access)."""
     ranges: Sequence[tuple[int, int]] = ()
     """Of a discard: (offset, length) pairs in bytes, whole blocks, in any order; they may overlap."""
+    most_extents: int = 0
+    """Of a question for extents: how many are wanted at most, from the start of the range on."""
+    extents: list[tuple[int, int, bool]] = attrs.field(factory=list)
+    """Its answer: offset, length and whether it takes room; without gaps, at least one. None need be a whole block."""
     error: OSError | None = None
 
 

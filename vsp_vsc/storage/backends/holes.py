@@ -15,6 +15,8 @@ import sys
 _KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 _REFUSED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _ZEROS = bytes(1 << 20)
+_SEEK_DATA: int = getattr(os, "SEEK_DATA", 3)
+_SEEK_HOLE: int = getattr(os, "SEEK_HOLE", 4)
 _PROBE_BYTES = 4096
 
 
@@ -66,6 +68,37 @@ def clear(fd: int, offset: int, length: int) -> None:
         if error.errno not in _REFUSED:
             raise
         _write_zeros(fd, offset, length)
+
+
+def extents(fd: int, offset: int, end: int, most: int) -> list[tuple[int, int, bool]]:
+    """What of a range takes room: (offset, length, whether it does), without gaps, `most` at most. Raises OSError.
+
+    Where the file system, or a block device, has no answer, all of it does.
+    """
+    found: list[tuple[int, int, bool]] = []
+    while offset < end and len(found) < most:
+        data = _seek(fd, offset, _SEEK_DATA, end)
+        if data > offset:
+            found.append((offset, data - offset, False))
+            offset = data
+        else:
+            hole = _seek(fd, offset, _SEEK_HOLE, end)
+            found.append((offset, hole - offset, True))
+            offset = hole
+    return found
+
+
+def _seek(fd: int, offset: int, whence: int, end: int) -> int:
+    """Where data or a hole is next, at most at `end`. Raises OSError."""
+    try:
+        found = os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end  # no data from here on
+        if error.errno in _REFUSED:
+            return offset if whence == _SEEK_DATA else end
+        raise
+    return min(found, end)
 
 
 def _write_zeros(fd: int, offset: int, length: int) -> None:

@@ -7,6 +7,8 @@ from typing import assert_never
 
 from vsp_vsc.storage.backends.base import BackendStatistics, IoOperation, Job, check_size
 
+_PAGE = 4096
+
 
 class MemoryBackend:
     """A bytearray as a disk; everything is done at once."""
@@ -62,9 +64,26 @@ class MemoryBackend:
                     self._view[offset : offset + length] = bytes(length)
                     self._bytes_discarded += length
                 self._discards += 1
+            case IoOperation.EXTENTS:
+                job.extents = self._extents(job.offset, job.offset + job.length, job.most_extents)
             case _:
                 assert_never(job.operation)
         job.done(None)
+
+    def _extents(self, offset: int, end: int, most: int) -> list[tuple[int, int, bool]]:
+        """As if pages of zeros took no room."""
+        found: list[tuple[int, int, bool]] = []
+        while offset < end:
+            size = min(_PAGE - offset % _PAGE, end - offset)
+            taken = any(self._view[offset : offset + size])
+            if found and found[-1][2] is taken:
+                found[-1] = found[-1][0], found[-1][1] + size, taken
+            elif len(found) == most:
+                break
+            else:
+                found.append((offset, size, taken))
+            offset += size
+        return found
 
     def statistics(self) -> BackendStatistics:
         """Counters, as of now."""

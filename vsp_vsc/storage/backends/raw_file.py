@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Self, assert_never
 
 from vsp_vsc.storage.backends.base import BLOCK_SIZE, BackendStatistics, ImageInUse, IoOperation, Job, check_size
-from vsp_vsc.storage.backends.holes import can_punch, clear
+from vsp_vsc.storage.backends.holes import can_punch, clear, extents
 from vsp_vsc.storage.backends.worker import BatchWorker
 
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
@@ -155,6 +155,8 @@ class RawFileBackend:
                         clear(self._fd, offset, length)
                         self._bytes_discarded += length
                     self._discards += 1
+                case IoOperation.EXTENTS:
+                    job.extents = extents(self._fd, job.offset, job.offset + job.length, job.most_extents)
                 case _:
                     assert_never(job.operation)
         except OSError:
