@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hypervisor import cpuid, msr_table
+from hypervisor import cpuid, interception, msr_table
 from hypervisor.blocks import MemoryBlock
 from hypervisor.clock import Clock
 from hypervisor.hypercall import dispatch
 from hypervisor.hypercall.ports import disconnect
-from hypervisor.intercept import InterceptAccess, memory_intercept_payload
+from hypervisor.intercept import InterceptAccess, InvalidRegister, memory_intercept_payload
 from hypervisor.machine import GeneralProtection, VpStopped
 from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
@@ -59,6 +59,10 @@ class Hypervisor:
         self.logical_processors = root_vps if logical_processors is None else logical_processors
         self.timers = TimerQueue()
         """What waits for a moment of the clock; `hypervisor.timer_driver` fires it."""
+        self.parked_processors = 0
+        """Mask of the logical processors that the root wants no work on."""
+        self.system_properties: dict[tuple[int, int], int] = {}
+        """What the root has set, by property and the value's own key."""
         self.partitions: dict[int, Partition] = {}
         """By ID. IDs are never used again, so a stale one finds nothing."""
         self._next_id = ROOT_ID
@@ -102,15 +106,22 @@ class Hypervisor:
     def read_msr(self, vp: VirtualProcessor, msr: int) -> int:
         """RDMSR of a synthetic register. Raises GeneralProtection, VpStopped."""
         _require_running(vp)
+        if vp.partition.interception is not None:
+            return interception.read_msr(self, vp, msr)
         return msr_table.read_msr(self, vp, msr)
 
     def write_msr(self, vp: VirtualProcessor, msr: int, value: int) -> None:
         """WRMSR of a synthetic register. Raises GeneralProtection, VpStopped."""
         _require_running(vp)
+        if vp.partition.interception is not None:
+            interception.write_msr(self, vp, msr, value)
+            return
         msr_table.write_msr(self, vp, msr, value)
 
     def cpuid(self, vp: VirtualProcessor, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
-        """EAX, EBX, ECX, EDX."""
+        """EAX, EBX, ECX, EDX. Raises VpStopped where the parent answers in its time."""
+        if vp.partition.interception is not None:
+            return interception.cpuid(self, vp, leaf, subleaf)
         return cpuid.cpuid(self, vp, leaf, subleaf)
 
     def read_tsc(self) -> int:
@@ -120,6 +131,8 @@ class Hypervisor:
     def port_in(self, vp: VirtualProcessor, port: int, size: int) -> int:
         """IN. Raises GeneralProtection for what the instruction cannot say, VpStopped."""
         partition = self._port_access(vp, port, size)
+        if partition.interception is not None and port in partition.interception.ports:
+            return interception.port_in(self, vp, port, size)
         sink = partition.intercepts
         value = _NOTHING_THERE[size] if sink is None else sink.port_read(vp.index, port, size) & _NOTHING_THERE[size]
         if self.trace.on:
@@ -137,6 +150,9 @@ class Hypervisor:
         """OUT of the low `size` bytes. Raises GeneralProtection for what the instruction cannot say, VpStopped."""
         partition = self._port_access(vp, port, size)
         value &= _NOTHING_THERE[size]
+        if partition.interception is not None and port in partition.interception.ports:
+            interception.port_out(self, vp, port, size, value)
+            return
         if self.trace.on:
             self.trace.emit(
                 *(Layer.PORT, "port_out", partition.id),
@@ -182,6 +198,11 @@ class Hypervisor:
                 reason=reason,
             )
         self._stop(vp, MessageType.UNRECOVERABLE_EXCEPTION, InterceptHeader(vp.index).encode())
+
+    def invalid_register(self, vp: VirtualProcessor, words: str) -> None:
+        """`vp` was to run with registers that no processor can run with: it stays suspended, and its parent is told."""
+        self.trace.warn(Layer.STATE, "invalid_vp_register", vp.partition.id, words, vp=vp.index)
+        self._stop(vp, MessageType.INVALID_VP_REGISTER_VALUE, InvalidRegister(vp.index).encode())
 
     def _stop(self, vp: VirtualProcessor, kind: MessageType, payload: bytes) -> None:
         # Suspended first: the message's interrupt runs the root's handler at once, and that may resume the VP.
@@ -261,6 +282,8 @@ class Hypervisor:
         for index in list(partition.vps):
             self.delete_vp(partition, index)
             yield partition
+        interception.remove_all(partition)
+        partition.debug_port = None
         msr_table.reset_partition_registers(partition)
         partition.memory.unmap(0, partition.memory.end >> PAGE_SHIFT)
         partition.discharge(len(partition.mapped_regions) * PageCost.GPA_REGION + PageCost.INITIALIZE)

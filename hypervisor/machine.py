@@ -7,7 +7,10 @@ processor itself.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class ProcessorFault(Exception):
@@ -24,6 +27,15 @@ class InvalidOpcode(ProcessorFault):
 
 class VpStopped(ProcessorFault):
     """The hypervisor suspended this VP on an intercept, or its partition is gone; the software does not go on."""
+
+
+class Intercepted(VpStopped):
+    """The parent has this access to answer, and has not done so yet; `Machine.execute` waits for it."""
+
+    def __init__(self, words: str, finish: Callable[[], Any]) -> None:
+        super().__init__(words)
+        self.finish = finish
+        """To be called when the processor may run again: what the access gives, or the fault that it raises."""
 
 
 class Machine(Protocol):
@@ -60,6 +72,12 @@ class Machine(Protocol):
 
     def port_out(self, port: int, size: int, value: int) -> None:
         """OUT of 1, 2 or 4 bytes; an intercept."""
+
+    async def execute(self, access: Callable[[], T]) -> T:
+        """One access to its end, for software whose parent may intercept it: `await m.execute(lambda: m.read_msr(1))`.
+
+        An access that is made without it raises `VpStopped` where the parent does not answer in its interrupt.
+        """
 
     async def halt(self) -> int:
         """HLT: until an interrupt is pending; returns its vector and takes it. At once if one is pending already."""

@@ -22,8 +22,10 @@ from hypervisor.status import HvError, HvStatus
 if TYPE_CHECKING:
     from hypervisor.backend.base import InterceptSink
     from hypervisor.crash import CrashReport
+    from hypervisor.debug_port import DebugPort
     from hypervisor.hypercall.saving import RestoreUnderWay, SaveUnderWay
     from hypervisor.hypervisor import Hypervisor
+    from hypervisor.interception import Interception
     from hypervisor.synic.ports import Connection, Port
     from hypervisor.vp import VirtualProcessor
 
@@ -78,6 +80,8 @@ class PageCost:
     """Sixteen message buffers of 256 bytes."""
     EVENT_PORT = 1
     CONNECTION = 1
+    CPUID_INTERCEPT = 1
+    """A leaf that the parent answers; other intercepts are bits in pages that the partition has anyway."""
     GPA_REGION = 1
     """A page table for each 2 MiB of GPA space that was ever mapped in; kept until the partition is finalized."""
 
@@ -198,6 +202,12 @@ class Partition:
 
     intercepts: InterceptSink | None = attrs.field(default=None, repr=False)
     """The parent's handler of port I/O; without one, reads give ones and writes are lost."""
+    interception: Interception | None = attrs.field(default=None, repr=False)
+    """What the parent has asked to see and answer itself by HvInstallIntercept; None while it is nothing."""
+    external_interrupt: int | None = None
+    """The vector of an ExtInt that was asserted and not cleared."""
+    debug_port: DebugPort | None = attrs.field(default=None, repr=False)
+    """The line to a debugger, once it was used."""
     on_crash: Callable[[CrashReport], None] | None = attrs.field(default=None, repr=False)
     on_reset: Callable[[], None] | None = attrs.field(default=None, repr=False)
     doorbells: Doorbells | None = attrs.field(default=None, repr=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hypervisor.machine import GeneralProtection
 from hypervisor.msr import Msr
 from hypervisor.msr_table import TABLE
+from hypervisor.processor_registers import unsound
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic.timer_registers import TIMER_COUNT
 
@@ -98,12 +99,13 @@ def set_register(vp: VirtualProcessor, name: int, value: int) -> None:
         case Register.EXPLICIT_SUSPEND:
             if value > 1:
                 raise HvError(HvStatus.INVALID_PARAMETER)
-            vp.set_explicit_suspend(bool(value))
+            if value or _may_run(vp, vp.intercept_suspend):
+                vp.set_explicit_suspend(bool(value))
             return
         case Register.INTERCEPT_SUSPEND:
             if value & ~int(vp.intercept_suspend):
                 raise HvError(HvStatus.INVALID_PARAMETER)
-            if not value:
+            if not value and _may_run(vp, vp.explicit_suspend):
                 vp.clear_intercept_suspend()
             return
         case _:
@@ -120,6 +122,19 @@ def set_register(vp: VirtualProcessor, name: int, value: int) -> None:
     if value >> _width(name):
         raise HvError(HvStatus.INVALID_PARAMETER)
     vp.registers[name] = value
+
+
+def _may_run(vp: VirtualProcessor, still_suspended: bool) -> bool:
+    """Before the last suspension is cleared: contents that only make no sense together come to light here.
+
+    The processor is then suspended on an intercept instead, and its parent gets a message.
+    """
+    words = "" if still_suspended else unsound(vp.registers)
+    if words:
+        vp.stop_on_intercept()
+        vp.set_explicit_suspend(False)
+        vp.partition.hypervisor.invalid_register(vp, words)
+    return not words
 
 
 def _width(name: int) -> int:

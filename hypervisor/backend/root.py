@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -12,6 +12,8 @@ from hypervisor.clock import seconds
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.vp import VirtualProcessor
+
+T = TypeVar("T")
 
 
 class RootVp:
@@ -96,6 +98,10 @@ class RootVp:
     def port_out(self, port: int, size: int, value: int) -> None:
         """No device of the root is modelled: lost."""
         self._hypervisor.port_out(self._vp, port, size, value)
+
+    async def execute(self, access: Callable[[], T]) -> T:
+        """The root has no parent that could intercept anything."""
+        return access()
 
     async def halt(self) -> int:
         """Until an interrupt is pending; for root software without a handler."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from hypervisor.backend import watchdog
 from hypervisor.backend.shields import drop_shields
 from hypervisor.clock import seconds
-from hypervisor.machine import Machine, VpStopped
+from hypervisor.machine import Intercepted, Machine, VpStopped
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hypervisor.partition import Partition
     from hypervisor.vp import VirtualProcessor
 
+T = TypeVar("T")
 GuestEntry = Callable[[Sequence[Machine]], Awaitable[None]]
 """What the guest runs, given one machine for each of its processors."""
 
@@ -141,6 +142,17 @@ class TaskVp:
             raise VpStopped("this processor is stopped")
 
     # --- Machine: where the guest lets go
+
+    async def execute(self, access: Callable[[], T]) -> T:
+        """One access to its end, waiting for the parent's answer where it is intercepted."""
+        while True:
+            await self.runnable()
+            if self.gone:
+                raise VpStopped("this processor is stopped")
+            try:
+                return access()
+            except Intercepted as stopped:
+                access = stopped.finish
 
     async def halt(self) -> int:
         """The highest pending vector, once there is one and the processor may run. One task a processor halts it."""

@@ -67,7 +67,7 @@ class Call:
     code: CallCode
     name: str
     handler: Callable[..., Any]
-    """A SimpleHandler, or a RepHandler if `rep`."""
+    """A SimpleHandler, or a RepHandler if `rep`; with a `variable` header, its bytes come behind the input."""
     privilege: Privilege = Privilege.NONE
     who: Who = Who.NOBODY
     states: frozenset[PartitionState] = ONLY_ACTIVE
@@ -75,6 +75,8 @@ class Call:
     request: type[Wire] = NoInput
     response: type[Wire] | None = None
     rep: bool = False
+    variable: bool = False
+    """The caller puts a header of its own length, in units of eight bytes, between the input and the list."""
     element_in: int = 0
     """Bytes of input for each list element."""
     element_out: int = 0
@@ -116,6 +118,6 @@ class Call:
         assert self.rep or not (self.element_in or self.element_out)
         assert not (self.rep and self.response), "rep calls put out lists only"
         fits = self.input_size <= FAST_BYTES and not (self.output_size or self.element_in or self.element_out)
-        assert fits or not self.fast, "registers carry 16 bytes in and nothing out"
+        assert (fits and not self.variable) or not self.fast, "registers carry 16 bytes in and nothing out"
         assert self.who is Who.NOBODY or (self.request.FIELDS[0].offset, self.request.FIELDS[0].size) == (0, 8)
         assert self.input_size <= PAGE_SIZE

@@ -8,8 +8,10 @@ IDs, parameter values, resources.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hypervisor import interception
 from hypervisor.hypercall.abi import (
     FAST,
     FAST_INPUT,
@@ -47,7 +49,9 @@ FAST_WORDS: dict[int, Call] = {
     call.code | FAST: call for call in CALLS if call.fast and not call.rep and not call.long_running
 }
 """Control words that pass every check on control words and end in one trip: the short way to the same code."""
-SLOW_WORDS: dict[int, Call] = {call.code: call for call in CALLS if not call.rep and not call.long_running}
+SLOW_WORDS: dict[int, Call] = {
+    call.code: call for call in CALLS if not (call.rep or call.long_running or call.variable)
+}
 """As above, for calls with their input in memory."""
 
 
@@ -78,7 +82,7 @@ def step(
     """
     partition = vp.partition
     if not partition.hypercall_msr & 1:
-        _refuse_instruction(vp)
+        return True, _refuse_instruction(hypervisor, vp, control, input_gpa, output_gpa)
     word = ControlWord.decode(control)
     call = BY_CODE.get(control & 0xFFFF)
     status = _check_word(word, call)
@@ -88,8 +92,9 @@ def step(
     if call.rep:
         return _run_rep(hypervisor, vp, call, word, input_gpa, output_gpa)
     try:
-        run = _run_fast if word.fast else _run_slow
-        return True, run(hypervisor, vp, call, input_gpa, output_gpa)
+        if word.fast:
+            return True, _run_fast(hypervisor, vp, call, input_gpa, output_gpa)
+        return True, _run_slow(hypervisor, vp, call, input_gpa, output_gpa, word.header_qwords)
     except Unfinished:
         return False, control
 
@@ -101,15 +106,19 @@ def _check_word(word: ControlWord | None, call: Call | None) -> HvStatus:
     if call is None:
         return HvStatus.INVALID_HYPERCALL_CODE
     # `start` is below `count` here, so a simple call with a start has a count as well.
-    if word.header_qwords or call.rep != bool(word.count) or (word.fast and not call.fast):
+    header = word.header_qwords and not call.variable
+    if header or call.rep != bool(word.count) or (word.fast and not call.fast):
         return HvStatus.INVALID_HYPERCALL_INPUT
     return HvStatus.SUCCESS
 
 
-def _refuse_instruction(vp: VirtualProcessor) -> None:
+def _refuse_instruction(
+    hypervisor: Hypervisor, vp: VirtualProcessor, control: int, input_gpa: int, output_gpa: int
+) -> int:
     if vp.partition.state is not PartitionState.ACTIVE:
         raise VpStopped(f"{vp!r} has no partition to run in")
-    raise InvalidOpcode("the hypercall page is not enabled")
+    again = partial(hypercall, hypervisor, vp, control, input_gpa, output_gpa)
+    return interception.invalid_opcode(hypervisor, vp, InvalidOpcode("the hypercall page is not enabled"), again)
 
 
 # --- the three ways a call runs
@@ -136,7 +145,9 @@ def _run_fast(hypervisor: Hypervisor, vp: VirtualProcessor, call: Call, low: int
     return 0
 
 
-def _run_slow(hypervisor: Hypervisor, vp: VirtualProcessor, call: Call, input_gpa: int, output_gpa: int) -> int:
+def _run_slow(
+    hypervisor: Hypervisor, vp: VirtualProcessor, call: Call, input_gpa: int, output_gpa: int, header_qwords: int = 0
+) -> int:
     """A simple call with its input and output in memory."""
     partition = vp.partition
     partition.counters["hypercalls"] += 1
@@ -145,12 +156,16 @@ def _run_slow(hypervisor: Hypervisor, vp: VirtualProcessor, call: Call, input_gp
     try:
         if partition.privileges & call.needs != call.needs:
             raise HvError(HvStatus.ACCESS_DENIED)
-        data, room = _blocks(hypervisor, vp, input_gpa, call.input_size, output_gpa, call.output_size)
+        size = call.input_size + 8 * header_qwords
+        data, room = _blocks(hypervisor, vp, input_gpa, size, output_gpa, call.output_size)
         values = call.unpack(data)
         request = call.request(*values)
         if call.who is not Who.NOBODY:
             target = _find_target(hypervisor, partition, call, values[0])
-        output = call.handler(hypervisor, vp, target, request)
+        if call.variable:
+            output = call.handler(hypervisor, vp, target, request, data[call.input_size :])
+        else:
+            output = call.handler(hypervisor, vp, target, request)
     except HvError as error:
         return _failed(hypervisor, partition, target, call, request, error.status)
     if output is not None:
@@ -176,7 +191,7 @@ def _run_rep(
     try:
         if partition.privileges & call.needs != call.needs:
             raise HvError(HvStatus.ACCESS_DENIED)
-        header = call.input_size
+        header = call.input_size + 8 * word.header_qwords
         data, room = _blocks(
             hypervisor, vp, input_gpa, header + word.count * call.element_in, output_gpa, word.count * call.element_out
         )
@@ -186,7 +201,10 @@ def _run_rep(
         reps.data = data[first : first + reps.count * call.element_in]
         if call.who is not Who.NOBODY:
             target = _find_target(hypervisor, partition, call, values[0])
-        call.handler(hypervisor, vp, target, request, reps)
+        if call.variable:
+            call.handler(hypervisor, vp, target, request, data[call.input_size : header], reps)
+        else:
+            call.handler(hypervisor, vp, target, request, reps)
         done += reps.count
     except HvError as error:
         status = error.status
@@ -195,7 +213,7 @@ def _run_rep(
         first = word.start * call.element_out
         room[first : first + len(reps.output)] = reps.output
     if status is HvStatus.SUCCESS and done < word.count:
-        return False, control_word(word.code, count=word.count, start=done)
+        return False, control_word(word.code, count=word.count, start=done, header_qwords=word.header_qwords)
     if status:
         _failed(hypervisor, partition, target, call, request, status, completed=done)
     elif hypervisor.trace.on:

@@ -32,4 +32,5 @@ def signal_event(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition
 def notify_long_spin_wait(
     hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: LongSpinWaitInput
 ) -> None:
-    """Advice on scheduling; taking none is correct."""
+    """Advice on scheduling, counted; taking none is correct."""
+    target.counters["long_spin_waits"] += 1

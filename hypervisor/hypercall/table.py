@@ -7,7 +7,16 @@ refused before anything in the answer could tell which partitions exist.
 from __future__ import annotations
 
 from hypervisor.hypercall import layouts as wire
-from hypervisor.hypercall import memory, messaging, partitions, ports, processors, saving
+from hypervisor.hypercall import (
+    memory,
+    messaging,
+    partitions,
+    ports,
+    processor_rows,
+    processors,
+    saving,
+    system_rows,
+)
 from hypervisor.hypercall.abi import CallCode
 from hypervisor.hypercall.call import ONLY_ACTIVE, Call, Who
 from hypervisor.partition import PartitionState
@@ -21,7 +30,7 @@ _UNINITIALIZED = frozenset({PartitionState.UNINITIALIZED})
 _FILLABLE = frozenset({PartitionState.UNINITIALIZED, PartitionState.ACTIVE})
 _ANY = frozenset(PartitionState)
 
-CALLS: tuple[Call, ...] = (
+_ROWS: tuple[Call, ...] = (
     Call(
         code=CallCode.NOTIFY_LONG_SPIN_WAIT,
         name="HvNotifyLongSpinWait",
@@ -308,6 +317,8 @@ CALLS: tuple[Call, ...] = (
         request=wire.ConnectPortInput,
     ),
 )
+
+CALLS: tuple[Call, ...] = tuple(sorted((*_ROWS, *processor_rows.ROWS, *system_rows.ROWS), key=lambda call: call.code))
 """In the order of call codes."""
 
 BY_CODE: dict[int, Call] = {int(call.code): call for call in CALLS}
@@ -326,6 +337,8 @@ def documentation() -> str:
         if call.long_running:
             kind += ", continued"
         taken = f"{call.input_size} bytes" if call.input_size else "none"
+        if call.variable:
+            taken += " + header"
         if call.element_in:
             taken += f" + {call.element_in} each"
         given = (

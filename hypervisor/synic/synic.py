@@ -115,6 +115,10 @@ class Synic:
 
     # --- messages
 
+    def slot_free(self, sint: int) -> bool:
+        """Whether nothing is in a slot."""
+        return not self.message_page.words[sint * _WORDS_A_SLOT]
+
     def post(self, sint: int, message: Message) -> None:
         """Take one message at the end of its SINT's queue, whose first goes into the slot if that is empty."""
         self.queues[sint].append(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 import trio
@@ -19,6 +20,7 @@ from hypervisor.status import HvStatus
 from hypervisor.synic.messages import MESSAGE_PENDING, SINT_RESET, SLOT_SIZE
 from partitions import ports
 
+T = TypeVar("T")
 RIGHTS = sum(
     int(right)
     for right in (
@@ -132,6 +134,9 @@ class FakeMachine:
         if port == ports.POWER and value & ports.POWER_BUTTON:
             self.button = False
         self.on_port_out(port, value)
+
+    async def execute(self, access: Callable[[], T]) -> T:
+        return access()
 
     async def halt(self) -> int:
         while not self.pending:

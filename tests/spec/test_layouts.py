@@ -8,13 +8,13 @@ from types import ModuleType
 import pytest
 
 from hypervisor import intercept, monitor_page
-from hypervisor.hypercall import layouts
+from hypervisor.hypercall import layouts, processor_layouts, system_layouts
 from hypervisor.wire import Wire
 from vmbus.protocol import messages
 from vsp_vsc.storage import protocol as storage
 
 DECLARED: dict[str, tuple[ModuleType, ...]] = {
-    "hypercalls": (layouts, intercept),
+    "hypercalls": (layouts, processor_layouts, system_layouts, intercept),
     "monitor": (monitor_page,),
     "vmbus": (messages,),
     "storage": (storage,),

@@ -1,0 +1,171 @@
+"""Rows of the hypercall table: processors, their interrupts, addresses and intercepts. Hypervisor."""
+
+from __future__ import annotations
+
+from hypervisor.hypercall import (
+    addresses,
+    direct,
+    flushes,
+    intercepts,
+    interrupts,
+    starting,
+)
+from hypervisor.hypercall import processor_layouts as wire
+from hypervisor.hypercall.abi import CallCode
+from hypervisor.hypercall.call import Call, Who
+from hypervisor.hypercall.layouts import PartitionInput
+from hypervisor.privileges import Privilege
+
+_CREATE = Privilege.CREATE_PARTITIONS
+
+ROWS: tuple[Call, ...] = (
+    Call(
+        code=CallCode.SWITCH_VIRTUAL_ADDRESS_SPACE,
+        name="HvSwitchVirtualAddressSpace",
+        handler=flushes.switch_address_space,
+        request=wire.SwitchAddressSpaceInput,
+        fast=True,
+    ),
+    Call(
+        code=CallCode.FLUSH_VIRTUAL_ADDRESS_SPACE,
+        name="HvFlushVirtualAddressSpace",
+        handler=flushes.flush,
+        request=wire.FlushInput,
+    ),
+    Call(
+        code=CallCode.FLUSH_VIRTUAL_ADDRESS_LIST,
+        name="HvFlushVirtualAddressList",
+        handler=flushes.flush_list,
+        request=wire.FlushInput,
+        rep=True,
+        element_in=8,
+        reps_a_trip=512,
+    ),
+    Call(
+        code=CallCode.SEND_SYNTHETIC_CLUSTER_IPI,
+        name="HvSendSyntheticClusterIpi",
+        handler=interrupts.send_ipi,
+        request=wire.SendIpiInput,
+        fast=True,
+    ),
+    Call(
+        code=CallCode.FLUSH_VIRTUAL_ADDRESS_SPACE_EX,
+        name="HvFlushVirtualAddressSpaceEx",
+        handler=flushes.flush_ex,
+        request=wire.FlushExInput,
+        variable=True,
+    ),
+    Call(
+        code=CallCode.FLUSH_VIRTUAL_ADDRESS_LIST_EX,
+        name="HvFlushVirtualAddressListEx",
+        handler=flushes.flush_list_ex,
+        request=wire.FlushExInput,
+        variable=True,
+        rep=True,
+        element_in=8,
+        reps_a_trip=512,
+    ),
+    Call(
+        code=CallCode.SEND_SYNTHETIC_CLUSTER_IPI_EX,
+        name="HvSendSyntheticClusterIpiEx",
+        handler=interrupts.send_ipi_ex,
+        request=wire.SendIpiExInput,
+        variable=True,
+    ),
+    Call(
+        code=CallCode.INSTALL_INTERCEPT,
+        name="HvInstallIntercept",
+        handler=intercepts.install_intercept,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.InstallInterceptInput,
+    ),
+    Call(
+        code=CallCode.TRANSLATE_VIRTUAL_ADDRESS,
+        name="HvTranslateVirtualAddress",
+        handler=addresses.translate,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.TranslateInput,
+        response=wire.TranslateOutput,
+    ),
+    Call(
+        code=CallCode.READ_GPA,
+        name="HvReadGpa",
+        handler=addresses.read_gpa,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.ReadGpaInput,
+        response=wire.ReadGpaOutput,
+    ),
+    Call(
+        code=CallCode.WRITE_GPA,
+        name="HvWriteGpa",
+        handler=addresses.write_gpa,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.WriteGpaInput,
+        response=wire.WriteGpaOutput,
+    ),
+    Call(
+        code=CallCode.ASSERT_VIRTUAL_INTERRUPT_2010,
+        name="HvAssertVirtualInterrupt (2010)",
+        handler=interrupts.assert_interrupt_2010,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.AssertInterruptInput,
+    ),
+    Call(
+        code=CallCode.CLEAR_VIRTUAL_INTERRUPT,
+        name="HvClearVirtualInterrupt",
+        handler=interrupts.clear_interrupt,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=PartitionInput,
+        fast=True,
+    ),
+    Call(
+        code=CallCode.ASSERT_VIRTUAL_INTERRUPT,
+        name="HvAssertVirtualInterrupt",
+        handler=interrupts.assert_interrupt,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.AssertInterruptInput,
+    ),
+    Call(
+        code=CallCode.START_VIRTUAL_PROCESSOR,
+        name="HvStartVirtualProcessor",
+        handler=starting.start_vp,
+        privilege=Privilege.START_VIRTUAL_PROCESSOR,
+        who=Who.PARENT_OR_SELF,
+        request=wire.StartVpInput,
+    ),
+    Call(
+        code=CallCode.GET_VP_INDEX_FROM_APIC_ID,
+        name="HvGetVpIndexFromApicId",
+        handler=starting.vp_from_apic,
+        who=Who.PARENT_OR_SELF,
+        request=wire.VpFromApicInput,
+        rep=True,
+        element_in=4,
+        element_out=4,
+        reps_a_trip=64,
+    ),
+    Call(
+        code=CallCode.SIGNAL_EVENT_DIRECT,
+        name="HvSignalEventDirect",
+        handler=direct.signal_event_direct,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.SignalEventDirectInput,
+        response=wire.SignalEventDirectOutput,
+    ),
+    Call(
+        code=CallCode.POST_MESSAGE_DIRECT,
+        name="HvPostMessageDirect",
+        handler=direct.post_message_direct,
+        privilege=_CREATE,
+        who=Who.PARENT,
+        request=wire.PostMessageDirectInput,
+    ),
+)
