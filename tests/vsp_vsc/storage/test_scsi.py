@@ -86,7 +86,7 @@ def test_sense_in_words() -> None:
     sense = decode_sense(fixed_sense(Reason.UNRECOVERED_READ_ERROR, information=9))
     assert sense.words == "MEDIUM ERROR, unrecovered read error (11h/00h) at block 9"
     assert decode_sense(fixed_sense(Reason.INVALID_FIELD_IN_CDB, field=2)).words.endswith("at CDB byte 2")
-    assert decode_sense(b"\x70\x00\x0e").words.startswith("sense key Eh")
+    assert decode_sense(b"\x70\x00\x0d").words.startswith("sense key Dh")
 
 
 @pytest.mark.parametrize(("specific", "field"), [(0xC0, 4), (0x80, None), (0x40, None)])

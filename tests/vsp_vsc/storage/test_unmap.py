@@ -13,8 +13,11 @@ from tests.doubles.storage import SlowBackend
 from tests.vsp_vsc.storage.test_target import BLOCKS, PATTERN, Initiator, assert_sense, cdb, initiator
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.scsi.cdb import ScsiStatus, describe_cdb, read_cdb, unmap_cdb, unmap_parameters
+from vsp_vsc.storage.scsi.provisioning import MAX_UNMAP_BYTES, MAX_UNMAP_DESCRIPTORS
 from vsp_vsc.storage.scsi.sense import Reason, decode_sense
-from vsp_vsc.storage.scsi.target import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, ScsiTarget
+from vsp_vsc.storage.scsi.target import ScsiTarget
+
+MAX_UNMAP_BLOCKS = MAX_UNMAP_BYTES // 512
 
 
 def without(*ranges: tuple[int, int]) -> bytes:

@@ -46,11 +46,9 @@ class Reason(enum.Enum):
     INVALID_FIELD_IN_PARAMETER_LIST = (SenseKey.ILLEGAL_REQUEST, 0x26, 0x00, "invalid field in parameter list")
     SAVING_NOT_SUPPORTED = (SenseKey.ILLEGAL_REQUEST, 0x39, 0x00, "saving parameters not supported")
     WRITE_PROTECTED = (SenseKey.DATA_PROTECT, 0x27, 0x00, "write protected")
+    SOFTWARE_WRITE_PROTECTED = (SenseKey.DATA_PROTECT, 0x27, 0x02, "logical unit software write protected")
     SPACE_ALLOCATION_FAILED = (SenseKey.DATA_PROTECT, 0x27, 0x07, "space allocation failed write protect")
     MEDIUM_NOT_PRESENT = (SenseKey.NOT_READY, 0x3A, 0x00, "medium not present")
-    POWER_ON = (SenseKey.UNIT_ATTENTION, 0x29, 0x00, "power on, reset, or bus device reset occurred")
-    CAPACITY_DATA_HAS_CHANGED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x09, "capacity data has changed")
-    REPORTED_LUNS_DATA_HAS_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
     MEDIUM_REMOVAL_PREVENTED = (SenseKey.ILLEGAL_REQUEST, 0x53, 0x02, "medium removal prevented")
     INTERNAL_TARGET_FAILURE = (SenseKey.HARDWARE_ERROR, 0x44, 0x00, "internal target failure")
     INVALID_RELEASE = (SenseKey.ILLEGAL_REQUEST, 0x26, 0x04, "invalid release of persistent reservation")
@@ -59,7 +57,12 @@ class Reason(enum.Enum):
     STOPPED = (SenseKey.NOT_READY, 0x04, 0x02, "logical unit not ready, initializing command required")
 
     # Unit attentions.
-    MEDIUM_MAY_HAVE_CHANGED = (SenseKey.UNIT_ATTENTION, 0x28, 0x00, "not ready to ready change, medium may have changed")
+    MEDIUM_MAY_HAVE_CHANGED = (
+        SenseKey.UNIT_ATTENTION,
+        0x28,
+        0x00,
+        "not ready to ready change, medium may have changed",
+    )
     POWER_ON_OR_RESET = (SenseKey.UNIT_ATTENTION, 0x29, 0x00, "power on, reset, or bus device reset occurred")
     BUS_RESET = (SenseKey.UNIT_ATTENTION, 0x29, 0x02, "SCSI bus reset occurred")
     DEVICE_RESET = (SenseKey.UNIT_ATTENTION, 0x29, 0x03, "bus device reset function occurred")
@@ -70,8 +73,8 @@ class Reason(enum.Enum):
     REGISTRATIONS_PREEMPTED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x05, "registrations preempted")
     CAPACITY_CHANGED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x09, "capacity data has changed")
     COMMANDS_CLEARED = (SenseKey.UNIT_ATTENTION, 0x2F, 0x00, "commands cleared by another initiator")
+    REPORTED_LUNS_DATA_HAS_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
     INQUIRY_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x03, "inquiry data has changed")
-    LUNS_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
 
     @property
     def key(self) -> SenseKey:
