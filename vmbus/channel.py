@@ -122,6 +122,11 @@ class Channel(trio.abc.Channel[Packet]):
         """Whether either side has closed it."""
         return self._closed is not None
 
+    @property
+    def ahead(self) -> int:
+        """Packets that have left the ring and that `receive` has not given out."""
+        return len(self._ahead)
+
     def statistics(self) -> ChannelStatistics:
         """What went through so far; works after the end too."""
         return ChannelStatistics(

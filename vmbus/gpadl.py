@@ -83,6 +83,11 @@ class GpadlAssembly:
         """Are all words there?"""
         return len(self._words) >= 8 * self.expected_words
 
+    @property
+    def words(self) -> bytes:
+        """What is there."""
+        return bytes(self._words)
+
     def add(self, untrusted_tail: bytes) -> bool:
         """Take what one message carries: whole words, and no more than are missing. True when all are there."""
         missing = 8 * self.expected_words - len(self._words)

@@ -125,6 +125,8 @@ class OpenedChannel:
     gpadls: ChannelGpadls
     subchannel_index: int = 0
     """0 on a device's primary channel."""
+    restored: object = None
+    """What the device's `load` made of its saved state, on a channel that a restored guest had open."""
     _more: Callable[[int], None] | None = attrs.field(default=None, alias="more")
 
     def offer_subchannels(self, count: int) -> None:

@@ -145,14 +145,18 @@ class IntegrationVsp:
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Offer versions, then take answers until the channel closes. Raises `WireError` where the guest errs."""
-        link = Link(channel, Session(self.component), self._time)
+        restored = opened.restored if isinstance(opened.restored, Session) else None
+        link = Link(channel, restored or Session(self.component), self._time)
         self._link, self._stopped = link, False
         try:
             async with trio.open_nursery() as nursery:
                 link.scope = nursery.cancel_scope
                 nursery.start_soon(self._work, link, name=f"{self.words} component")
                 try:
-                    await link.negotiate()
+                    if restored is None:
+                        await link.negotiate()
+                    elif restored.state is State.READY:
+                        link.ready.set()
                     while True:
                         self._take(link, unframe(await channel.receive()), opened.channel_id)
                 except WireError as fault:
@@ -175,6 +179,15 @@ class IntegrationVsp:
             if self._link is link:
                 self._link = None
                 self._lost()
+
+    def save(self, channel_id: int) -> bytes | None:
+        """The session, or None while the guest's answers are on their way. The guest stands still."""
+        link = self._link
+        return None if link is None or link.behind else link.session.save()
+
+    def load(self, untrusted: bytes) -> Session:
+        """What `serve` goes on with. Raises `WireError`."""
+        return Session.load(self.component, untrusted)
 
     async def ask(self, body: bytes, limit: float, words: str) -> Answer:
         """The guest's answer to one question, within `limit` seconds of its time. `NoAnswer`, `Unavailable`."""
@@ -248,6 +261,11 @@ class Link:
         self._answered = trio.Event()
         self._answer: Answer | None = None
         self._closed = False
+
+    @property
+    def behind(self) -> bool:
+        """Whether packets have left the ring and were not looked at."""
+        return bool(self._channel.ahead)
 
     async def negotiate(self) -> None:
         """Send the first message."""

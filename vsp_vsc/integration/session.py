@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 
 import attrs
+import msgspec
 
 from hypervisor.wire import BadValue
 from vsp_vsc.integration.protocol import (
@@ -19,6 +20,7 @@ from vsp_vsc.integration.protocol import (
     RESPONSE,
     VERSIONS,
     Component,
+    Version,
     decode_choice,
     decode_message,
     encode_message,
@@ -44,6 +46,15 @@ class Answer:
     body: bytes
 
 
+class SavedComponent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a session when its VM is saved, apart from the live one."""
+
+    state: str
+    framework: tuple[int, int]
+    version: tuple[int, int]
+    transaction: int
+
+
 class Session:
     """One opening of a component's channel."""
 
@@ -63,6 +74,36 @@ class Session:
     def waiting(self) -> bool:
         """Whether a question is out."""
         return self._asked is not None
+
+    def save(self) -> bytes | None:
+        """The session as a record; None before it has begun. A question that is out is forgotten: its answer is stale.
+
+        The offer of versions is not: a guest may answer that in its next life.
+        """
+        if self.state is State.NEGOTIATING and self._asked is None:
+            return None
+        record = SavedComponent(self.state.value, tuple(self.framework), tuple(self.version), self._transaction)
+        return msgspec.msgpack.encode(record)
+
+    @classmethod
+    def load(cls, component: Component, untrusted: bytes) -> Session:
+        """A session that goes on where it was saved. Raises `BadValue`."""
+        session = cls(component)
+        try:
+            record = msgspec.msgpack.decode(untrusted, type=SavedComponent)
+            session.state = State(record.state)
+        except ValueError as error:  # msgspec's errors are ValueErrors too
+            raise BadValue(f"a saved component: {error}") from None
+        ready = session.state is State.READY
+        agreed = record.framework in FRAMEWORK_VERSIONS and record.version in VERSIONS[component]
+        if ready != agreed or not 0 <= record.transaction <= 0xFF:
+            raise BadValue(f"a saved component of version {record.version}")
+        if ready:
+            session.framework, session.version = Version(*record.framework), Version(*record.version)
+        session._transaction = record.transaction
+        if session.state is State.NEGOTIATING:
+            session._asked = Component.NEGOTIATE
+        return session
 
     def negotiate(self) -> bytes:
         """The first message: all versions that we speak."""
