@@ -67,17 +67,16 @@ class Interrupts:
         self.message_handler = None
 
     def dispatch_flags(self, flags: int) -> None:
-        """Call the handler of each channel whose bit is set, lowest first; flag 0 belongs to no channel."""
+        """Call the handler of each channel whose bit is set, lowest first; flag 0 is for old versions' page of bits."""
         handlers = self.event_handlers
-        flags &= ~1
         while flags:
             lowest = flags & -flags
             flags ^= lowest
             handler = handlers.get(lowest.bit_length() - 1)
-            if handler is None:
-                self.spurious += 1
-            else:
+            if handler is not None:
                 handler()
+            elif lowest != 1:
+                self.spurious += 1
 
     def dispatch_message(self, kind: int, payload: bytes) -> None:
         """Hand over a channel message; timer messages and the hypervisor's own have no handler in this kernel."""

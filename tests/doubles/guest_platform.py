@@ -12,6 +12,8 @@ from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.status import HvStatus
 
 FIRST_PAGE = 16
+FIRST_RING = FIRST_PAGE + 3
+"""A client's first pages are its connection's: an interrupt page and two monitor pages."""
 
 
 @attrs.define(eq=False)
@@ -29,6 +31,11 @@ class FakePlatform:
     signals: list[int] = attrs.field(factory=list)
     """Connections that were signaled."""
     _next_page: int = FIRST_PAGE
+
+    @property
+    def rings(self) -> dict[int, int]:
+        """What is allocated besides the connection's pages."""
+        return {gpn: count for gpn, count in self.allocated.items() if gpn != FIRST_PAGE}
 
     def allocate_pages(self, count: int) -> int:
         gpn = self._next_page

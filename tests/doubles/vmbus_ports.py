@@ -38,6 +38,7 @@ class FakeEvents(_Closable):
     def __init__(self, ports: FakePorts, vp: int, sint: int, flag: int) -> None:
         super().__init__()
         self.ports, self.vp, self.sint, self.flag = ports, vp, sint, flag
+        self.connection_id = 0x1000 + len(ports.events)
         self.signals = 0
 
     def signal(self) -> HvStatus:
@@ -69,6 +70,8 @@ class FakePorts:
         self.event_handlers: dict[int, Callable[[], None]] = {}
         self.messages: list[FakeMessages] = []
         self.events: list[FakeEvents] = []
+        self.watched: list[tuple[str, int, _Closable]] = []
+        """Monitor pages; a test looks for their triggers itself."""
         self.on_signal: Callable[[int], None] = lambda flag: None
         """The guest's interrupt handler for event flags."""
 
@@ -92,6 +95,14 @@ class FakePorts:
         self._check(vp, sint, flag)
         self.events.append(FakeEvents(self, vp, sint, flag))
         return self.events[-1]
+
+    def watch_sent(self, page: int) -> _Closable:
+        self.watched.append(("sent", page, _Closable()))
+        return self.watched[-1][2]
+
+    def watch_received(self, page: int) -> _Closable:
+        self.watched.append(("received", page, _Closable()))
+        return self.watched[-1][2]
 
     def _check(self, vp: int, sint: int, flag: int = 0) -> None:
         if vp >= self.vps:

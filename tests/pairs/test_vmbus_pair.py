@@ -373,7 +373,7 @@ async def running(*devices: Device) -> AsyncIterator[tuple[Loop, VmbusServer, Vm
             yield loop, server, client
     assert loop.message_handlers == {}
     assert loop.event_handlers == {}
-    assert loop.platform.allocated == {}
+    assert loop.platform.rings == {}
 
 
 def questions(count: int, size: int = 24) -> list[Packet]:
@@ -404,7 +404,7 @@ async def test_packets_there_and_back() -> None:
         assert loop.signals < 500
         await client.close(channel)
         assert echo.ended == 1
-        assert loop.platform.allocated == {}
+        assert loop.platform.rings == {}
         channel = await client.open(offer, outgoing_bytes=RING, incoming_bytes=RING)
         await ask(channel, questions(10))
         await client.close(channel)
@@ -451,7 +451,7 @@ async def test_hot_offer_and_rescind() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert client.offers == []
         assert echo.ended == 1
-        assert loop.platform.allocated == {}
+        assert loop.platform.rings == {}
         server.offer(echo)
         assert (await client.next_offer()).channel_id == offer.channel_id
 
@@ -465,7 +465,7 @@ async def test_unload_with_open_channels_and_reconnect() -> None:
             await ask(channel, questions(5))
             await client.unload()
             assert channel.closed
-            assert loop.platform.allocated == {}
+            assert loop.platform.rings == {}
             await client.connect()
             await client.wait_offers_delivered()
         assert echo.ended == 2

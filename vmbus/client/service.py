@@ -6,7 +6,6 @@ order and tries again when the hypervisor has no room. What is right when is dec
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,10 +21,13 @@ from hypervisor.wire import Guid
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.client import state as s
+from vmbus.client.pages import ClientPages
 from vmbus.client.platform import GuestPlatform
 from vmbus.client.state import ClientState, OfferedDevice, Output, Phase, VmbusError
 from vmbus.gpadl import GpadlRange, page_range
 from vmbus.protocol import IMPLEMENTED, Feature, version_text
+from vmbus.protocol.identifiers import SHARED_EVENT_FLAG
+from vmbus.protocol.versions import Ability
 
 __all__ = ["OfferedDevice", "VmbusClient", "VmbusError", "open_vmbus_client"]
 
@@ -70,6 +72,8 @@ class VmbusClient:
         self._ring_pages: dict[int, tuple[int, int]] = {}
         self._offered, self._next_offer = trio.open_memory_channel[OfferedDevice](math.inf)
         self._delivered = trio.Event()
+        self._pages: ClientPages | None = None
+        self._drained = Bell()
 
     # ------------------------------------------------------------------------------------------------- the connection
 
@@ -86,12 +90,25 @@ class VmbusClient:
     async def connect(self) -> None:
         """Agree on a version and ask for offers. Needed again after `unload` only. `VmbusError` if none is spoken."""
         self._delivered = trio.Event()
+        if self._pages is None:
+            self._pages = ClientPages(self._platform)
+        self.state.pages = self._pages.pages
         await self._ask(_CONNECTION, self.state.connect())
+        if Ability.INTERRUPT_PAGE in self.state.abilities:
+            self._platform.set_event_handler(SHARED_EVENT_FLAG, self._look_at_page)
 
     async def unload(self) -> None:
         """Leave the bus: channels end here at once; returns when the host holds nothing of ours any more."""
         self._close_channels()
+        answered = Ability.UNLOAD_COMPLETE in self.state.abilities
+        self._drained.clear()
         await self._ask(_CONNECTION, self.state.unload())
+        if not answered:
+            await self._drained.wait()  # all that can be known is that UNLOAD was posted
+        self._platform.set_event_handler(SHARED_EVENT_FLAG, None)
+        if self._pages is not None and answered:
+            self._pages.close()
+            self._pages = None
 
     # --------------------------------------------------------------------------------------------------------- offers
 
@@ -155,12 +172,13 @@ class VmbusClient:
         except BaseException:
             self._do(self.state.teardown_gpadl(gpadl_id))
             raise
+        assert self._pages is not None, "there are offers only after a connection"
         start = gpn << PAGE_SHIFT
         middle, end = start + outgoing_bytes, start + outgoing_bytes + incoming_bytes
         channel = Channel(
             outgoing=self._platform.memory[start:middle],
             incoming=self._platform.memory[middle:end],
-            signal=functools.partial(self._platform.signal_event, offer.connection_id),
+            signal=self._pages.signal(offer, self.state.abilities),
             shared=self._shared,
         )
         # Before the host knows of the rings: its first signal may come before its answer.
@@ -213,6 +231,14 @@ class VmbusClient:
         self._inbox.append(payload)
         self._arrived.ring()
 
+    def _look_at_page(self) -> None:
+        """Event flag 0 of the old versions: the interrupt page says which channels it is about."""
+        if self._pages is not None:
+            for channel_id in self._pages.take():
+                known = self._open.get(channel_id)
+                if known is not None:
+                    known.channel.wake()
+
     async def receive_messages(self) -> None:
         """Task: hand the host's messages to the protocol."""
         while True:
@@ -225,6 +251,7 @@ class VmbusClient:
         while True:
             while self._outbox:
                 await self._post(self._outbox.popleft())
+            self._drained.ring()
             await self._to_post.wait()
 
     async def _post(self, post: s.Post) -> None:
@@ -319,6 +346,7 @@ class VmbusClient:
     def end(self) -> None:
         """The client is left: no interrupt reaches it, and channels that are still open end."""
         self._platform.set_message_handler(None)
+        self._platform.set_event_handler(SHARED_EVENT_FLAG, None)
         self._close_channels()
         self._offered.close()
         self._next_offer.close()

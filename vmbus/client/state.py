@@ -16,18 +16,22 @@ from typing import assert_never
 
 import attrs
 
+from hypervisor.monitor_page import TRIGGERS
 from hypervisor.wire import Guid, WireError
 from vmbus.gpadl import GpadlRange, encode_gpadl
-from vmbus.protocol import IMPLEMENTED, Direction, Feature, Version, decode_message, version_text
+from vmbus.protocol import IMPLEMENTED, Direction, Feature, decode_message, version_text
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import SIGNAL_PARAMETERS
 from vmbus.protocol.identifiers import (
     FIRST_GPADL_ID,
     MESSAGE_CONNECTION,
     MESSAGE_CONNECTION_MULTICLIENT,
+    SHARED_EVENT_CONNECTION,
     ChannelStatus,
     ConnectionState,
 )
+from vmbus.protocol.pages import ConnectionPages
+from vmbus.protocol.versions import Ability, abilities
 
 
 class VmbusError(ConnectionError):
@@ -80,6 +84,10 @@ class OfferedDevice:
     mmio_megabytes: int
     connection_id: int
     """What to signal to wake the host."""
+    dedicated: bool = True
+    """That connection is this channel's own, so no bit in the interrupt page has to say which channel it is about."""
+    monitor_id: int | None = None
+    """The trigger to set in the monitor page in place of a signal."""
 
 
 @attrs.define
@@ -208,10 +216,17 @@ class ClientState:
         self._target_vp = target_vp
         self._untried: list[int] = []
         self._asked = 0
+        self.pages = ConnectionPages()
+        """What the guest gives to its connections; set before `connect`."""
         self._connection_id = MESSAGE_CONNECTION
         self._channels: dict[int, _Channel] = {}
         self._gpadls: dict[int, _Gpadl] = {}
         self._next_gpadl_id = FIRST_GPADL_ID
+
+    @property
+    def abilities(self) -> Ability:
+        """What the version agreed on can do; nothing without one."""
+        return abilities(self.version)
 
     @property
     def offers(self) -> list[OfferedDevice]:
@@ -241,7 +256,10 @@ class ClientState:
         """Leave the bus: nothing is closed one by one, and nothing but the host's answer counts any more."""
         assert self.phase is Phase.CONNECTED
         self.phase = Phase.UNLOADING
-        return [self._post(m.Unload())]
+        leaving = self._post(m.Unload())
+        if Ability.UNLOAD_COMPLETE in self.abilities:
+            return [leaving]
+        return [leaving, *self._unload_complete()]
 
     def _contact(self) -> list[Output]:
         if not self._untried:
@@ -250,14 +268,16 @@ class ClientState:
             return [ConnectionFailed(f"the host speaks none of the versions {tried}")]
         self.phase = Phase.CONTACTING
         self._asked = version = self._untried.pop()
-        modern = version >= Version.V6_0
+        modern = Ability.FEATURES in abilities(version)
         contact = m.initiate_contact(
             version,
             target_vp=self._target_vp,
             features=self._wanted_features if modern else 0,
             client_id=self._client_id if modern else None,
+            pages=self.pages,
         )
-        to = MESSAGE_CONNECTION_MULTICLIENT if version >= Version.V5_0 else MESSAGE_CONNECTION
+        names_target = Ability.CONTACT_TARGET in abilities(version)
+        to = MESSAGE_CONNECTION_MULTICLIENT if names_target else MESSAGE_CONNECTION
         return [Post(to, contact.encode(), is_contact=True)]
 
     def _version_response(self, response: m.VersionResponse | m.VersionResponse2 | m.VersionResponse3) -> list[Output]:
@@ -270,9 +290,10 @@ class ClientState:
             return [ConnectionFailed(f"the host could not connect: state {response.connection_state}")]
         self.phase = Phase.CONNECTED
         self.version = version = self._asked
-        self._connection_id = response.detail if version >= Version.V5_0 else MESSAGE_CONNECTION
+        can = self.abilities
+        self._connection_id = response.detail if Ability.CONTACT_TARGET in can else MESSAGE_CONNECTION
         self.features = 0
-        if version >= Version.V6_0 and not isinstance(response, m.VersionResponse):
+        if Ability.FEATURES in can and not isinstance(response, m.VersionResponse):
             self.features = response.features & self._wanted_features
         return [Connected(version, self.features), self._post(m.RequestOffers())]
 
@@ -402,6 +423,9 @@ class ClientState:
     def _offer(self, offer: m.OfferChannel) -> list[Output]:
         if offer.channel_id in self._channels or not 0 < offer.channel_id < 2048:
             return self._ignore("an offer of a channel that cannot be new")
+        # The oldest version has the two fields, and no meaning for them.
+        dedicated = Ability.DEDICATED_SIGNALS in self.abilities and bool(offer.is_dedicated)
+        monitored = self.pages.monitored and bool(offer.monitor_allocated) and offer.monitor_id < TRIGGERS
         offered = OfferedDevice(
             channel_id=offer.channel_id,
             interface=offer.interface,
@@ -410,7 +434,9 @@ class ClientState:
             user_defined=offer.user_defined,
             subchannel_index=offer.subchannel_index,
             mmio_megabytes=offer.mmio_megabytes,
-            connection_id=offer.connection_id,
+            connection_id=offer.connection_id if dedicated else SHARED_EVENT_CONNECTION,
+            dedicated=dedicated,
+            monitor_id=offer.monitor_id if monitored else None,
         )
         self._channels[offer.channel_id] = _Channel(offered)
         return [Offered(offered)]

@@ -19,6 +19,12 @@ MESSAGE_CONNECTION = 1
 MESSAGE_CONNECTION_MULTICLIENT = 4
 """Where a guest posts INITIATE_CONTACT for 5.0 and later; the same server answers."""
 
+SHARED_EVENT_CONNECTION = 2
+"""What a guest signals below 1.1, for all channels: the interrupt page says which."""
+
+SHARED_EVENT_FLAG = 0
+"""What the host sets below 2.4, likewise. It is no channel's."""
+
 MAX_CHANNELS = 2047
 """A VP has 2,048 event flags on a SINT and flag 0 is reserved."""
 

@@ -17,8 +17,10 @@ from typing import ClassVar
 from hypervisor.wire import Guid, Wire, at, wire
 from hypervisor.wire.scalars import bytes120, guid, u8, u16, u32, u64
 from vmbus.protocol.identifiers import NO_MONITOR
+from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.versions import Version, version_text
 
+_NO_PAGES = ConnectionPages()
 _SPEC = "openvmm vmbus_core protocol.rs; Linux include/linux/hyperv.h"
 
 
@@ -558,11 +560,35 @@ class Resume(Message):
 
 
 def initiate_contact(
-    version: int, *, target_vp: int = 0, features: int = 0, client_id: Guid | None = None
+    version: int,
+    *,
+    target_vp: int = 0,
+    features: int = 0,
+    client_id: Guid | None = None,
+    pages: ConnectionPages = _NO_PAGES,
 ) -> InitiateContactLegacy | InitiateContact | InitiateContact2:
-    """The form that a guest without monitor pages sends for `version`."""
+    """The form that a guest sends for `version`; below 5.0 it has the interrupt page, though 2.4 ignores it."""
     if version < Version.V5_0:
-        return InitiateContactLegacy(version=version, target_vp=target_vp)
+        return InitiateContactLegacy(
+            version=version,
+            target_vp=target_vp,
+            interrupt_page=pages.interrupt,
+            parent_to_child_monitor_page=pages.to_child,
+            child_to_parent_monitor_page=pages.to_root,
+        )
     if client_id is None:
-        return InitiateContact(version=version, target_vp=target_vp, features=features)
-    return InitiateContact2(version=version, target_vp=target_vp, features=features, client_id=client_id)
+        return InitiateContact(
+            version=version,
+            target_vp=target_vp,
+            features=features,
+            parent_to_child_monitor_page=pages.to_child,
+            child_to_parent_monitor_page=pages.to_root,
+        )
+    return InitiateContact2(
+        version=version,
+        target_vp=target_vp,
+        features=features,
+        parent_to_child_monitor_page=pages.to_child,
+        child_to_parent_monitor_page=pages.to_root,
+        client_id=client_id,
+    )

@@ -27,38 +27,121 @@ class Version(enum.IntEnum):
     V6_0 = 0x0006_0000
 
 
+class Ability(enum.Flag):
+    """What a version can do, beyond which messages it has; `table.py` says that."""
+
+    NONE = 0
+    INTERRUPT_PAGE = enum.auto()
+    """Channels are told apart by bits of a page that the guest names (`vmbus.interrupt_page`)."""
+    DEDICATED_SIGNALS = enum.auto()
+    """The guest signals each channel on a connection of its own; before, one connection serves all."""
+    UNLOAD_COMPLETE = enum.auto()
+    """UNLOAD is answered."""
+    CONNECTION_STATE = enum.auto()
+    """VERSION_RESPONSE can say that the version is fine and the connection failed all the same."""
+    MESSAGE_TARGET = enum.auto()
+    """The guest names the processor that takes channel messages; before, it is the first."""
+    RESERVED_CHANNELS = enum.auto()
+    SOCKETS = enum.auto()
+    """TL_CONNECT_REQUEST: Hyper-V sockets."""
+    MODIFY_CHANNEL = enum.auto()
+    """Interrupts of an open channel move to another processor."""
+    SOCKET_RESULTS = enum.auto()
+    """TL_CONNECT_RESULT: a refused socket is told so."""
+    CONTACT_TARGET = enum.auto()
+    """INITIATE_CONTACT names the SINT, and the answer the connection ID to post to."""
+    CONTACT_VTL = enum.auto()
+    """INITIATE_CONTACT names the virtual trust level."""
+    SOCKET_SILOS = enum.auto()
+    """TL_CONNECT_REQUEST names the container that it comes from."""
+    MODIFY_RESPONSE = enum.auto()
+    """MODIFY_CHANNEL is answered, and waits its turn."""
+    FEATURES = enum.auto()
+    """`Feature` flags are negotiated."""
+
+
 class VersionRow(msgspec.Struct, frozen=True):
-    """One version as documentation and `partita inspect` show it."""
+    """One version as documentation, `partita inspect` and the code see it."""
 
     version: Version
     release: str
     """The Windows release that brought it."""
     changes: str
-    implemented: bool = True
-    """False for a version that is known but always refused."""
+    adds: Ability
+    drops: Ability = Ability.NONE
 
 
 VERSIONS = (
     VersionRow(
-        Version.V0_13, "Windows Server 2008", "one interrupt page for both ways; a refusal cannot be reported", False
+        Version.V0_13,
+        "Windows Server 2008",
+        "one interrupt page for both ways; a failure is told as a refusal",
+        Ability.INTERRUPT_PAGE,
     ),
     VersionRow(
-        Version.V1_1, "Windows 7", "UNLOAD_COMPLETE; the interrupt page still serves host to guest", implemented=False
+        Version.V1_1,
+        "Windows 7",
+        "UNLOAD_COMPLETE; the guest signals each channel by itself, the host still by the interrupt page",
+        Ability.DEDICATED_SIGNALS | Ability.UNLOAD_COMPLETE,
     ),
-    VersionRow(Version.V2_4, "Windows 8", "every channel has its own event flag and connection; no interrupt page"),
-    VersionRow(Version.V3_0, "Windows 8.1", "the guest names the VP that takes channel messages"),
-    VersionRow(Version.V4_0, "Windows 10", "reserved channels; TL_CONNECT_REQUEST"),
-    VersionRow(Version.V4_1, "Windows 10 RS3", "MODIFY_CHANNEL without an answer; TL_CONNECT_RESULT"),
-    VersionRow(Version.V5_0, "Windows 10 RS3", "INITIATE_CONTACT names the SINT; the answer names a connection ID"),
-    VersionRow(Version.V5_1, "Windows 10 RS4", "INITIATE_CONTACT names the VTL"),
-    VersionRow(Version.V5_2, "Windows 10 RS5", "TL_CONNECT_REQUEST with a silo ID"),
-    VersionRow(Version.V5_3, "Windows Server 2022", "MODIFY_CHANNEL_RESPONSE"),
-    VersionRow(Version.V6_0, "Copper", "feature flags, client ID, signal parameters at OPEN_CHANNEL, pause and resume"),
+    VersionRow(
+        Version.V2_4,
+        "Windows 8",
+        "every channel has its own event flag and connection; no interrupt page",
+        Ability.CONNECTION_STATE,
+        Ability.INTERRUPT_PAGE,
+    ),
+    VersionRow(
+        Version.V3_0, "Windows 8.1", "the guest names the VP that takes channel messages", Ability.MESSAGE_TARGET
+    ),
+    VersionRow(
+        Version.V4_0,
+        "Windows 10",
+        "reserved channels; TL_CONNECT_REQUEST",
+        Ability.RESERVED_CHANNELS | Ability.SOCKETS,
+    ),
+    VersionRow(
+        Version.V4_1,
+        "Windows 10 RS3",
+        "MODIFY_CHANNEL without an answer; TL_CONNECT_RESULT",
+        Ability.MODIFY_CHANNEL | Ability.SOCKET_RESULTS,
+    ),
+    VersionRow(
+        Version.V5_0,
+        "Windows 10 RS3",
+        "INITIATE_CONTACT names the SINT; the answer names a connection ID",
+        Ability.CONTACT_TARGET,
+    ),
+    VersionRow(Version.V5_1, "Windows 10 RS4", "INITIATE_CONTACT names the VTL", Ability.CONTACT_VTL),
+    VersionRow(Version.V5_2, "Windows 10 RS5", "TL_CONNECT_REQUEST with a silo ID", Ability.SOCKET_SILOS),
+    VersionRow(Version.V5_3, "Windows Server 2022", "MODIFY_CHANNEL_RESPONSE", Ability.MODIFY_RESPONSE),
+    VersionRow(
+        Version.V6_0,
+        "Copper",
+        "feature flags, client ID, signal parameters at OPEN_CHANNEL, pause and resume",
+        Ability.FEATURES,
+    ),
 )
 """Oldest first."""
 
-IMPLEMENTED = tuple(row.version for row in reversed(VERSIONS) if row.implemented)
-"""What a guest tries, in this order, and a host accepts: 6.0 down to 2.4."""
+IMPLEMENTED = tuple(row.version for row in reversed(VERSIONS))
+"""What a guest tries, in this order, and a host accepts: 6.0 down to 0.13."""
+
+
+def _by_version() -> dict[int, Ability]:
+    table: dict[int, Ability] = {}
+    now = Ability.NONE
+    for row in VERSIONS:
+        now = table[row.version] = (now | row.adds) & ~row.drops
+    return table
+
+
+_ABILITIES = _by_version()
+
+
+def abilities(version: int | None) -> Ability:
+    """What a version can do; nothing without one, or for a number that is none."""
+    return Ability.NONE if version is None else _ABILITIES.get(version, Ability.NONE)
 
 
 def version_text(version: int) -> str:

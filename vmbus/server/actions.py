@@ -6,6 +6,7 @@ import msgspec
 
 from vmbus.gpadl import GpadlRange
 from vmbus.protocol.messages import Message
+from vmbus.protocol.pages import ConnectionPages
 
 
 class SendMessage(msgspec.Struct, frozen=True):
@@ -31,6 +32,12 @@ class SetMessageTarget(msgspec.Struct, frozen=True):
 
 class DropMessageTarget(msgspec.Struct, frozen=True):
     """The guest is gone: forget the messages that it has not taken."""
+
+
+class UsePages(msgspec.Struct, frozen=True):
+    """From here on these are the connection's pages; the guest has the ones before for itself again."""
+
+    pages: ConnectionPages
 
 
 class CreateChannel(msgspec.Struct, frozen=True):
@@ -64,6 +71,8 @@ class OpenDevice(msgspec.Struct, frozen=True):
     """What the guest signals for this channel."""
     event_flag: int
     """What the host sets in the guest for it."""
+    monitor_id: int | None = None
+    """What each sets in a monitor page instead, where the offer named one and interrupts are on."""
 
 
 class RetargetChannel(msgspec.Struct, frozen=True):
@@ -116,6 +125,7 @@ Action = (
     | SendReserved
     | SetMessageTarget
     | DropMessageTarget
+    | UsePages
     | CreateChannel
     | DropChannel
     | OpenDevice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmbus.protocol.messages import Message
+from vmbus.protocol.pages import ConnectionPages
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channels import ChannelState, ReservedTarget, ServerChannel
@@ -18,6 +19,8 @@ class StateBase:
         self.version: int | None = None
         """None while there is no connection."""
         self.features = 0
+        self.pages = ConnectionPages()
+        """What the guest has given to the connection."""
         self.paused = False
         self.gpadls = GpadlRecords()
         self._by_id: dict[int, ServerChannel] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from hypervisor.monitor_page import TRIGGERS
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import Feature, offer_flags_for
-from vmbus.protocol.identifiers import INTERRUPTS_OFF, ChannelStatus, event_connection_id
+from vmbus.protocol.identifiers import INTERRUPTS_OFF, NO_MONITOR, ChannelStatus, event_connection_id
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import describe
-from vmbus.protocol.versions import Version
+from vmbus.protocol.versions import Ability, abilities
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channels import ChannelState, DeviceActivity, OpenRequest, ReservedTarget, ServerChannel
@@ -102,6 +103,7 @@ class ChannelRules(GpadlRules):
                 request.user_data,
                 self.version,
                 *self._signals(request),
+                None if channel.reserved or request.target_vp == INTERRUPTS_OFF else channel.monitor_id,
             )
         )
 
@@ -329,6 +331,7 @@ class ChannelRules(GpadlRules):
             return
         self._set(channel, ChannelState.CLIENT_RELEASED)
         channel.request = None
+        channel.monitor_id = None
         self._actions.append(act.DropChannel(channel.channel_id))
         if channel.offer_due and self._offering:
             self._send_offer(channel)
@@ -355,7 +358,7 @@ class ChannelRules(GpadlRules):
 
     def _send_offer(self, channel: ServerChannel) -> None:
         if channel.channel_id == 0:
-            channel_id = self._ids.take()
+            channel_id = self._ids.take(channel.offer.key)
             if channel_id is None:
                 channel.offer_due = True  # the guest holds on to rescinded ones
                 return
@@ -368,6 +371,8 @@ class ChannelRules(GpadlRules):
 
     def _say_offer(self, channel: ServerChannel) -> None:
         offer = channel.offer
+        if channel.monitor_id is None and offer.monitor_latency is not None and self.pages.monitored:
+            channel.monitor_id = self._free_monitor()
         self._send(
             m.OfferChannel(
                 interface=offer.interface,
@@ -377,9 +382,16 @@ class ChannelRules(GpadlRules):
                 user_defined=offer.user_defined,
                 subchannel_index=offer.subchannel_index,
                 channel_id=channel.channel_id,
+                monitor_id=NO_MONITOR if channel.monitor_id is None else channel.monitor_id,
+                monitor_allocated=int(channel.monitor_id is not None),
                 connection_id=event_connection_id(channel.channel_id),
             )
         )
+
+    def _free_monitor(self) -> int | None:
+        """The lowest that no channel has; None if all are taken, and the channel does without."""
+        taken = {channel.monitor_id for channel in self._by_id.values()}
+        return next((number for number in range(TRIGGERS) if number not in taken), None)
 
     def _stop_device(self, channel: ServerChannel) -> None:
         if channel.activity is DeviceActivity.RUNNING:
@@ -400,7 +412,7 @@ class ChannelRules(GpadlRules):
 
     @property
     def _answers_modify(self) -> bool:
-        return self.version is not None and self.version >= Version.V5_3
+        return Ability.MODIFY_RESPONSE in abilities(self.version)
 
     @property
     def _offering(self) -> bool:

@@ -67,6 +67,8 @@ class ServerChannel:
     activity: DeviceActivity = DeviceActivity.IDLE
     request: OpenRequest | None = None
     """The open in force, or the one under way."""
+    monitor_id: int | None = None
+    """The one in its offer."""
     reopen: OpenRequest | None = None
     """In CLOSING_REOPEN: what to do next."""
     target_vp: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,17 +17,19 @@ from vmbus.protocol.messages import (
     VersionResponse,
     VersionResponse2,
 )
-from vmbus.protocol.versions import IMPLEMENTED, Version
+from vmbus.protocol.pages import ConnectionPages
+from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities
 
 Contact = InitiateContactLegacy | InitiateContact | InitiateContact2
 
 SUPPORTED_FEATURES = (
     Feature.GUEST_SPECIFIED_SIGNAL_PARAMETERS
     | Feature.CHANNEL_INTERRUPT_REDIRECTION
+    | Feature.MODIFY_CONNECTION
     | Feature.CLIENT_ID
     | Feature.PAUSE_RESUME
 )
-"""What this host grants at 6.0. There are no monitor pages, so no MODIFY_CONNECTION either."""
+"""What this host grants at 6.0."""
 
 
 class Phase(enum.Enum):
@@ -59,19 +62,25 @@ class Verdict(msgspec.Struct, frozen=True):
     version: int | None = None
     """The connection's, if there is one now."""
     features: int = 0
+    pages: ConnectionPages = ConnectionPages()
     refusal: str = ""
     """Why there is none, for people."""
 
 
-def judge(contact: Contact, *, multiclient: bool, max_version: int) -> Verdict:
+def judge(
+    contact: Contact, *, multiclient: bool, max_version: int, usable: Callable[[ConnectionPages], bool]
+) -> Verdict:
     """Decide on a contact. `multiclient` says that it came by connection ID 4, where the target SINT counts.
+
+    `usable` says whether the guest has the pages that it names. A page that it has not fails the connection, which
+    below 2.4 can only be told as a refusal of the version.
 
     Only an exact match with an implemented version is accepted. Raises a `WireError` where no answer is due: a client
     ID is announced and missing.
     """
     version = contact.version
-    # Below 3.0 the guest cannot choose, whatever it writes there.
-    vp = contact.target_vp if version >= Version.V3_0 else 0
+    can = abilities(version)
+    vp = contact.target_vp if Ability.MESSAGE_TARGET in can or version not in IMPLEMENTED else 0
     unsupported = VersionResponse(supported=0)
     if version not in IMPLEMENTED or version > max_version:
         return Verdict(unsupported, vp, SINT, refusal="version not supported")
@@ -81,17 +90,37 @@ def judge(contact: Contact, *, multiclient: bool, max_version: int) -> Verdict:
             sint = contact.target_sint
         if sint != SINT:
             return Verdict(unsupported, vp, sint, refusal=f"SINT {sint}")
-        if version >= Version.V5_1 and contact.target_vtl:
+        if Ability.CONTACT_VTL in can and contact.target_vtl:
             return Verdict(unsupported, vp, sint, refusal=f"VTL {contact.target_vtl}")
-        if version >= Version.V6_0:
+        if Ability.FEATURES in can:
             requested = contact.features
         if requested & Feature.CLIENT_ID and not isinstance(contact, InitiateContact2):
             raise BadValue("INITIATE_CONTACT announces a client ID and is too short to hold it")
-    if bool(contact.parent_to_child_monitor_page) != bool(contact.child_to_parent_monitor_page):
+    pages = _pages(contact, can)
+    problem = pages_problem(pages, usable)
+    if problem:
         failed = VersionResponse(supported=1, connection_state=ConnectionState.FAILED_UNKNOWN_FAILURE)
-        return Verdict(failed, vp, sint, refusal="one monitor page of two")
-    detail = MESSAGE_CONNECTION if version >= Version.V5_0 else version
-    if version < Version.V6_0:
-        return Verdict(VersionResponse(supported=1, detail=detail), vp, sint, version)
+        return Verdict(failed if Ability.CONNECTION_STATE in can else unsupported, vp, sint, refusal=problem)
+    detail = MESSAGE_CONNECTION if Ability.CONTACT_TARGET in can else version
+    if Ability.FEATURES not in can:
+        return Verdict(VersionResponse(supported=1, detail=detail), vp, sint, version, pages=pages)
     granted = int(requested & SUPPORTED_FEATURES)
-    return Verdict(VersionResponse2(supported=1, detail=detail, features=granted), vp, sint, version, granted)
+    response = VersionResponse2(supported=1, detail=detail, features=granted)
+    return Verdict(response, vp, sint, version, granted, pages)
+
+
+def pages_problem(pages: ConnectionPages, usable: Callable[[ConnectionPages], bool]) -> str:
+    """Why a connection cannot have these pages, for people; empty if it can."""
+    return pages.problem or ("" if usable(pages) else "a page that is not there")
+
+
+def _pages(contact: Contact, can: Ability) -> ConnectionPages:
+    """Those that count: from 2.4 on the interrupt page is named and ignored."""
+    interrupt = 0
+    if isinstance(contact, InitiateContactLegacy) and Ability.INTERRUPT_PAGE in can:
+        interrupt = contact.interrupt_page
+    return ConnectionPages(
+        interrupt=interrupt,
+        to_child=contact.parent_to_child_monitor_page,
+        to_root=contact.child_to_parent_monitor_page,
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from hypervisor.monitor_page import MAX_LATENCY
 from hypervisor.wire import Guid
 from vmbus.protocol.identifiers import MAX_CHANNELS
 
@@ -28,6 +29,10 @@ class Offer:
     mmio_megabytes: int = 0
     subchannel_index: int = 0
     """0 for a primary channel. A subchannel has its primary's interface and instance."""
+    monitor_latency: int | None = None
+    """In 100 ns: give the channel a monitor ID where the guest has monitor pages. Signals then cost neither side a
+    hypercall and come this much later. Hyper-V's network devices have 100 us, its storage none.
+    """
     order: int | None = None
     """Place among the offers of one interface; those without come last, by instance."""
     name: str = ""
@@ -68,21 +73,37 @@ class Device(Protocol):
         stays open, unserved, until the guest closes it. Any other exception is our own bug and is let through.
 
         A device that offers subchannels (`OpenedChannel.offer_subchannels`) serves several channels at a time.
+
+        A device whose guests can be saved while its channel is open has two methods more. `save(channel_id)` gives
+        bytes that describe the session, or None while something that it took off the ring is not answered. `load(data)`
+        checks such bytes, raises `WireError`, and returns what `serve` finds in `OpenedChannel.restored`.
         """
 
 
 class ChannelIds:
     """The lowest free channel ID, 1 to 2047. IDs are given when an offer is sent and come back at release."""
 
-    __slots__ = ("_fresh", "_returned")
+    __slots__ = ("_fresh", "_planned", "_returned")
 
     def __init__(self) -> None:
         self._fresh = 1
         """This one and all above were never given; a list of them would be most of an idle VM's memory."""
         self._returned: list[int] = []
+        self._planned: dict[OfferKey, int] = {}
 
-    def take(self) -> int | None:
-        """The lowest free ID; None if the guest holds them all."""
+    def plan(self, wanted: Mapping[OfferKey, int]) -> None:
+        """Before any is given: these offers get these IDs, others none of them. ValueError for no ID of a channel."""
+        if self._fresh != 1 or not all(1 <= channel_id <= MAX_CHANNELS for channel_id in wanted.values()):
+            raise ValueError("channel IDs that cannot be planned")
+        self._planned = dict(wanted)
+        self._fresh = max(wanted.values(), default=0) + 1
+        self._returned = sorted(set(range(1, self._fresh)) - set(wanted.values()))
+
+    def take(self, key: OfferKey) -> int | None:
+        """The planned ID, or the lowest free one; None if the guest holds them all."""
+        planned = self._planned.pop(key, None)
+        if planned is not None:
+            return planned
         if self._returned:
             return heapq.heappop(self._returned)
         if self._fresh > MAX_CHANNELS:
@@ -99,5 +120,7 @@ def check_offer(offer: Offer, live: Iterable[OfferKey]) -> None:
     """ValueError for an offer that cannot be made: the caller's mistake, not a guest's."""
     if len(offer.user_defined) != 120:
         raise ValueError(f"{offer}: user_defined has {len(offer.user_defined)} bytes, not 120")
+    if offer.monitor_latency is not None and not 0 < offer.monitor_latency <= MAX_LATENCY:
+        raise ValueError(f"{offer}: a monitor latency of {offer.monitor_latency}, not 1 to {MAX_LATENCY}")
     if offer.key in live:
         raise ValueError(f"{offer}: offered already")

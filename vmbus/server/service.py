@@ -12,6 +12,7 @@ that does not take its messages cannot make the host's memory grow.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from vmbus.server.channels import ServerChannel
 from vmbus.server.connection import Phase
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
+from vmbus.server.pages import usable
 from vmbus.server.ports import HostPorts, MessageConnection
 from vmbus.server.slots import ChannelSlots, OfferedChannel
 from vmbus.server.state import ServerState
@@ -72,7 +74,7 @@ class VmbusServer:
         self._ports = ports
         self._memory = memory
         self._trace = trace
-        self._state = ServerState(max_version=max_version)
+        self._state = ServerState(max_version=max_version, usable=functools.partial(usable, memory))
         self._inbox: deque[tuple[bool, bytes]] = deque()
         self._outbox: deque[tuple[Message, bytes]] = deque()
         self._todo: deque[Action] = deque()
@@ -274,6 +276,8 @@ class VmbusServer:
                 self._set_message_target(vp, sint)
             case act.DropMessageTarget():
                 self._drop_message_target()
+            case act.UsePages(pages):
+                self._slots.use_pages(pages)
             case act.CreateChannel(channel_id, handle):
                 self._slots.create(channel_id, self._offered[handle])
             case act.DropChannel(channel_id):

@@ -18,12 +18,14 @@ from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from hypervisor.wire import WireError
 from vmbus.channel import RECEIVED, Channel
 from vmbus.gpadl import GpadlRange
-from vmbus.protocol.identifiers import INTERRUPTS_OFF, SINT, event_connection_id
+from vmbus.protocol.identifiers import INTERRUPTS_OFF, event_connection_id
+from vmbus.protocol.pages import ConnectionPages
 from vmbus.ring import Packet, PacketType
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
+from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
 
 MAX_SCATTERED_PAGES: Final = 4096
@@ -70,6 +72,7 @@ class _Slot:
     """What the guest signals; None where that could not be had, or another channel has it."""
     connection_id: int = 0
     event_flag: int = 0
+    monitor_id: int | None = None
     channel: Channel | None = None
     opened: OpenedChannel | None = None
     events: EventConnection | None = None
@@ -126,6 +129,7 @@ class ChannelSlots:
         self._offer = offer
         self._withdraw = withdraw
         self._holds = HoldCounts(gpadl_released)
+        self._pages = PagesInUse(ports, memory, ConnectionPages(), self._signaled)
         self._slots: dict[int, _Slot] = {}
         self._scattered = 0
         self._nursery: trio.Nursery | None = None
@@ -141,6 +145,24 @@ class ChannelSlots:
             self._listen(slot, event_connection_id(channel_id))
         except HvError as error:  # tried again when the guest opens it
             self._warn("no_channel_port", f"channel {channel_id}: {error}")
+
+    def use_pages(self, pages: ConnectionPages) -> None:
+        """What the guest gives to the connection from here on. No channel uses what it gave before."""
+        self._pages.close()
+        try:
+            self._pages = PagesInUse(self._ports, self._memory, pages, self._signaled)
+        except (GpaFault, HvError) as error:
+            self._pages = PagesInUse(self._ports, self._memory, ConnectionPages(), self._signaled)
+            self._warn("unused_pages", f"{pages}: {error}")
+
+    def _signaled(self, untrusted_channel_id: int) -> None:
+        """A bit in the guest's interrupt page."""
+        slot = self._slots.get(untrusted_channel_id)
+        if slot is not None:
+            slot.woken()
+        else:
+            self._counters["stray_bits"] += 1
+            self._warn("stray_bit", f"the interrupt page names channel {untrusted_channel_id}")
 
     def close(self, channel_id: int) -> OfferedChannel:
         """The ID is free again; returns whose it was."""
@@ -181,6 +203,7 @@ class ChannelSlots:
             if slot.events is not None:
                 slot.events.close()
         self._slots.clear()
+        self._pages.close()
 
     def open_device(self, action: act.OpenDevice) -> bool:
         """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it.
@@ -196,9 +219,16 @@ class ChannelSlots:
         try:
             rings = self._memory.flat(gpns, Access.READ_WRITE)
             self._listen(slot, action.connection_id)
+            slot.monitor_id = action.monitor_id
+            latency = slot.offered.offer.monitor_latency
+            if slot.monitor_id is not None and latency is not None:
+                self._pages.use_monitor(slot.monitor_id, latency, action.connection_id)
             if action.target_vp != INTERRUPTS_OFF:
-                slot.events = self._ports.connect_events(action.target_vp, SINT, action.event_flag)
+                slot.events = self._pages.connect_events(
+                    action.target_vp, action.channel_id, action.event_flag, slot.monitor_id
+                )
         except (GpaFault, HvError, MemoryError) as error:
+            self._release_monitor(slot)
             self._warn("refused_open", f"channel {action.channel_id}: {error}")
             return False
         slot.event_flag = action.event_flag
@@ -294,7 +324,13 @@ class ChannelSlots:
         self._drop_open(self._slots[channel_id])
         self._ended(channel_id)
 
+    def _release_monitor(self, slot: _Slot) -> None:
+        monitor_id, slot.monitor_id = slot.monitor_id, None
+        if monitor_id is not None:
+            self._pages.release_monitor(monitor_id)
+
     def _drop_open(self, slot: _Slot) -> None:
+        self._release_monitor(slot)
         if slot.channel is not None:
             slot.channel.close()
         if slot.events is not None:
@@ -310,7 +346,7 @@ class ChannelSlots:
         """Move the interrupts to another VP; False if there is no such VP."""
         slot = self._slots[channel_id]
         try:
-            events = self._ports.connect_events(target_vp, SINT, slot.event_flag)
+            events = self._pages.connect_events(target_vp, channel_id, slot.event_flag, slot.monitor_id)
         except HvError as error:
             self._warn("refused_modify", f"channel {channel_id} to VP {target_vp}: {error}")
             return False

@@ -9,22 +9,25 @@ The rules stand in three layers: `gpadl_rules`, on top of it `channel_rules`, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import assert_never
 
+import msgspec
+
 from hypervisor.wire import WireError
 from vmbus.protocol import messages as m
-from vmbus.protocol.identifiers import MAX_CHANNELS, ChannelStatus
+from vmbus.protocol.identifiers import MAX_CHANNELS, ChannelStatus, ConnectionState
 from vmbus.protocol.messages import Message
+from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.table import Direction, decode_message, describe
-from vmbus.protocol.versions import IMPLEMENTED, Version
+from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channel_rules import ChannelRules
-from vmbus.server.channels import ChannelState, ServerChannel
-from vmbus.server.connection import AfterDisconnect, Contact, Phase, judge
-from vmbus.server.offers import Offer, check_offer
+from vmbus.server.channels import ChannelState, DeviceActivity, ServerChannel
+from vmbus.server.connection import AfterDisconnect, Contact, Phase, judge, pages_problem
+from vmbus.server.offers import Offer, OfferKey, check_offer
 
 _LATE_RELEASE = int(m.MessageType.REL_ID_RELEASED).to_bytes(4, "little")
 """Linux's driver, when it is removed, unloads first and gives its channel IDs back after that: no fault, no effect."""
@@ -34,12 +37,18 @@ _CONTACTS = (m.InitiateContactLegacy, m.InitiateContact, m.InitiateContact2)
 class ServerState(ChannelRules):
     """One guest's connection, its channels and its GPADLs, as the host has them."""
 
-    def __init__(self, *, max_version: int | None = None) -> None:
+    def __init__(
+        self, *, max_version: int | None = None, usable: Callable[[ConnectionPages], bool] = lambda pages: True
+    ) -> None:
+        """`usable` says whether the guest has the pages that it gives to its connection."""
         super().__init__()
+        self._usable = usable
         self.max_version = IMPLEMENTED[0] if max_version is None else max_version
         self._after = AfterDisconnect.RESET
         self._contact: tuple[Contact, bool] | None = None
         self._next_handle = 1
+        self.agreed: tuple[Contact, bool] | None = None
+        """The guest's contact, and whether it came by connection ID 4, while there is a connection."""
 
     @property
     def channels(self) -> Mapping[int, ServerChannel]:
@@ -106,9 +115,10 @@ class ServerState(ChannelRules):
                 self._resume()
             case m.TlConnectRequest() | m.TlConnectRequest2():
                 self._tl_connect(message)
+            case m.ModifyConnection():
+                self._modify_connection(message)
             case _:
-                # Monitor pages: declared, not offered. Nothing here ever leads a guest to them.
-                self._fault("unsupported_request", describe(message))
+                raise AssertionError(f"{describe(message)} has no handler")
 
     def _initiate_contact(self, contact: Contact, multiclient: bool) -> None:
         if self.phase is not Phase.DISCONNECTED:
@@ -116,7 +126,7 @@ class ServerState(ChannelRules):
             self._disconnect(AfterDisconnect.RECONNECT, (contact, multiclient))
             return
         try:
-            verdict = judge(contact, multiclient=multiclient, max_version=self.max_version)
+            verdict = judge(contact, multiclient=multiclient, max_version=self.max_version, usable=self._usable)
         except WireError as error:
             self._fault("malformed_message", str(error))
             return
@@ -125,8 +135,45 @@ class ServerState(ChannelRules):
         else:
             self.version, self.features = verdict.version, verdict.features
             self._enter(Phase.CONNECTED)
+            self.agreed = contact, multiclient
+            self._set_pages(verdict.pages)
         self._actions.append(act.SetMessageTarget(verdict.target_vp, verdict.target_sint))
         self._send(verdict.response)
+
+    def _modify_connection(self, message: m.ModifyConnection) -> None:
+        """Other monitor pages, or none: only while no open channel uses those that there are."""
+        pages = msgspec.structs.replace(
+            self.pages,
+            to_child=message.parent_to_child_monitor_page,
+            to_root=message.child_to_parent_monitor_page,
+        )
+        problem = pages_problem(pages, self._usable)
+        for channel in self._by_id.values():
+            if channel.monitor_id is not None and channel.activity is not DeviceActivity.IDLE:
+                problem = f"channel {channel.channel_id} uses the monitor pages"
+        if problem:
+            self._fault("unexpected_message", f"{describe(message)}: {problem}")
+        else:
+            self._set_pages(pages)
+            self._agree_on_pages(pages)
+        state = ConnectionState.FAILED_UNKNOWN_FAILURE if problem else ConnectionState.SUCCESSFUL
+        self._send(m.ModifyConnectionResponse(connection_state=state))
+
+    def _agree_on_pages(self, pages: ConnectionPages) -> None:
+        """The contact as it would be made now; a restored guest's is."""
+        assert self.agreed is not None, "only a connected guest modifies its connection"
+        contact, multiclient = self.agreed
+        moved = msgspec.structs.replace(
+            contact,  # type: ignore[type-var]  # a layout is a struct, which its declaration does not show
+            parent_to_child_monitor_page=pages.to_child,
+            child_to_parent_monitor_page=pages.to_root,
+        )
+        self.agreed = moved, multiclient
+
+    def _set_pages(self, pages: ConnectionPages) -> None:
+        if pages != self.pages:
+            self.pages = pages
+            self._actions.append(act.UsePages(pages))
 
     def _request_offers(self) -> None:
         if self.offers_sent:
@@ -151,7 +198,7 @@ class ServerState(ChannelRules):
 
     def _tl_connect(self, message: m.TlConnectRequest | m.TlConnectRequest2) -> None:
         self._fault("unsupported_request", describe(message))
-        if self.version is not None and self.version >= Version.V4_1:
+        if Ability.SOCKET_RESULTS in abilities(self.version):
             self._send(
                 m.TlConnectResult(
                     endpoint=message.endpoint, service=message.service, status=ChannelStatus.CONNECTION_REFUSED
@@ -183,6 +230,10 @@ class ServerState(ChannelRules):
         else:
             channel.offer_due = True
         return handle, self._take()
+
+    def plan_ids(self, wanted: Mapping[OfferKey, int]) -> None:
+        """Before there is a guest: which channel IDs these offers are to get. ValueError where that cannot be."""
+        self._ids.plan(wanted)
 
     def rescind(self, handle: int) -> list[Action]:
         """Withdraw a device; its subchannels first. KeyError for a handle that is not, or no longer, an offer's."""
@@ -226,12 +277,16 @@ class ServerState(ChannelRules):
         if not all(channel.outlives_connection for channel in self._by_id.values()):
             return
         self._enter(Phase.DISCONNECTED)
+        self._set_pages(ConnectionPages())
+        answers_unload = Ability.UNLOAD_COMPLETE in abilities(self.version)
         self.version, self.features, self.offers_sent = None, 0, False
+        self.agreed = None
         match self._after:
             case AfterDisconnect.RESET:
                 pass
             case AfterDisconnect.UNLOAD:
-                self._send(m.UnloadComplete())
+                if answers_unload:
+                    self._send(m.UnloadComplete())
             case AfterDisconnect.RECONNECT:
                 assert self._contact is not None
                 (contact, multiclient), self._contact = self._contact, None

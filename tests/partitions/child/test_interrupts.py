@@ -32,7 +32,7 @@ def test_flags_are_taken_once() -> None:
 
 
 def test_each_flag_calls_its_channel_and_unknown_ones_are_counted() -> None:
-    """Flag n belongs to channel n; flag 0 belongs to nobody and is no mistake."""
+    """Flag n belongs to channel n; flag 0 is for all of an old version's, and no mistake where nobody wants it."""
     _, interrupts, _ = processor()
     called: list[int] = []
     for channel in (1, 64, 2047):
@@ -40,6 +40,9 @@ def test_each_flag_calls_its_channel_and_unknown_ones_are_counted() -> None:
     interrupts.dispatch_flags(1 | 1 << 1 | 1 << 5 | 1 << 64 | 1 << 2047)
     assert called == [1, 64, 2047]
     assert interrupts.spurious == 1
+    interrupts.event_handlers[0] = lambda: called.append(0)
+    interrupts.dispatch_flags(0b11)
+    assert called == [1, 64, 2047, 0, 1]
 
 
 def test_a_handler_may_unbind_another_channel() -> None:

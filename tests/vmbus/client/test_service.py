@@ -8,7 +8,7 @@ import trio.testing
 
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.status import HvStatus
-from tests.doubles.guest_platform import FIRST_PAGE, FakePlatform
+from tests.doubles.guest_platform import FIRST_RING, FakePlatform
 from tests.doubles.scripted_bus import SCSI, MessageScript
 from vmbus.channel import Channel, ChannelClosed
 from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError, open_vmbus_client
@@ -99,8 +99,8 @@ async def test_open_use_close() -> None:
         opening = host.heard[-1]
         assert isinstance(opening, m.OpenChannel)
         assert (opening.downstream_page, opening.target_vp, opening.user_data[:6]) == (4, 3, b"hello\0")
-        assert platform.allocated == {FIRST_PAGE: 12}
-        start = FIRST_PAGE << PAGE_SHIFT
+        assert platform.rings == {FIRST_RING: 12}
+        start = FIRST_RING << PAGE_SHIFT
         theirs_in = RingReader(platform.memory[start : start + RING], shared=False)
         theirs_out = RingWriter(platform.memory[start + RING : start + 3 * RING], shared=False)
 
@@ -118,7 +118,7 @@ async def test_open_use_close() -> None:
             platform.event_handlers[1]()
         await bus.close(channel)
         assert host.types()[-2:] == ["CLOSE_CHANNEL", "GPADL_TEARDOWN"]
-        assert platform.allocated == {}
+        assert platform.rings == {}
         assert platform.event_handlers == {}
         with pytest.raises(trio.ClosedResourceError):
             await channel.receive()
@@ -156,7 +156,7 @@ async def test_ring_sizes(size: int) -> None:
             await bus.open(offer, outgoing_bytes=size, incoming_bytes=RING)
         with pytest.raises(ValueError, match="120"):
             await bus.open(offer, outgoing_bytes=RING, incoming_bytes=RING, user_data=bytes(121))
-    assert platform.allocated == {}
+    assert platform.rings == {}
 
 
 async def test_refusals() -> None:
@@ -166,12 +166,12 @@ async def test_refusals() -> None:
         offer = await bus.next_offer()
         with pytest.raises(VmbusError, match="GPADL 0xe1e10: status 0x8000ffff"):
             await bus.open(offer, outgoing_bytes=RING, incoming_bytes=RING)
-        assert platform.allocated == {}
+        assert platform.rings == {}
         host.gpadl_status, host.open_status = 0, FAILURE
         with pytest.raises(VmbusError, match="to open channel 1"):
             await bus.open(offer, outgoing_bytes=RING, incoming_bytes=RING)
         await trio.testing.wait_all_tasks_blocked()
-        assert platform.allocated == {}
+        assert platform.rings == {}
         assert platform.event_handlers == {}
         host.open_status = 0
         await bus.close(await bus.open(offer, outgoing_bytes=RING, incoming_bytes=RING))
@@ -195,12 +195,12 @@ async def test_open_given_up(stuck: MessageType) -> None:
             nursery.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert host.types()[-1] == stuck.name
-        assert len(platform.allocated) == 1
+        assert len(platform.rings) == 1
         assert platform.event_handlers == {}
         host.quiet.clear()
         host.answer(host.heard[-1])
         await trio.testing.wait_all_tasks_blocked()
-        assert platform.allocated == {}
+        assert platform.rings == {}
         await bus.close(await bus.open(offer, outgoing_bytes=RING, incoming_bytes=RING))
 
 
@@ -222,7 +222,7 @@ async def test_rescind_ends_a_channel() -> None:
             host.rescind(1)
         await trio.testing.wait_all_tasks_blocked()
         assert gone == [1]
-        assert platform.allocated == {}
+        assert platform.rings == {}
         assert platform.event_handlers == {}
         assert host.types()[-2:] == ["CLOSE_CHANNEL", "REL_ID_RELEASED"]
         host.rescind(2)
@@ -249,7 +249,7 @@ async def test_rescind_answers_whoever_waits(stuck: MessageType) -> None:
             nursery.start_soon(opens)
             await trio.testing.wait_all_tasks_blocked()
             host.rescind(1)
-        assert platform.allocated == {}
+        assert platform.rings == {}
 
 
 async def test_unload_ends_everything_and_connect_begins_anew() -> None:
@@ -268,7 +268,7 @@ async def test_unload_ends_everything_and_connect_begins_anew() -> None:
             await bus.unload()
         assert not bus.connected
         assert bus.version == ""
-        assert platform.allocated == {}
+        assert platform.rings == {}
         host.quiet.clear()
         await bus.connect()
         await bus.wait_offers_delivered()

@@ -179,7 +179,7 @@ def test_the_documentation_table_has_a_line_for_each_row() -> None:
 
 
 def test_versions_are_tried_from_the_highest_down() -> None:
-    """6.0 to 2.4; the two oldest are known and never accepted."""
+    """6.0 down to 0.13."""
     assert [hex(version) for version in IMPLEMENTED] == [
         "0x60000",
         "0x50003",
@@ -190,4 +190,6 @@ def test_versions_are_tried_from_the_highest_down() -> None:
         "0x40000",
         "0x30000",
         "0x20004",
+        "0x10001",
+        "0xd",
     ]
