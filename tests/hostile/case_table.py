@@ -185,7 +185,7 @@ ELSEWHERE: Final = (
     Elsewhere(
         91,
         "resets with commands under way",
-        "SUCCESS; the commands end as they would have",
+        "SUCCESS after them; they end with BUS_RESET",
         "tests/hostile/test_storage.py::test_91_resets_while_much_is_under_way",
     ),
 )

@@ -19,6 +19,7 @@ from tests.doubles.storage import PlainPlatform, SlowBackend, StoragePair, servi
 from tests.doubles.storage_guest import Completion, ask, command, control, handshake
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
+from vsp_vsc.storage.controller import Controller
 from vsp_vsc.storage.protocol import (
     HEADER_SIZE,
     MAX_TRANSFER,
@@ -31,7 +32,7 @@ from vsp_vsc.storage.protocol import (
 )
 from vsp_vsc.storage.scsi.cdb import Direction, Opcode, read_cdb, write_cdb
 from vsp_vsc.storage.scsi.target import ScsiTarget
-from vsp_vsc.storage.session import Counters, StorageSession, address
+from vsp_vsc.storage.session import Counters, StorageSession
 
 PATTERN = bytes(index * 13 & 0xFF for index in range(1 << 20))
 READ = read_cdb(0, 8)
@@ -246,11 +247,13 @@ async def test_91_resets_while_much_is_under_way() -> None:
         packets = [read(transaction_id=index) for index in range(50)]
         packets[25:25] = [control(operation, transaction_id=100 + operation) for operation in (4, 5, 6)]
         await pair.guest_end.send_batch(packets)
-        got = [Completion(packet) for packet in await pair.guest_end.receive_batch()]
-        assert [completion.transaction_id for completion in got] == [104, 105, 106]
+        (told,) = [Completion(packet) for packet in await pair.guest_end.receive_batch()]
+        assert (told.transaction_id, told.srb.srb_status) == (25, 0x84), "the first command after a reset hears of it"
         slow.finish()
         got = [Completion(packet) for packet in await pair.guest_end.receive_batch()]
-        assert [completion.transaction_id for completion in got] == list(range(50))
+        assert [completion.transaction_id for completion in got] == [*range(25), 104, 105, 106, *range(26, 50)]
+        assert {completion.srb.srb_status for completion in got[:25]} == {SrbStatus.BUS_RESET}
+        assert {completion.srb.srb_status for completion in got[28:]} == {SrbStatus.SUCCESS}
 
 
 async def test_two_commands_may_name_the_same_page_and_the_same_transaction() -> None:
@@ -335,7 +338,7 @@ async def test_a_stopped_channel_can_be_closed_and_opened_again() -> None:
         await pair.guest_end.send(control(99))
         await pair.ended.wait()
         vsp = pair.vsp
-    async with serving(vsp.disks) as again:
+    async with serving({0: await vsp.remove_disk(0)}) as again:
         await ask(again.guest_end, *handshake())
         await still_works(again)
 
@@ -383,7 +386,7 @@ class Bench:
         self.platform = PlainPlatform(1 << 20)
         self.backend = MemoryBackend(64 << 10)
         self.session = StorageSession(
-            {address(0): ScsiTarget(self.backend)},
+            Controller({0: ScsiTarget(self.backend)}, "guest"),
             self.platform.guest,
             trace=Trace(lambda: 0),
             partition_id=2,

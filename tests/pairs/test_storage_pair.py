@@ -556,7 +556,7 @@ async def test_subchannels_from_the_question_to_the_disk() -> None:
                         sub = await client.open(one, outgoing_bytes=RING, incoming_bytes=RING)
                         driver = Storage(sub, loop.platform, VERSIONS)
                         nursery.start_soon(driver.transactions.receive)
-                        await driver.discover()
+                        await driver.rescan()
                         drivers.append(driver)
                     assert vsp.statistics().channels == 3
                     for index, driver in enumerate(drivers):

@@ -7,8 +7,9 @@ their requests with one signal and wake up once.
 
 from __future__ import annotations
 
+import enum
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 4 << 20
 """Buffers that one call has in use at once; longer transfers go in turns."""
+MOST_TRIES = 16
+"""How often a command is sent again over unit attentions, resets and full queues."""
 _LBA_10 = 0xFFFF_FFFF
 _CDB_AT = HEADER_SIZE + 16
 _KEPT_FORMS = 128
@@ -65,7 +68,20 @@ class ScsiError(StorageError):
         """What to raise for a request that failed."""
         body, data_offset, _ = request
         start = data_offset + _CDB_AT
-        return cls(lun, body[start : start + CDB_SIZE], failure)
+        kind = DiskGone if failure.srb_status == SrbStatus.INVALID_LUN else cls
+        return kind(lun, body[start : start + CDB_SIZE], failure)
+
+
+class DiskGone(ScsiError):
+    """The host has taken the disk away."""
+
+
+class DiskKind(enum.StrEnum):
+    """What a unit is."""
+
+    DISK = "disk"
+    DVD = "dvd"
+    """A drive: read-only, with a disc in it or not."""
 
 
 @attrs.frozen
@@ -82,10 +98,14 @@ class DiskFacts:
     revision: str
     thin: bool = False
     """Takes `Disk.discard`, and reads zeros there afterwards."""
+    kind: DiskKind = DiskKind.DISK
 
 
 class Disk:
     """One disk. Addresses and counts are in blocks of `block_size` bytes, lengths and sizes in bytes.
+
+    A disk that the host has taken away is `gone`: calls raise `DiskGone`. One that has grown says so by `blocks`. A DVD
+    drive without a disc has no blocks.
 
     All calls raise `ScsiError` where the disk refuses or fails (past the end, read-only, an error of the host's),
     `StorageGone` where its channel has ended, `ValueError` for what is no range of whole blocks, and `MemoryError`
@@ -94,19 +114,25 @@ class Disk:
 
     def __init__(self, storage: Storage, facts: DiskFacts) -> None:
         self._storage = storage
-        self.facts = facts
         self.lun = facts.lun
+        self.gone = False
+        """Whether the host has taken it away."""
+        self._address = facts.lun << 24
+        self.update(facts)
+
+    def update(self, facts: DiskFacts) -> None:
+        """For the driver: what it says of itself now."""
+        self.facts = facts
         self.blocks = facts.blocks
         """Capacity."""
         self.block_size = facts.block_size
         self.read_only = facts.read_only
-        self._address = facts.lun << 24
         self._forms: dict[int, _Form] = {}
-        self._most_blocks = storage.max_transfer // facts.block_size
+        self._most_blocks = self._storage.max_transfer // facts.block_size
         self._most_discarded = 0
 
     def __repr__(self) -> str:
-        mode = " read-only" if self.read_only else ""
+        mode = " gone" if self.gone else " read-only" if self.read_only else ""
         return f"<Disk {self.lun}: {self.model}, {self.blocks} blocks of {self.block_size}{mode}>"
 
     @property
@@ -326,11 +352,22 @@ class Disk:
 
     async def _run(self, requests: Sequence[Request]) -> None:
         """Send and wait; raises for the first that failed."""
-        storage = self._storage
-        batch = await storage.transactions.run(requests)
+        batch = await self._storage.transactions.run(requests)
         if batch.failures:
-            position = min(batch.failures)
-            raise ScsiError.of(self.lun, requests[position], batch.failures[position])
+            await self._again(requests, batch.failures)
+
+    async def _again(self, requests: Sequence[Request], failures: Mapping[int, Failure]) -> None:
+        """Send once more what failed only because the host had something to say or to do first."""
+        for _ in range(MOST_TRIES):
+            for position in sorted(failures):
+                if not await self._storage.heard(self, failures[position]):
+                    raise ScsiError.of(self.lun, requests[position], failures[position])
+            requests = [requests[position] for position in sorted(failures)]
+            failures = (await self._storage.transactions.run(requests)).failures
+            if not failures:
+                return
+        position = min(failures)
+        raise ScsiError.of(self.lun, requests[position], failures[position])
 
     def _with_data(self, cdb: bytes, direction: Direction, buffer: DmaBuffer, offset: int, length: int) -> Request:
         return self._storage.with_data(self._address, cdb, direction, buffer, offset, length)

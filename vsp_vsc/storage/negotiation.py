@@ -61,14 +61,16 @@ class Negotiation:
         """The agreed version, 0 until there is one."""
         self.sub_channels = 0
         """How many the guest wants to have, in all."""
-        self._max_sub_channels = max_sub_channels
-        self._is_primary = True
+        self.max_sub_channels = max_sub_channels
+        """How many it may have; none once a version is agreed that does not know them."""
+        self.is_primary = True
+        """Not a subchannel's."""
 
     def for_sub_channel(self) -> Negotiation:
         """What holds on a subchannel once this one is READY: the same, with nothing left to negotiate."""
         assert self.state is State.READY
         made = Negotiation()
-        made.state, made.version, made._is_primary = State.READY, self.version, False
+        made.state, made.version, made.is_primary = State.READY, self.version, False
         return made
 
     @property
@@ -79,7 +81,8 @@ class Negotiation:
     def control(self, operation: int, payload: bytes) -> Answer:
         """Status and body of the answer to any operation of `GUEST_OPERATIONS`. `payload` is the whole packet, as sent.
 
-        EXECUTE_SRB comes here only before READY. Raises `ShortMessage` where the body lacks what the operation needs.
+        EXECUTE_SRB and resets come here only before READY. Raises `ShortMessage` where the body lacks what the
+        operation needs.
         """
         match self.state:
             case State.BEGIN:
@@ -93,7 +96,7 @@ class Negotiation:
                 if operation != Operation.QUERY_PROPERTIES:
                     return _REFUSED
                 self.state = State.END
-                most = self._max_sub_channels
+                most = self.max_sub_channels
                 flags = ChannelFlags.MULTI_CHANNEL if most else 0
                 return NtStatus.SUCCESS, ChannelProperties(max_channel_count=most, flags=flags).encode()
             case State.END:
@@ -109,7 +112,7 @@ class Negotiation:
             return NtStatus.REVISION_MISMATCH, asked.encode()
         self.version = asked.major_minor
         if self.version < Version.WIN8:
-            self._max_sub_channels = 0
+            self.max_sub_channels = 0
         self.state = State.QUERY_PROPERTIES
         return NtStatus.SUCCESS, asked.encode()
 
@@ -127,16 +130,14 @@ class Negotiation:
 
     def _ready(self, operation: int, payload: bytes) -> Answer:
         match operation:
-            case Operation.RESET_LUN | Operation.RESET_ADAPTER | Operation.RESET_BUS:
-                return _DONE  # commands under way end as they would have: there is nothing to reset
-            case Operation.CREATE_SUB_CHANNELS if self._is_primary:
+            case Operation.CREATE_SUB_CHANNELS if self.is_primary:
                 return self._create_sub_channels(payload)
             case _:
                 return _REFUSED
 
     def _create_sub_channels(self, payload: bytes) -> Answer:
         untrusted_count = SubChannelCount.decode(payload, HEADER_SIZE).count
-        if untrusted_count > self._max_sub_channels:
+        if untrusted_count > self.max_sub_channels:
             return NtStatus.INVALID_PARAMETER, b""
         self.sub_channels = max(self.sub_channels, untrusted_count)
         return _DONE

@@ -82,6 +82,8 @@ class Transactions:
         """Completions that nobody asked for."""
         self.bus_changes = 0
         """How often the host has said that disks came or went."""
+        self.bus_changed = Bell()
+        """Rung when it does."""
 
     async def run(self, requests: Sequence[Request], *, raw: bool = False) -> Batch:
         """Send all, wait for all. Failures of single SRBs are in the batch; raises `StorageGone` and nothing else.
@@ -141,7 +143,9 @@ class Transactions:
         for packet in packets:
             transaction_id, body = packet.transaction_id, packet.body
             if packet.type != _COMPLETE:
-                self.bus_changes += _operation(body)[0] == Operation.ENUMERATE_BUS
+                if _operation(body)[0] == Operation.ENUMERATE_BUS:
+                    self.bus_changes += 1
+                    self.bus_changed.ring()
                 continue
             entry = pending[transaction_id] if 0 < transaction_id <= MAX_OUTSTANDING else None
             if entry is None:

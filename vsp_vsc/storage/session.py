@@ -10,7 +10,7 @@ filled or written out, never read to decide anything. `protocol.py` says which m
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,12 @@ from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from hypervisor.wire import BadValue, ShortMessage
 from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
-from vsp_vsc.storage.backends.base import BLOCK_SIZE
+from vsp_vsc.storage.controller import Controller, Unit, address
 from vsp_vsc.storage.negotiation import GUEST_OPERATIONS, Negotiation, State
 from vsp_vsc.storage.protocol import (
     CDB_SIZE,
     HEADER_SIZE,
+    MAX_AT_DISK,
     MAX_TRANSFER,
     NT_STATUS,
     PACKET_SIZE,
@@ -36,10 +37,12 @@ from vsp_vsc.storage.protocol import (
     PacketHeader,
     Srb,
     SrbStatus,
+    Version,
 )
 from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
-from vsp_vsc.storage.scsi.sense import decode_sense
-from vsp_vsc.storage.scsi.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
+from vsp_vsc.storage.scsi.nexus import Nexus
+from vsp_vsc.storage.scsi.sense import Reason, decode_sense
+from vsp_vsc.storage.scsi.target import ScsiResult, absent_inquiry, report_luns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +54,8 @@ _COMPLETE, _INBAND, _GPA_DIRECT = int(PacketType.COMPLETION), int(PacketType.INB
 _EXECUTE_SRB = int(Operation.EXECUTE_SRB)
 _READ_10, _REPORT_LUNS, _INQUIRY = int(Opcode.READ_10), int(Opcode.REPORT_LUNS), int(Opcode.INQUIRY)
 _IN = int(Direction.IN)
+_AT_TARGET = 0xFFFF
+_RESETS = {Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS}
 _INTO_GUEST, _FROM_GUEST = Access.WRITE, Access.READ
 _COMMANDS = tuple((CDB_LENGTH[code], DIRECTION[code]) for code in range(256))
 """By operation code: the least CDB length, and the direction of the data if we know the command."""
@@ -70,14 +75,13 @@ def _gpa_direct_srb(pages: int) -> struct.Struct:
 # A GPA-direct packet with one page and a READ(10): all that is not page number or block number, in three parts.
 _one_page_read = struct.Struct("<16sQ30s4s10s").unpack_from
 _ONE_PAGE = 24
-_Form = tuple[ScsiTarget, int, int, int, bytes]
-"""Target, offset into the page, blocks, bytes and completion of reads that differ in page and block only."""
+_Form = tuple[Nexus, int, int, int, bytes]
+"""Nexus, offset into the page, blocks, bytes and completion of reads that differ in page and block only."""
 _KEPT_FORMS = 64
 
 
-def address(lun: int, *, target: int = 0, path: int = 0) -> int:
-    """Where a disk is, as the key under which the session looks for it."""
-    return path | target << 8 | lun << 16
+_Tag = tuple[Packet, Unit]
+"""What a disk hands back with a result."""
 
 
 @attrs.define
@@ -90,6 +94,10 @@ class Counters:
     batches: int = 0
     waited: int = 0
     """Commands that could not be answered at once."""
+    turned_away: int = 0
+    """Commands told to come again, since their disk had too many under way."""
+    reset: int = 0
+    """Commands that a reset ended."""
 
 
 class StorageSession:
@@ -97,7 +105,7 @@ class StorageSession:
 
     def __init__(
         self,
-        disks: Mapping[int, ScsiTarget],
+        controller: Controller,
         memory: GuestMemory,
         *,
         trace: Trace,
@@ -109,7 +117,7 @@ class StorageSession:
         on_ready: Callable[[], object] | None = None,
         offer_sub_channels: Callable[[int], object] | None = None,
     ) -> None:
-        """`disks` by `address`; `on_late` is called when the outbox has grown outside of `take`.
+        """`on_late` is called when the outbox has grown outside of `take`.
 
         `on_ready` is called when SRBs are taken, `offer_sub_channels` with how many there are to be: ValueError out of
         it means that there cannot be so many. Neither is needed on a subchannel, whose negotiation is ready.
@@ -118,7 +126,10 @@ class StorageSession:
         self.outbox: list[Packet] = []
         self.in_flight = 0
         """Commands at a backend, whose views of guest memory are in use."""
-        self._disks = disks
+        self.resets = 0
+        """Resets that wait for commands, of any channel."""
+        self._controller = controller
+        self._units = controller.units
         self._memory = memory
         self._trace = trace
         self._partition_id = partition_id
@@ -133,6 +144,31 @@ class StorageSession:
         self._taking = False
         self._good: dict[int, bytes] = {}
         self._forms: dict[tuple[bytes, bytes, bytes, int], _Form] = {}
+
+    @property
+    def unanswered(self) -> int:
+        """Packets that are under way or whose answers are not in the ring."""
+        return self.in_flight + self.resets + len(self.outbox)
+
+    # --- what the controller has to say
+
+    def forget(self) -> None:
+        """Ask for each command which disk is meant: one has gone."""
+        self._forms.clear()
+
+    def announce(self) -> None:
+        """Send ENUMERATE_BUS, if this is the primary channel and its version has it; one unsent is enough."""
+        negotiation = self.negotiation
+        if not self._ready or not negotiation.is_primary or negotiation.version < Version.WIN7:
+            return
+        if any(packet.type == _INBAND for packet in self.outbox):
+            return
+        body = PacketHeader(Operation.ENUMERATE_BUS).encode().ljust(self._least, b"\0")
+        self.outbox.append(Packet(_INBAND, 0, 0, 0, body))
+        if self._trace.on:
+            self._emit_control(Operation.ENUMERATE_BUS, NtStatus.SUCCESS, TO_CHILD)
+        if not self._taking:
+            self._on_late()
 
     def take(self, packets: Sequence[Packet]) -> Sequence[Packet]:
         """Work through a batch; returns what is left of it once `TURN_BYTES` have been copied."""
@@ -169,12 +205,12 @@ class StorageSession:
         form = self._forms.get((head, fixed, rest, len(body)))
         if form is None or self._trace.on:
             return 0
-        target, byte_offset, blocks, wanted, answer = form
+        nexus, byte_offset, blocks, wanted, answer = form
         try:
             view = self._memory.view((untrusted_gpn << PAGE_SHIFT) + byte_offset, wanted, _INTO_GUEST)
         except GpaFault:
             return 0
-        if not target.read_now(int.from_bytes(lba, "big"), blocks, (view,)):
+        if not nexus.read_now(int.from_bytes(lba, "big"), blocks, (view,)):
             return 0
         self.outbox.append(Packet(_COMPLETE, 0, packet.transaction_id, 0, answer))
         return wanted
@@ -232,26 +268,30 @@ class StorageSession:
             return self._invalid(packet, f"{describe_cdb(cdb)}: {fault}")
         if self._trace.on:
             self._emit_command(where, cdb, wanted)
-        target = self._disks.get(where >> 8)
-        if target is None or opcode == _REPORT_LUNS:
+        unit = self._units.get(where >> 8)
+        if unit is None or opcode == _REPORT_LUNS:
             return self._elsewhere(packet, where, cdb, views, wanted)
-        result = target.start(cdb, views, wanted, packet, self._finish)
+        nexus = unit.nexus
+        if nexus.under_way >= MAX_AT_DISK:
+            return self._turn_away(packet)
+        result = nexus.start(cdb, views, wanted, (packet, unit), self._finish)
         if result is None:
             self.in_flight += 1
             self._counters.waited += 1
             return 0
         self._complete(packet, result)
         if opcode == _READ_10 and pages == 1 and not result.status and result.transferred == wanted > 0:
-            self._remember_form(body, target, byte_offset, wanted)
+            self._remember_form(body, nexus, byte_offset, wanted)
         return result.transferred
 
-    def _remember_form(self, body: bytes, target: ScsiTarget, byte_offset: int, wanted: int) -> None:
+    def _remember_form(self, body: bytes, nexus: Nexus, byte_offset: int, wanted: int) -> None:
         """This READ(10) went well: let `_quick_read` have those like it."""
         head, _, fixed, _, rest = _one_page_read(body)
         if len(self._forms) >= _KEPT_FORMS:
             self._forms.clear()
         answer = self.outbox[-1].body
-        self._forms[head, fixed, rest, len(body)] = target, byte_offset, wanted // BLOCK_SIZE, wanted, answer
+        blocks = int.from_bytes(rest[1:3], "big")
+        self._forms[head, fixed, rest, len(body)] = nexus, byte_offset, blocks, wanted, answer
 
     def _other(self, packet: Packet) -> int:
         """Anything but a command with data."""
@@ -263,9 +303,13 @@ class StorageSession:
         operation = _header(payload)[0]
         if operation not in GUEST_OPERATIONS:
             raise BadValue(f"storage operation {operation}")
-        if operation == Operation.EXECUTE_SRB and self._ready:
-            self._without_data(packet, payload)
-            return 0
+        if self._ready:
+            if operation == Operation.EXECUTE_SRB:
+                self._without_data(packet, payload)
+                return 0
+            if operation in _RESETS:
+                self._reset(packet, operation, payload)
+                return 0
         status, body = self.negotiation.control(operation, payload)
         if not self._ready:
             self._look_whether_ready()
@@ -310,21 +354,55 @@ class StorageSession:
             return
         if self._trace.on:
             self._emit_command(where, cdb, 0)
-        target = self._disks.get(where >> 8)
-        if target is None or cdb[0] == _REPORT_LUNS:
+        unit = self._units.get(where >> 8)
+        if unit is None or cdb[0] == _REPORT_LUNS:
             self._elsewhere(packet, where, cdb, (), 0)
             return
-        result = target.start(cdb, (), 0, packet, self._finish)
+        if unit.nexus.under_way >= MAX_AT_DISK:
+            self._turn_away(packet)
+            return
+        result = unit.nexus.start(cdb, (), 0, (packet, unit), self._finish)
         if result is None:
             self.in_flight += 1
             self._counters.waited += 1
         else:
             self._complete(packet, result)
 
+    def _reset(self, packet: Packet, operation: int, payload: bytes) -> None:
+        """End what one unit or all of them have under way; answered when the last of it is."""
+        if self._trace.on:
+            self._emit_control(operation, NtStatus.SUCCESS)
+        units, reason = list(self._units.values()), Reason.BUS_RESET
+        if operation == Operation.RESET_LUN:
+            where = _inband_srb(payload)[2] >> 8 if len(payload) >= self._least else address(0)
+            unit = self._units.get(where)
+            if unit is None:
+                self._counters.refused += 1
+                self._answer(packet, PacketHeader(Operation.COMPLETE_IO, 0, NtStatus.DEVICE_DOES_NOT_EXIST).encode())
+                return
+            units, reason = [unit], Reason.DEVICE_RESET
+
+        def done() -> None:
+            self.resets -= 1
+            self._answer(packet, PacketHeader(Operation.COMPLETE_IO, 0, NtStatus.SUCCESS).encode())
+            if not self._taking:
+                self._on_late()
+
+        self.resets += 1
+        self._controller.reset(units, reason, done)
+
+    def _turn_away(self, packet: Packet) -> int:
+        """Too many under way at this disk: the guest keeps the command and sends it again."""
+        self._counters.turned_away += 1
+        self._answer(packet, self._encode(SrbStatus.BUSY, ScsiStatus.TASK_SET_FULL, 0, b""))
+        return 0
+
     def _elsewhere(self, packet: Packet, where: int, cdb: bytes, views: Sequence[memoryview], length: int) -> int:
         """REPORT LUNS, which is answered for a whole target, and commands to a disk that is not there."""
         if cdb[0] == _REPORT_LUNS:
-            result = report_luns(self._luns(where >> 8 & 0xFFFF), cdb, views, length)
+            result = report_luns(self._luns(where >> 8 & _AT_TARGET), cdb, views, length)
+            for unit in self._units.values():
+                unit.nexus.forget(Reason.REPORTED_LUNS_DATA_HAS_CHANGED)  # it knows by now (SPC-4 6.33)
         elif cdb[0] == _INQUIRY:
             result = absent_inquiry(where >> 24, cdb, views, length)
         else:
@@ -335,7 +413,7 @@ class StorageSession:
         return result.transferred
 
     def _luns(self, path_and_target: int) -> Iterable[int]:
-        return [place >> 16 for place in self._disks if place & 0xFFFF == path_and_target]
+        return [place >> 16 for place in self._units if place & _AT_TARGET == path_and_target]
 
     def _invalid(self, packet: Packet, words: str) -> int:
         """An SRB that makes no sense: refused, and the channel goes on."""
@@ -346,10 +424,17 @@ class StorageSession:
 
     # --- completions
 
-    def _finish(self, packet: Packet, result: ScsiResult) -> None:
+    def _finish(self, tag: _Tag, result: ScsiResult) -> None:
         """What a backend took its time for. Also called within `take`, by a backend that is inline."""
+        packet, unit = tag
         self.in_flight -= 1
-        self._complete(packet, result)
+        aborted = result.status == ScsiStatus.TASK_ABORTED
+        if aborted:
+            self._counters.reset += 1
+            self._end(packet, SrbStatus.BUS_RESET)
+        else:
+            self._complete(packet, result)
+        unit.ended(aborted=aborted)
         if not self._taking:
             self._on_late()
 
@@ -410,7 +495,7 @@ class StorageSession:
 
     # --- trace
 
-    def _emit_control(self, operation: int, status: NtStatus) -> None:
+    def _emit_control(self, operation: int, status: NtStatus, direction: str = TO_ROOT) -> None:
         name = Operation(operation).name
         words = name if not status else f"{name}: {status.name}"
         if operation == Operation.QUERY_PROTOCOL_VERSION and not status:
@@ -419,7 +504,7 @@ class StorageSession:
             Layer.DEVICE,
             "storage_control",
             self._partition_id,
-            direction=TO_ROOT,
+            direction=direction,
             channel=self._channel_id,
             words=words,
             status=int(status),

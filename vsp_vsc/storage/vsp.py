@@ -6,7 +6,8 @@ completions are gathered and sent once per turn of Trio's loop.
 
 Concurrency. Everything runs in the Trio thread. `_send` is synchronous, so completions never interleave; only when the
 guest leaves no room in its ring does a second task wait for it, and then `_send` leaves all to that task. Commands that
-are neither answered nor in the ring are bounded: past the bound nothing is received, and the guest's own ring fills.
+are neither answered nor in the ring are bounded: past `MAX_AT_CHANNEL` nothing is received, and the guest's own ring
+fills; a batch that was received before may go past it once.
 Subchannels are served like the primary channel, each by a task, session and ring of its own and within the same bounds,
 from when the primary is initialized. The bus withdraws them with the primary.
 
@@ -27,22 +28,21 @@ from hypervisor.wire import Guid, WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
+from vsp_vsc.storage.controller import Controller
 from vsp_vsc.storage.negotiation import Negotiation
-from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS, STORAGE_INTERFACE
-from vsp_vsc.storage.scsi.target import ScsiTarget
-from vsp_vsc.storage.session import Counters, StorageSession, address
+from vsp_vsc.storage.protocol import MAX_AT_CHANNEL, MAX_SUB_CHANNELS, STORAGE_INTERFACE
+from vsp_vsc.storage.saved import RestoredSession, decode_session, encode_session
+from vsp_vsc.storage.session import Counters, StorageSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmbus.ring import Packet
     from vmbus.server.opened import OpenedChannel
+    from vsp_vsc.storage.scsi.unit import LogicalUnit
 
-MAX_IN_FLIGHT = 256
-"""Commands of one channel that are under way or whose completions wait for room; a batch may go past it once."""
 CLOSE_SECONDS = 5.0
 """How long a close waits for the host's storage. A job that takes longer keeps its pages alive until it ends."""
-MAX_LUNS = 255
 
 
 @attrs.frozen
@@ -65,6 +65,11 @@ class StorageStatistics:
     """Commands that were not answered at once."""
     in_flight: int
     """Commands at a backend now."""
+    turned_away: int
+    """Commands that found too many others under way at their disk."""
+    resets: int
+    ended_by_reset: int
+    """Commands that were under way then."""
 
 
 class StorageVsp:
@@ -72,7 +77,7 @@ class StorageVsp:
 
     def __init__(
         self,
-        disks: Mapping[int, ScsiTarget],
+        disks: Mapping[int, LogicalUnit],
         instance: Guid,
         trace: Trace,
         partition_id: int,
@@ -81,13 +86,10 @@ class StorageVsp:
         max_sub_channels: int = 0,
     ) -> None:
         """A guest has use for one subchannel less than it has processors; at most `MAX_SUB_CHANNELS`."""
-        if not all(0 <= lun < MAX_LUNS for lun in disks):
-            raise ValueError(f"LUNs are 0 to {MAX_LUNS - 1}, not {sorted(disks)}")
         if not 0 <= max_sub_channels <= MAX_SUB_CHANNELS:
             raise ValueError(f"a controller has 0 to {MAX_SUB_CHANNELS} subchannels, not {max_sub_channels}")
-        self.disks = dict(disks)
+        self._controller = Controller(disks, str(instance))
         self.offer = Offer(STORAGE_INTERFACE, instance, name=name)
-        self._by_address = {address(lun): target for lun, target in disks.items()}
         self._trace = trace
         self._partition_id = partition_id
         self._counters = Counters()
@@ -98,7 +100,10 @@ class StorageVsp:
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Answer the guest until the channel closes. Raises `WireError` where the guest's mistake ends it."""
-        if opened.subchannel_index:
+        restored = opened.restored if isinstance(opened.restored, RestoredSession) else None
+        if restored is not None:
+            negotiation = restored.negotiation
+        elif opened.subchannel_index:
             primary = self._primary
             if primary is None:
                 return  # it has ended, and the bus is about to end us
@@ -106,9 +111,9 @@ class StorageVsp:
             negotiation = primary.session.negotiation.for_sub_channel()
         else:
             negotiation = Negotiation(self._max_sub_channels)
-        connection = _Connection(channel)
+        connection = _Connection(channel, opened.channel_id)
         connection.session = StorageSession(
-            self._by_address,
+            self._controller,
             opened.memory,
             trace=self._trace,
             partition_id=self._partition_id,
@@ -119,9 +124,12 @@ class StorageVsp:
             on_ready=connection.ready.set,
             offer_sub_channels=opened.offer_subchannels,
         )
+        if restored is not None:
+            connection.session.outbox += restored.outbox
         if not opened.subchannel_index:
             self._primary = connection
         self._connections.append(connection)
+        self._controller.sessions.append(connection.session)
         try:
             await connection.run()
         except WireError as fault:
@@ -129,10 +137,56 @@ class StorageVsp:
             self._trace.warn(Layer.DEVICE, "storage_stopped", self._partition_id, str(fault), channel=opened.channel_id)
             raise
         finally:
-            if self._primary is connection:
+            was_primary = self._primary is connection
+            if was_primary:
                 self._primary = None
             await connection.settle()
+            if was_primary:
+                self._controller.disconnected()
             self._connections.remove(connection)
+            self._controller.sessions.remove(connection.session)
+
+    # --- saved and restored
+
+    def save(self, channel_id: int) -> bytes | None:
+        """The session on a channel, or None while a command is under way. Its guest stands still."""
+        connection = next((one for one in self._connections if one.channel_id == channel_id), None)
+        if connection is None or connection.at_work:
+            return None
+        return encode_session(connection.session.negotiation, connection.unsent)
+
+    def load(self, untrusted: bytes) -> RestoredSession:
+        """What `serve` goes on with. Raises `WireError`."""
+        return decode_session(untrusted)
+
+    # --- disks that come and go
+
+    @property
+    def disks(self) -> dict[int, LogicalUnit]:
+        """By LUN, as they are now."""
+        return self._controller.disks
+
+    def add_disk(self, lun: int, target: LogicalUnit) -> None:
+        """A disk comes; the guest is told. ValueError for a LUN that is taken or cannot be."""
+        self._controller.add(lun, target)
+
+    async def remove_disk(self, lun: int) -> LogicalUnit:
+        """A disk goes at once; the guest is told. KeyError if there is none.
+
+        Returns when what it had under way has ended, in `CLOSE_SECONDS` at the latest.
+        """
+        unit = self._controller.remove(lun)
+        if unit.nexus.under_way:
+            idle = trio.Event()
+            unit.on_idle = idle.set
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
+                await idle.wait()
+        unit.nexus.close()
+        return unit.target
+
+    def disk_changed(self) -> None:
+        """A disk has another size or medium, and has told so itself: have the guest look."""
+        self._controller.announce()
 
     def statistics(self) -> StorageStatistics:
         """Counters, as of now."""
@@ -147,6 +201,9 @@ class StorageVsp:
             batches=self._counters.batches,
             waited=self._counters.waited,
             in_flight=sum(connection.session.in_flight for connection in self._connections),
+            turned_away=self._counters.turned_away,
+            resets=self._controller.resets,
+            ended_by_reset=self._counters.reset,
         )
 
 
@@ -155,7 +212,8 @@ class _Connection:
 
     session: StorageSession
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, channel_id: int) -> None:
+        self.channel_id = channel_id
         self.ready = trio.Event()
         """Initialization has ended; subchannels wait for it."""
         self._channel = channel
@@ -163,7 +221,23 @@ class _Connection:
         self._progress = Bell()
         self._nursery: trio.Nursery | None = None
         self._waiting_for_room = False
+        self._sent_before = 0
+        """Packets sent before the batch that waits for room."""
+        self._taking = False
+        """Packets are off the ring that the session has not seen."""
         self._fault: WireError | None = None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether something that the guest asked for has no answer yet."""
+        session = self.session
+        return self._taking or session.unanswered > len(session.outbox)
+
+    @property
+    def unsent(self) -> list[Packet]:
+        """Answers that are not in the ring."""
+        sent = self._channel.statistics().packets_out - self._sent_before if self._waiting_for_room else 0
+        return self.session.outbox[sent:]
 
     async def run(self) -> None:
         """Until the channel closes or the guest goes wrong (`WireError`)."""
@@ -197,6 +271,7 @@ class _Connection:
 
     async def _receive(self) -> None:
         channel, session = self._channel, self.session
+        self._send()  # a restored session has answers that its guest has not heard
         while True:
             packets: Sequence[Packet] = await channel.receive_batch()
             while packets:
@@ -204,9 +279,10 @@ class _Connection:
                     packets = session.take(packets)
                 finally:
                     self._send()
+                self._taking = bool(packets)
                 if packets:
                     await trio.lowlevel.checkpoint()
-            while session.in_flight + len(session.outbox) >= MAX_IN_FLIGHT:
+            while session.unanswered >= MAX_AT_CHANNEL:
                 await self._progress.wait()
 
     def _send(self) -> None:
@@ -225,6 +301,7 @@ class _Connection:
         del outbox[:sent]
         if outbox:
             self._waiting_for_room = True
+            self._sent_before = self._channel.statistics().packets_out
             self._nursery.start_soon(self._send_rest, name="storage completions wait for room")
 
     async def _send_rest(self) -> None:
@@ -232,6 +309,7 @@ class _Connection:
         try:
             while session.outbox:
                 batch = session.outbox[:]
+                self._sent_before = self._channel.statistics().packets_out
                 await self._channel.send_batch(batch)
                 del session.outbox[: len(batch)]
                 self._progress.ring()

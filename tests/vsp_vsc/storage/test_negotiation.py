@@ -26,9 +26,7 @@ LEGAL: dict[State, dict[Operation, State]] = {
         Operation.END_INITIALIZATION: State.READY,
     },
     State.READY: {
-        Operation.RESET_LUN: State.READY,
-        Operation.RESET_ADAPTER: State.READY,
-        Operation.RESET_BUS: State.READY,
+        # SRBs and resets are the session's by now.
         Operation.CREATE_SUB_CHANNELS: State.READY,
     },
 }
@@ -126,14 +124,13 @@ def test_a_version_without_subchannels_refuses_them(version: Version) -> None:
 
 
 @pytest.mark.parametrize("operation", sorted(GUEST_OPERATIONS))
-def test_a_subchannel_takes_resets_and_nothing_else(operation: Operation) -> None:
-    """Its primary's initialization holds for it, and only the primary asks for more."""
+def test_a_subchannel_negotiates_nothing(operation: Operation) -> None:
+    """Its primary's initialization holds for it, and only the primary asks for more channels."""
     primary = in_state(State.READY, most=3, version=Version.WIN8)
     negotiation = primary.for_sub_channel()
     assert (negotiation.state, negotiation.version, negotiation.srb_size) == (State.READY, Version.WIN8, 52)
     status, _ = negotiation.control(operation, packet(operation, SubChannelCount(1).encode()))
-    resets = (Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS)
-    assert status == (NtStatus.SUCCESS if operation in resets else NtStatus.INVALID_DEVICE_STATE)
+    assert status == NtStatus.INVALID_DEVICE_STATE
     assert negotiation.state is State.READY
     assert primary.sub_channels == 0
 

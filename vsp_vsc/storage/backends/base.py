@@ -114,6 +114,9 @@ class DiskBackend(Protocol):
     def submit(self, job: Job) -> None:
         """Do it and call `job.done`. Never raises for what the host's storage does."""
 
+    def measure(self) -> bool:
+        """Look how large the disk is by now; whether that is another size than before. Raises OSError."""
+
     def statistics(self) -> BackendStatistics:
         """Counters, as of now."""
 
@@ -169,8 +172,8 @@ async def flush(backend: DiskBackend) -> None:
     await run(backend, IoOperation.FLUSH)
 
 
-def check_size(size: int, what: str) -> None:
-    """Raises `ImageSizeError` unless a disk can have this size; `what` names the image."""
-    if size <= 0 or size % BLOCK_SIZE:
-        remedy = f"truncate -s %{BLOCK_SIZE} rounds it up" if size else "give it a size first, such as truncate -s 64M"
-        raise ImageSizeError(f"{what} has {size} bytes; a disk has a multiple of {BLOCK_SIZE}, at least one. {remedy}")
+def check_size(size: int, what: str, block_size: int = BLOCK_SIZE) -> None:
+    """Raises `ImageSizeError` unless a disk with such blocks can have this size; `what` names the image."""
+    if size <= 0 or size % block_size:
+        remedy = f"truncate -s %{block_size} rounds it up" if size else "give it a size first, such as truncate -s 64M"
+        raise ImageSizeError(f"{what} has {size} bytes; a disk has a multiple of {block_size}, at least one. {remedy}")

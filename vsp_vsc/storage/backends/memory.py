@@ -70,6 +70,16 @@ class MemoryBackend:
                 assert_never(job.operation)
         job.done(None)
 
+    def resize(self, size: int) -> None:
+        """Another size; what is new reads as zeros. `ImageSizeError`."""
+        check_size(size, f"the memory disk {self.identity!r}")
+        self._data = bytearray(self._data[:size].ljust(size, b"\0"))
+        self._view = memoryview(self._data)
+
+    def measure(self) -> bool:
+        """Nobody else changes it."""
+        return False
+
     def _extents(self, offset: int, end: int, most: int) -> list[tuple[int, int, bool]]:
         """As if pages of zeros took no room."""
         found: list[tuple[int, int, bool]] = []

@@ -102,6 +102,23 @@ class RawFileBackend:
             job.error = error
         job.done(job.error)
 
+    def resize(self, size: int) -> None:
+        """Give the image another size; what is new reads as zeros. Raises OSError, `ImageSizeError`."""
+        check_size(size, str(self.path))
+        os.ftruncate(self._fd, size)
+        self.measure()
+
+    def measure(self) -> bool:
+        """Look how large the image is by now, in whole blocks; whether that is another size than before. OSError.
+
+        Who makes a disk smaller than it was leaves the guest with addresses that end in errors.
+        """
+        size = os.lseek(self._fd, 0, os.SEEK_END) // BLOCK_SIZE * BLOCK_SIZE
+        if size == self.size_bytes or not size:
+            return False
+        self.size_bytes = size
+        return True
+
     def statistics(self) -> BackendStatistics:
         """Counters, as of now."""
         return BackendStatistics(

@@ -28,11 +28,16 @@ class Opcode(enum.IntEnum):
     READ_CAPACITY_10 = 0x25
     READ_10 = 0x28
     WRITE_10 = 0x2A
+    SEEK_10 = 0x2B
     VERIFY_10 = 0x2F
     SYNCHRONIZE_CACHE_10 = 0x35
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
+    READ_TOC = 0x43
+    GET_CONFIGURATION = 0x46
+    GET_EVENT_STATUS_NOTIFICATION = 0x4A
     LOG_SENSE = 0x4D
+    READ_DISC_INFORMATION = 0x51
     MODE_SELECT_10 = 0x55
     RESERVE_10 = 0x56
     RELEASE_10 = 0x57
@@ -51,6 +56,8 @@ class Opcode(enum.IntEnum):
     READ_12 = 0xA8
     WRITE_12 = 0xAA
     VERIFY_12 = 0xAF
+    SET_CD_SPEED = 0xBB
+    MECHANISM_STATUS = 0xBD
 
 
 READ_CAPACITY_16, GET_LBA_STATUS = 0x10, 0x12
@@ -138,6 +145,12 @@ _IN = {
     Opcode.REPORT_LUNS,
     Opcode.MAINTENANCE_IN,
     Opcode.READ_12,
+    # Multimedia commands, for drives.
+    Opcode.READ_TOC,
+    Opcode.GET_CONFIGURATION,
+    Opcode.GET_EVENT_STATUS_NOTIFICATION,
+    Opcode.READ_DISC_INFORMATION,
+    Opcode.MECHANISM_STATUS,
 }
 _OUT = {
     Opcode.WRITE_6,
@@ -166,6 +179,8 @@ _NONE = {
     Opcode.RESERVE_10,
     Opcode.RELEASE_10,
     Opcode.SYNCHRONIZE_CACHE_16,
+    Opcode.SEEK_10,
+    Opcode.SET_CD_SPEED,
 }
 
 DIRECTION: tuple[Direction | None, ...] = tuple(

@@ -1,0 +1,152 @@
+"""A controller's disks, and what concerns all of its channels: resets, and disks that come, go and grow. Root side.
+
+All channels are one initiator to the disks, so each disk has one nexus here. No Trio and no packets: sessions ask, and
+are told. Commands are never torn from the host's storage, which may still be writing to the guest's pages: a reset has
+them end as aborted, and is done when the last of them is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import attrs
+
+from vsp_vsc.storage.scsi.nexus import Nexus
+from vsp_vsc.storage.scsi.sense import Reason
+from vsp_vsc.storage.scsi.unit import LogicalUnit
+
+MAX_LUNS = 255
+"""An SRB names a unit in one byte, and Linux looks at 255 of them."""
+
+
+@attrs.define(eq=False)
+class Unit:
+    """One disk at its address."""
+
+    lun: int
+    nexus: Nexus
+    stale: int = 0
+    """Commands under way that a reset has ended."""
+    resets: list[Reset] = attrs.field(factory=list)
+    """That wait for them."""
+    on_idle: Callable[[], object] | None = None
+    """Called whenever nothing is under way any more."""
+
+    @property
+    def target(self) -> LogicalUnit:
+        """The disk itself."""
+        return self.nexus.unit
+
+    def ended(self, *, aborted: bool) -> None:
+        """A command that was under way has been answered."""
+        if aborted and self.stale:
+            self.stale -= 1
+            if not self.stale:
+                for reset in self.resets[:]:
+                    reset.unit_done(self)
+        if self.on_idle is not None and not self.nexus.under_way:
+            self.on_idle()
+
+
+@attrs.define(eq=False)
+class Reset:
+    """A reset that waits until all commands which it ended have let go of the guest's pages."""
+
+    done: Callable[[], object]
+    waits_for: set[Unit]
+
+    def unit_done(self, unit: Unit) -> None:
+        """Nothing that was reset is under way at this unit any more."""
+        unit.resets.remove(self)
+        self.waits_for.discard(unit)
+        if not self.waits_for:
+            self.done()
+
+
+class Member(Protocol):
+    """What a controller wants from each of its sessions."""
+
+    def forget(self) -> None:
+        """Drop shortcuts to units: one is gone."""
+
+    def announce(self) -> None:
+        """Tell the guest that disks came, went or changed, if this is the channel for it."""
+
+
+def address(lun: int, *, target: int = 0, path: int = 0) -> int:
+    """Where a disk is, as the key under which sessions look for it."""
+    return path | target << 8 | lun << 16
+
+
+class Controller:
+    """All disks of one controller. Adding and removing them takes effect with the next command."""
+
+    def __init__(self, disks: Mapping[int, LogicalUnit], initiator: str) -> None:
+        """Disks by LUN; `initiator` names the guest to them. ValueError for a LUN that cannot be."""
+        self.units: dict[int, Unit] = {}
+        """By `address`."""
+        self.sessions: list[Member] = []
+        self.resets = 0
+        self._initiator = initiator
+        for lun, target in disks.items():
+            self._place(lun, target)
+
+    @property
+    def disks(self) -> dict[int, LogicalUnit]:
+        """By LUN."""
+        return {unit.lun: unit.target for unit in self.units.values()}
+
+    def add(self, lun: int, target: LogicalUnit) -> None:
+        """A disk comes. ValueError for a LUN that is taken or cannot be."""
+        unit = self._place(lun, target)
+        # Who has not looked since another disk left this place must not take this one for it.
+        unit.nexus.attend(Reason.POWER_ON_OR_RESET)
+        self._inventory_changed(but=unit)
+
+    def remove(self, lun: int) -> Unit:
+        """A disk goes; what it has under way ends as it would have. KeyError if there is none."""
+        unit = self.units.pop(address(lun))
+        for session in self.sessions:
+            session.forget()
+        self._inventory_changed()
+        return unit
+
+    def announce(self) -> None:
+        """Have the guest look again."""
+        for session in self.sessions:
+            session.announce()
+
+    def reset(self, units: Iterable[Unit], reason: Reason, done: Callable[[], object]) -> None:
+        """End what these units have under way, and call `done` when all of it has been answered, which may be now."""
+        self.resets += 1
+        reset = Reset(done, set())
+        for unit in units:
+            unit.stale = unit.nexus.under_way
+            unit.target.reset(reason)
+            if unit.stale:
+                unit.resets.append(reset)
+                reset.waits_for.add(unit)
+        if not reset.waits_for:
+            done()
+
+    def disconnected(self) -> None:
+        """The guest has closed the primary channel: what the disks knew of it is forgotten, as at power off."""
+        for unit in self.units.values():
+            unit.nexus.close()
+            unit.nexus = unit.target.connect(self._initiator)
+
+    def _place(self, lun: int, target: LogicalUnit) -> Unit:
+        if not 0 <= lun < MAX_LUNS:
+            raise ValueError(f"LUNs are 0 to {MAX_LUNS - 1}, not {lun}")
+        if address(lun) in self.units:
+            raise ValueError(f"LUN {lun} is taken")
+        unit = self.units[address(lun)] = Unit(lun, target.connect(self._initiator))
+        return unit
+
+    def _inventory_changed(self, but: Unit | None = None) -> None:
+        """Each disk tells, but for those with removable media: there a guest would take it for another medium."""
+        for unit in self.units.values():
+            if unit is not but and not unit.target.removable:
+                unit.nexus.attend(Reason.REPORTED_LUNS_DATA_HAS_CHANGED)
+        self.announce()
