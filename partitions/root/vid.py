@@ -102,12 +102,14 @@ class PagePool:
 class VmPartition:
     """A VM's partition, ready to run once its processors are resumed. `close` destroys it."""
 
-    def __init__(self, vid: Vid, partition: Partition, processors: int) -> None:
+    def __init__(self, vid: Vid, partition: Partition, processors: int, first_page: int) -> None:
         self._vid = vid
         self._winhv = vid.winhv
         self.partition = partition
         self.id = partition.id
         self.processors = processors
+        self.first_page = first_page
+        """Where the root sees its first page."""
 
     def suspend(self) -> None:
         """Stop every processor; the partition's time stops with the last one."""
@@ -168,7 +170,7 @@ class Vid:
             self.paying(partition_id, lambda: hv.map_gpa_pages(partition_id, 0, source, pages, Access.ALL))
             partition = self.hypervisor.partitions[partition_id]
             partition.label = name
-            yield VmPartition(self, partition, processors)
+            yield VmPartition(self, partition, processors, source)
 
     def _take_memory(self, size: int, name: str, huge_pages: bool) -> int:
         left = self.vm_memory - self.vm_memory_used

@@ -250,7 +250,7 @@ class Worker:
                 partition_id=built.id,
             )
             devices += map(CountedDevice, self.integration.devices)
-            ports = host.winhv.ports_of(built.id, host.vid.paying)
+            ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
             stack.callback(ports.close)
             server = await stack.enter_async_context(
                 open_vmbus_server(
