@@ -39,7 +39,7 @@ class Intercepted(VpStopped):
 
 
 class Machine(Protocol):
-    """One virtual processor. Everything but `halt`, `sleep_until` and `work` is a trap: synchronous and atomic."""
+    """One virtual processor. Everything but `halt`, `idle`, `sleep_until` and `work` is a trap: synchronous and atomic."""
 
     @property
     def vp_index(self) -> int:
@@ -81,6 +81,12 @@ class Machine(Protocol):
 
     async def halt(self) -> int:
         """HLT: until an interrupt is pending; returns its vector and takes it. At once if one is pending already."""
+
+    async def idle(self) -> None:
+        """RDMSR of HV_X64_MSR_GUEST_IDLE: until an interrupt is pending, which is not taken, IF set or not.
+
+        Raises `GeneralProtection`. `read_msr` of it cannot wait, and comes out of idle at once.
+        """
 
     async def sleep_until(self, reference_time: int) -> None:
         """Intercept for model guests: not before the partition's reference time (100 ns) has reached this."""

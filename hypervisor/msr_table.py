@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.cpuid import GUEST_IDLE_AVAILABLE, UNHALTED_TIMER_AVAILABLE
 from hypervisor.crash import CRASH_CAPABILITIES, report_crash
 from hypervisor.machine import GeneralProtection, VpStopped
 from hypervisor.msr import HYPERCALL_LOCKED, PAGE_ENABLE, RESET_PARTITION, SYNIC_VERSION, Msr
@@ -42,12 +43,14 @@ class Row:
     """None: reading it is #GP."""
     write: Writer | None
     """None: writing it is #GP."""
+    feature: int = 0
+    """The bit of CPUID 0x40000003 EDX that has to be shown, where the backend decides whether there is one."""
 
 
 def read_msr(hypervisor: Hypervisor, vp: VirtualProcessor, msr: int) -> int:
     """RDMSR of a synthetic register by the software on `vp`. Raises `GeneralProtection`."""
     row = TABLE.get(msr)
-    if row is None or row.read is None or row.privilege & ~vp.partition.privileges:
+    if row is None or row.read is None or _withheld(row, vp.partition):
         raise _refused(hypervisor, vp, "read_msr_refused", msr, "RDMSR")
     value = row.read(vp)
     trace = hypervisor.trace
@@ -60,7 +63,7 @@ def write_msr(hypervisor: Hypervisor, vp: VirtualProcessor, msr: int, value: int
     """WRMSR of 64 bits by the software on `vp`. Raises `GeneralProtection`, and `VpStopped` where it does not go on."""
     row = TABLE.get(msr)
     # A model guest can say numbers that no register holds; kept, they would be met where nobody expects them.
-    if row is None or row.write is None or row.privilege & ~vp.partition.privileges or value >> 64:
+    if row is None or row.write is None or _withheld(row, vp.partition) or value >> 64:
         raise _refused(hypervisor, vp, "write_msr_refused", msr, "WRMSR")
     trace = hypervisor.trace
     if trace.on:
@@ -69,6 +72,10 @@ def write_msr(hypervisor: Hypervisor, vp: VirtualProcessor, msr: int, value: int
         row.write(vp, value)
     except GeneralProtection:
         raise _refused(hypervisor, vp, "write_msr_refused", msr, f"WRMSR of {value:#x} to") from None
+
+
+def _withheld(row: Row, partition: Partition) -> int:
+    return row.privilege & ~partition.privileges or row.feature & ~partition.cpuid_features.features
 
 
 def reset_partition_registers(partition: Partition) -> None:
@@ -205,6 +212,7 @@ def _write_tpr(vp: VirtualProcessor, value: int) -> None:
 
 def _write_vp_assist(vp: VirtualProcessor, value: int) -> None:
     vp.vp_assist = value
+    vp.assist_page.words[0] = 0  # no interrupt that was taken before is told of on a page that comes after it
     _place(vp, vp.assist_page, value)
 
 
@@ -267,7 +275,7 @@ TABLE: dict[int, Row] = {
     Msr.HYPERCALL: Row(_HYPERCALL, lambda vp: vp.partition.hypercall_msr, _write_hypercall),
     Msr.VP_INDEX: Row(int(Privilege.ACCESS_VP_INDEX), lambda vp: vp.index, None),
     Msr.RESET: Row(int(Privilege.ACCESS_RESET_MSR), lambda vp: 0, _write_reset),
-    Msr.VP_RUNTIME: Row(int(Privilege.ACCESS_VP_RUNTIME_MSR), lambda vp: vp.runtime, None),
+    Msr.VP_RUNTIME: Row(int(Privilege.ACCESS_VP_RUNTIME_MSR), lambda vp: vp.run_time(), None),
     Msr.TIME_REF_COUNT: Row(
         int(Privilege.ACCESS_PARTITION_REFERENCE_COUNTER), lambda vp: vp.partition.reference_time.read(), None
     ),
@@ -297,6 +305,20 @@ TABLE: dict[int, Row] = {
         Msr.STIMER0_COUNT + 2 * n: Row(_TIMERS, _read_timer(n, "count"), _write_timer_count(n))
         for n in range(TIMER_COUNT)
     },
+    Msr.STIME_UNHALTED_TIMER_CONFIG: Row(
+        _TIMERS,
+        lambda vp: vp.unhalted.config,
+        lambda vp, value: vp.unhalted.write_config(value),
+        UNHALTED_TIMER_AVAILABLE,
+    ),
+    Msr.STIME_UNHALTED_TIMER_COUNT: Row(
+        _TIMERS,
+        lambda vp: vp.unhalted.count,
+        lambda vp, value: vp.unhalted.write_count(value),
+        UNHALTED_TIMER_AVAILABLE,
+    ),
+    # Reading it is what counts, and the backend's to make of it what it can; see `Machine.idle`.
+    Msr.GUEST_IDLE: Row(int(Privilege.ACCESS_GUEST_IDLE_MSR), lambda vp: 0, None, GUEST_IDLE_AVAILABLE),
     # Crash registers are announced by a feature bit and not by a privilege.
     **{Msr.CRASH_P0 + n: Row(0, _read_crash_parameter(n), _write_crash_parameter(n)) for n in range(5)},
     Msr.CRASH_CTL: Row(0, lambda vp: CRASH_CAPABILITIES, report_crash),

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor.msr import PAGE_ENABLE
 from hypervisor.msr_table import refresh_tsc_page
 from hypervisor.overlay import OverlayPage
 from hypervisor.partition import ROOT_ID
 from hypervisor.synic.synic import Synic
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
+from hypervisor.unhalted_timer import UnhaltedTimer
 from hypervisor.vp_registers import get_register, set_register
 from hypervisor.vp_timers import VpTimers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypervisor.backend.base import VpRunner
     from hypervisor.partition import Partition
+
+
+UNHALTED_EXPIRED = 56
+"""In the assist page: a byte that the time-unhalted timer sets and the guest clears (HV_VP_ASSIST_PAGE)."""
 
 
 class VirtualProcessor:
@@ -27,16 +35,19 @@ class VirtualProcessor:
         "_runner",
         "_timers",
         "assist_page",
+        "busy",
         "explicit_suspend",
         "icr",
         "index",
         "intercept_suspend",
+        "measure",
         "partition",
         "pending",
         "registers",
         "runtime",
         "synic",
         "tpr",
+        "unhalted",
         "vp_assist",
     )
 
@@ -51,7 +62,12 @@ class VirtualProcessor:
         self.pending: set[int] = set()
         """Interrupts raised and not taken; kept here where the backend has no interrupt controller of its own."""
         self.runtime: int = 0
-        """100 ns units that this processor has worked."""
+        """100 ns units that this processor has worked, but for what it is at now."""
+        self.measure: Callable[[], int] | None = None
+        """Says how long it has run, where a backend knows that better."""
+        self.busy: tuple[int, int] | None = None
+        """Beginning and latest end of the work that it is at, on the hypervisor's clock; None while it is halted."""
+        self.unhalted: UnhaltedTimer = UnhaltedTimer()
         self.vp_assist: int = 0
         self.assist_page: OverlayPage = OverlayPage("VP assist page")
         self.tpr: int = 0
@@ -92,6 +108,38 @@ class VirtualProcessor:
     def has_timers(self) -> bool:
         """Whether a timer register was ever written."""
         return self._timers is not None
+
+    # --- run time
+
+    def run_time(self) -> int:
+        """HV_X64_MSR_VP_RUNTIME: 100 ns units that this processor has worked until now."""
+        if self.measure is not None:
+            return self.measure()
+        if self.busy is None:
+            return self.runtime
+        began, end = self.busy
+        return self.runtime + min(self.partition.hypervisor.clock(), end) - began
+
+    def ran(self, duration: int) -> None:
+        """It has worked so much longer."""
+        self.busy = None
+        self.runtime += duration
+        if self.unhalted.ran(duration):
+            if self.vp_assist & PAGE_ENABLE:
+                self.assist_page.view[UNHALTED_EXPIRED] = 1
+            self.raise_interrupt(self.unhalted.vector)
+
+    # --- the assist page
+
+    def assist_eoi(self, last: bool) -> None:
+        """An interrupt was taken whose end need not be written to the EOI register, if it was the `last` one pending.
+
+        The register also looks for messages that wait, so while there are any it has to be written. For those who
+        deliver interrupts themselves: KVM's local APIC knows nothing of this page, so under KVM its bit is never set,
+        and a Linux that looks at it (it does so only where it was recommended the APIC registers) ends every interrupt.
+        """
+        if self.vp_assist & PAGE_ENABLE:
+            self.assist_page.words[0] = int(last and not self.synic.queued)
 
     # --- interrupts
 
@@ -155,6 +203,8 @@ class VirtualProcessor:
         self.assist_page.view[:] = bytes(len(self.assist_page.view))
         self.vp_assist = self.tpr = self.icr = 0
         self.runtime = 0
+        self.busy = None
+        self.unhalted = UnhaltedTimer()
         self.registers.clear()
         self.pending.clear()
         self.clear_intercept_suspend()

@@ -45,6 +45,8 @@ class Register(enum.IntEnum):
     EOM = 0x000A0014
     STIMER0_CONFIG = 0x000B0000
     STIMER0_COUNT = 0x000B0001
+    STIME_UNHALTED_TIMER_CONFIG = 0x000B0100
+    STIME_UNHALTED_TIMER_COUNT = 0x000B0101
 
 
 _BY_MSR: dict[int, int] = {
@@ -57,6 +59,7 @@ _BY_MSR: dict[int, int] = {
             *("VP_RUNTIME", "HYPERCALL", "GUEST_OS_ID", "VP_INDEX", "TIME_REF_COUNT"),
             *("EOI", "ICR", "TPR", "VP_ASSIST_PAGE", "REFERENCE_TSC"),
             *("SCONTROL", "SVERSION", "SIEFP", "SIMP", "EOM"),
+            *("STIME_UNHALTED_TIMER_CONFIG", "STIME_UNHALTED_TIMER_COUNT"),
         )
     },
 }

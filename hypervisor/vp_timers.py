@@ -1,4 +1,4 @@
-"""The synthetic timers of one virtual processor at work: what expires is signaled, what is next waits in line. Hypervisor.
+"""The synthetic timers of a virtual processor at work: what expires is signaled, what is next waits. Hypervisor.
 
 `hypervisor.synic.timers` decides; here its decisions become messages, interrupts and an entry of the hypervisor's
 `TimerQueue`. A processor has no such object until it writes a timer register. A count in the past expires within the

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from hypervisor.clock import seconds
+from hypervisor.msr import Msr
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -112,6 +113,14 @@ class RootVp:
         vector = max(self._vp.pending)
         self._vp.pending.discard(vector)
         return vector
+
+    async def idle(self) -> None:
+        """Until an interrupt is pending; for root software without a handler."""
+        self.read_msr(Msr.GUEST_IDLE)
+        while not self._vp.pending:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        await trio.lowlevel.checkpoint()
 
     async def sleep_until(self, reference_time: int) -> None:
         """Until the root's reference time has come."""

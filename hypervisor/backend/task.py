@@ -17,6 +17,7 @@ from hypervisor.backend import watchdog
 from hypervisor.backend.shields import drop_shields
 from hypervisor.clock import seconds
 from hypervisor.machine import Intercepted, Machine, VpStopped
+from hypervisor.msr import Msr
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ _PROMPT_STEPS, _FIRST_PAUSE, _LAST_PAUSE = 50, 0.001, 0.05
 class TaskVp:
     """`Machine` and `VpRunner` in one. Traps are calls; in `halt`, `sleep_until` and `work` the guest lets go."""
 
-    __slots__ = ("_hypervisor", "_parked", "_resumed", "_work_scope", "_worker", "gone", "vp")
+    __slots__ = ("_hypervisor", "_idle", "_parked", "_resumed", "_work_scope", "_worker", "gone", "vp")
 
     def __init__(self, hypervisor: Hypervisor, vp: VirtualProcessor) -> None:
         self._hypervisor = hypervisor
         self.vp = vp
         self._parked: trio.lowlevel.Task | None = None
         """The task in `halt`, while it sleeps."""
+        self._idle: trio.Event | None = None
+        """While software idles: set by the next interrupt."""
         self._resumed: trio.Event | None = trio.Event() if vp.suspended else None
         """While the processor is suspended: set when it is no more."""
         self._worker = trio.Lock()
@@ -63,7 +66,13 @@ class TaskVp:
 
     def interrupt(self, vector: int) -> None:
         """Remember the vector, and schedule the task in `halt`; it runs when the caller lets go."""
-        self.vp.pending.add(vector)
+        vp = self.vp
+        vp.pending.add(vector)
+        if vp.vp_assist:
+            vp.assist_eoi(last=False)
+        if self._idle is not None:
+            self._idle.set()
+            self._idle = None
         if self._resumed is None:
             self._kick()
 
@@ -168,7 +177,20 @@ class TaskVp:
             await trio.lowlevel.wait_task_rescheduled(self._abort_halt)
         vector = max(pending)
         pending.discard(vector)
+        if self.vp.vp_assist:
+            self.vp.assist_eoi(last=not pending)
         return vector
+
+    async def idle(self) -> None:
+        """RDMSR of HV_X64_MSR_GUEST_IDLE: until an interrupt comes, or at once if one is pending; it is not taken."""
+        self.read_msr(Msr.GUEST_IDLE)
+        if self.vp.pending:
+            await trio.lowlevel.checkpoint()
+        else:
+            if self._idle is None:
+                self._idle = trio.Event()
+            await self._idle.wait()
+        await self.runnable()
 
     def _abort_halt(self, _: object) -> trio.lowlevel.Abort:
         self._parked = None
@@ -187,18 +209,24 @@ class TaskVp:
 
     async def work(self, duration: int) -> None:
         """Keep the processor busy for `duration` of 100 ns; other work of the same processor waits its turn."""
-        clock = self._hypervisor.clock
+        clock, vp = self._hypervisor.clock, self.vp
         left = duration
         async with self._worker:
             while left > 0:
                 await self.runnable()
+                until_tick = vp.unhalted.left
+                piece = left if until_tick is None else min(left, until_tick)
                 began = clock()
-                with trio.CancelScope() as self._work_scope:
-                    await trio.sleep(seconds(left))
-                self._work_scope = None
-                done = min(left, clock() - began)
-                left -= done
-                self.vp.runtime += done
+                vp.busy = began, began + piece
+                try:
+                    with trio.CancelScope() as self._work_scope:
+                        await trio.sleep(seconds(piece))
+                finally:
+                    # What was cancelled in the middle has been run all the same.
+                    self._work_scope = None
+                    done = min(piece, clock() - began)
+                    left -= done
+                    vp.ran(done)
             await self.runnable()
 
 

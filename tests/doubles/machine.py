@@ -145,6 +145,11 @@ class FakeMachine:
         await trio.lowlevel.checkpoint_if_cancelled()
         return self.pending.popleft()
 
+    async def idle(self) -> None:
+        while not self.pending:
+            self._kick = trio.Event()
+            await self._kick.wait()
+
     async def sleep_until(self, reference_time: int) -> None:
         await trio.sleep_until(seconds(reference_time))
 

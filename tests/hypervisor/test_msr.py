@@ -215,3 +215,21 @@ def test_a_backend_hides_what_it_cannot_do(host: BareHypervisor, vp: VirtualProc
     low, _, _, features = host.cpuid(vp, 0x40000003)
     assert low == CHILD_PRIVILEGES & ~8 & 0xFFFFFFFF
     assert features == 0
+
+
+def test_features_of_timers_and_idle_go_with_their_privileges(host: BareHypervisor, vp: VirtualProcessor) -> None:
+    """Bits 19 and 23 (direct mode, time-unhalted timer) and 5 (guest idle) are shown to who may use them."""
+    timers, idle = int(Privilege.ACCESS_SYNTHETIC_TIMER_MSRS), int(Privilege.ACCESS_GUEST_IDLE_MSR)
+    for privileges, bits in ((0, 0), (timers, 1 << 19 | 1 << 23), (idle, 1 << 5)):
+        host.child.privileges = privileges
+        assert host.cpuid(vp, 0x40000003)[3] & (1 << 19 | 1 << 23 | 1 << 5) == bits
+
+
+def test_a_register_whose_feature_is_hidden_faults(host: BareHypervisor, vp: VirtualProcessor) -> None:
+    """As for KVM guests, which have synthetic timers and no processor of ours that could idle or count run time."""
+    host.child.privileges = -1
+    host.child.cpuid_features = CpuidFeatures(features=1 << 19)
+    host.write_msr(vp, Msr.STIMER0_COUNT, 5)
+    for msr in (Msr.GUEST_IDLE, Msr.STIME_UNHALTED_TIMER_CONFIG, Msr.STIME_UNHALTED_TIMER_COUNT):
+        with pytest.raises(GeneralProtection):
+            host.read_msr(vp, msr)

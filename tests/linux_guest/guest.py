@@ -105,6 +105,8 @@ class Plan:
     extra: Mapping[str, bytes] = attrs.Factory(dict)
     ending: str = "poweroff -f"
     timeout: float = DEFAULT_TIMEOUT
+    synthetic_timers: bool = False
+    """Offer Hyper-V's timers for clock events."""
     traced: bool = False
     """Keep the host's warnings; every packet is traced then, which costs."""
 
@@ -125,6 +127,7 @@ def topology(plan: Plan, folder: Path) -> Topology:
         cmdline=plan.command_line,
         memory=Size(plan.memory),
         processors=plan.processors,
+        synthetic_timers=plan.synthetic_timers,
         disk=list(plan.disks),
     )
     return Topology(host=HostTable(), vm=[vm], folder=folder)

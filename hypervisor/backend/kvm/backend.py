@@ -24,7 +24,15 @@ from hypervisor.backend.kvm.machine import KvmMachine, check_kvm
 from hypervisor.backend.kvm.posted import PostedWrites
 from hypervisor.backend.kvm.switching import quick_switching
 from hypervisor.backend.kvm.vcpu import Vcpu
-from hypervisor.cpuid import LAST_LEAF, LEAF_VENDOR, hypervisor_leaf
+from hypervisor.cpuid import (
+    CRASH_MSRS_AVAILABLE,
+    DIRECT_TIMERS_AVAILABLE,
+    FREQUENCY_MSRS_AVAILABLE,
+    LAST_LEAF,
+    LEAF_VENDOR,
+    CpuidFeatures,
+    hypervisor_leaf,
+)
 from hypervisor.machine import GeneralProtection, InvalidOpcode, VpStopped
 from hypervisor.partition import PartitionState
 from hypervisor.trace import Layer
@@ -59,6 +67,8 @@ SIGNAL_EVENT_FAST = 0x1005D
 ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
 POSTED_WRITES_SECONDS = 0.05
 """How long a posted write may wait where no exit comes: what a guest printed last before it hung is seen so soon."""
+FEATURES = CpuidFeatures(features=FREQUENCY_MSRS_AVAILABLE | CRASH_MSRS_AVAILABLE | DIRECT_TIMERS_AVAILABLE)
+"""KVM halts processors and takes their interrupts itself, so nobody here could wake one or knows how long it ran."""
 LOCAL_APIC_FREQUENCY = 1_000_000_000
 """KVM counts its local APIC timers in nanoseconds."""
 
@@ -152,6 +162,7 @@ class KvmBackend:
         self._fault, self._faulted = None, trio.Event()
         # The address that a guest reads its clock from is computed for KVM's TSC, so the page of code comes first.
         partition.registers.hypercall_code = HYPERCALL_CODE
+        partition.cpuid_features = FEATURES
         self._machine = machine = KvmMachine()
         doorbells: Doorbells | None = None
         try:
