@@ -40,6 +40,12 @@ def hypercall(control: int, data: bytes = b"", at: int = INPUT, output: int = OU
     return act
 
 
+def ipi_ex(set_format: int, valid_banks: int, banks: int, *, vector: int = 0x40) -> Act:
+    """HvSendSyntheticClusterIpiEx with so many banks of ones."""
+    data = struct.pack("<QQQ", vector, set_format, valid_banks) + b"\xff" * min(8 * banks, 4096 - 24)
+    return hypercall(control_word(0x15, header_qwords=banks), data)
+
+
 SELF = struct.pack("<QQ", 0xFFFFFFFFFFFFFFFF, 0)
 GET_REGISTERS, REGISTER = 0x50, struct.pack("<I", 0x00090003)
 GET_ONE = control_word(GET_REGISTERS, count=1)
@@ -59,6 +65,15 @@ for _number, _what, _answer, _act in (
     (5, "nested bit 31", BAD_INPUT, hypercall(POST | 1 << 31)),
     (6, "variable header on a call without", BAD_INPUT, hypercall(POST | 1 << 17)),
     (6, "fast bit on a call too long for registers", BAD_INPUT, hypercall(POST | FAST)),
+    (6, "processor set with fewer banks than its mask says", BAD_INPUT, ipi_ex(0, 3, 1)),
+    (6, "processor set with more banks than its mask says", BAD_INPUT, ipi_ex(0, 0, 1)),
+    (6, "processor set with 1,023 banks", ALIGNMENT, ipi_ex(0, (1 << 64) - 1, 1023)),
+    (6, "processor set of 4,096 processors, of which two are there", "SUCCESS", ipi_ex(0, (1 << 64) - 1, 64)),
+    (6, "processor set of an unknown format", PARAMETER, ipi_ex(2, 0, 0)),
+    (6, "interrupt to all processors with vector 15", PARAMETER, ipi_ex(1, 0, 0, vector=15)),
+    (6, "interrupt with vector 100h", PARAMETER, hypercall(0xB, struct.pack("<QQ", 0x100, 1))),
+    (6, "flush with reserved flags", PARAMETER, hypercall(2, struct.pack("<QQQ", 0, 1 << 4, 1))),
+    (6, "flush list of 4,095 ranges", ALIGNMENT, hypercall(control_word(3, count=4095), bytes(24))),
     (7, "odd input address", ALIGNMENT, hypercall(POST, at=INPUT + 1)),
     (7, "input address not a multiple of 8", ALIGNMENT, hypercall(POST, at=INPUT + 4)),
     (7, "output address not a multiple of 8", ALIGNMENT, hypercall(GET_ONE, SELF + REGISTER, output=OUTPUT + 4)),
@@ -74,6 +89,17 @@ for _number, _what, _answer, _act in (
     (15, "a child gives itself rights", DENIED, hypercall(0x45, SELF[:8] + struct.pack("<IIQ", 0x10000, 0, 1 << 32))),
     (15, "a child makes itself a port", DENIED, hypercall(0x57, SELF + bytes(40))),
     (15, "a child connects itself to a port", DENIED, hypercall(0x59, SELF + bytes(40))),
+    (15, "a child installs an intercept on itself", DENIED, hypercall(0x4D, SELF[:8] + u32s(3, 1, 0, 0))),
+    (15, "a child asserts an interrupt on itself", DENIED, hypercall(0x94, SELF[:8] + u32s(0, 0, 0, 0, 0x40, 0))),
+    (15, "a child reads its memory as its parent does", DENIED, hypercall(0x53, SELF + bytes(16))),
+    (15, "a child writes its memory as its parent does", DENIED, hypercall(0x54, SELF + bytes(32))),
+    (15, "a child starts its second processor", DENIED, hypercall(0x99, SELF[:8] + u32s(1, 0) + bytes(224))),
+    (15, "a child posts into its own slot", DENIED, hypercall(0xC1, SELF + bytes(264))),
+    (15, "a child signals its own flag", DENIED, hypercall(0xC0, SELF)),
+    (15, "a child parks processors of the host", DENIED, hypercall(9, u32s(0, 0))),
+    (15, "a child sets a property of the host", DENIED, hypercall(0x6F, u32s(3, 0, 5, 0, 0, 0))),
+    (15, "a child posts to a debugger", DENIED, hypercall(0x69, u32s(4088, 0))),
+    (16, "a child reads the root's memory", DENIED, hypercall(0x53, struct.pack("<QIIQQ", 1, 0, 16, 0, 6))),
     (16, "a child names the root", DENIED, hypercall(GET_ONE, struct.pack("<QQ", 1, 0) + REGISTER)),
     (17, "partition 0", DENIED, hypercall(GET_ONE, struct.pack("<QQ", 0, 0) + REGISTER)),
     (17, "a partition that there is not", DENIED, hypercall(GET_ONE, struct.pack("<QQ", 77, 0) + REGISTER)),
