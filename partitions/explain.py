@@ -292,7 +292,7 @@ class Explainer:
     def _state(self, event: TraceEvent) -> None:
         seen = self.progress
         match event.event:
-            case "vm_state" if event.fields.get("cause") == "start":
+            case "vm_state" if event.fields.get("cause") in ("start", "restart"):
                 self.progress, self.resets = Progress(started=event.time, last=event.time), 0
             case "vm_state" if event.fields.get("cause") == "started" and seen.started is None:
                 seen.started = event.time

@@ -127,6 +127,11 @@ class Vm:
         return self._managed.exit
 
     @property
+    def restarts(self) -> int:
+        """How often its restart policy has started it, since it was defined."""
+        return self._managed.restarts.total
+
+    @property
     def uptime(self) -> float:
         """Seconds since the start, or of the last run; resets and pauses count."""
         managed = self._managed
@@ -223,7 +228,10 @@ class Vm:
         return await self._vmms.request_state_change(self.name, requested_state)
 
     async def wait(self) -> ExitRecord:
-        """Until the run under way has ended; how it, or the last one, ended. `RuntimeError` before the first start."""
+        """Until the run under way has ended; how it, or the last one, ended. `RuntimeError` before the first start.
+
+        Its restart policy may start another: `wait_state(VmState.OFF)` waits until it stays off.
+        """
         run = self._managed.run
         if run is None:
             raise RuntimeError(f"VM {self.name!r} was never started")

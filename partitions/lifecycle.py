@@ -25,6 +25,8 @@ class VmState(enum.Enum):
     """The power button was pressed and the guest has not powered off yet."""
     TURNING_OFF = "turning_off"
     """The worker takes its partition down."""
+    WAITING = "waiting"
+    """Off, until its restart policy starts it again."""
 
     @property
     def enabled_state(self) -> int:
@@ -34,17 +36,18 @@ class VmState(enum.Enum):
     @property
     def settled(self) -> bool:
         """True if no operation is under way."""
-        return self in (VmState.OFF, VmState.RUNNING, VmState.PAUSED)
+        return self in (VmState.OFF, VmState.WAITING, VmState.RUNNING, VmState.PAUSED)
 
     @property
     def active(self) -> bool:
         """True if there is a worker and a partition, or about to be."""
-        return self is not VmState.OFF
+        return self not in (VmState.OFF, VmState.WAITING)
 
 
 ENABLED_STATE: Final = {
     VmState.RUNNING: 2,
     VmState.OFF: 3,
+    VmState.WAITING: 3,
     VmState.SHUTTING_DOWN: 4,
     VmState.TURNING_OFF: 4,
     VmState.PAUSED: 9,
@@ -75,6 +78,10 @@ class VmEvent(enum.Enum):
     """The guest asked for a reset itself."""
     ENDED = "ended"
     """The worker is done, for whatever reason, and the partition is gone."""
+    ENDED_FOR_NOW = "ended_for_now"
+    """The same, and the VM's restart policy wants it to start again after a while."""
+    RESTART = "restart"
+    """That while is over."""
 
 
 _S, _E = VmState, VmEvent
@@ -95,9 +102,18 @@ TRANSITIONS: Final[dict[tuple[VmState, VmEvent], VmState]] = {
     (_S.SHUTTING_DOWN, _E.GUEST_RESET): _S.RESETTING,
     # A suspended model guest goes on to its next await, and may get as far as this.
     (_S.PAUSED, _E.GUEST_RESET): _S.RESETTING,
+    (_S.WAITING, _E.RESTART): _S.STARTING,
+    (_S.WAITING, _E.START): _S.STARTING,
+    (_S.WAITING, _E.TURN_OFF): _S.OFF,
     # Turning off interrupts everything that is under way; a worker's end is a fact in every state that has a worker.
-    **{(state, _E.TURN_OFF): _S.TURNING_OFF for state in VmState if state not in (_S.OFF, _S.TURNING_OFF)},
-    **{(state, _E.ENDED): _S.OFF for state in VmState if state is not _S.OFF},
+    **{(state, _E.TURN_OFF): _S.TURNING_OFF for state in VmState if state.active and state is not _S.TURNING_OFF},
+    **{(state, _E.ENDED): _S.OFF for state in VmState if state.active},
+    # What somebody asked to end is not started again.
+    **{
+        (state, _E.ENDED_FOR_NOW): _S.WAITING
+        for state in VmState
+        if state.active and state not in (_S.SHUTTING_DOWN, _S.TURNING_OFF)
+    },
 }
 
 

@@ -14,7 +14,6 @@ from hypervisor.pages import PAGE_SIZE
 from partitions.topology_schema import (
     Backend,
     DiskTable,
-    Restart,
     Topology,
     TopologyFile,
     VmTable,
@@ -153,8 +152,6 @@ class Check:
             self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
         elif vm.memory < LEAST_MEMORY:
             self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
-        if vm.restart is not Restart.NEVER:
-            self.problem((*keys, "restart"), f'"{vm.restart}" is not in this version; use "never"')
         if vm.cpu is not None:
             self.problem((*keys, "cpu"), "processor controls come later: remove cpu")
         if vm.nic:

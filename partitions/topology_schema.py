@@ -66,11 +66,13 @@ class Backend(enum.StrEnum):
 
 
 class Restart(enum.StrEnum):
-    """What the VMMS does when a VM has ended."""
+    """What the VMMS does when a VM has ended and nobody had asked for that."""
 
     NEVER = "never"
     ON_FAILURE = "on-failure"
+    """Start it again after a crash, an exit code other than 0, or a fault of the host."""
     ALWAYS = "always"
+    """After a power-off, too."""
 
 
 class IntegrationName(enum.StrEnum):
@@ -163,7 +165,7 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=lambda: Size(64 << 20)
     )
     processors: Annotated[int, Meta(ge=1, le=MAX_PROCESSORS, description="Virtual processors.")] = 1
-    restart: Annotated[Restart, Meta(description='"never" in this version.')] = Restart.NEVER
+    restart: Annotated[Restart, Meta(description="Whether it starts again after its end.")] = Restart.NEVER
     integration: (
         Annotated[
             list[IntegrationName],

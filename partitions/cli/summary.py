@@ -48,6 +48,8 @@ class VmRow(msgspec.Struct, frozen=True):
     faults: int
     """The guest's mistakes on the bus."""
     resets: int
+    restarts: int
+    """By its restart policy."""
     console: list[str]
     """The last lines."""
 
@@ -70,6 +72,7 @@ def row_of(vm: Vm) -> VmRow:
         interrupts=statistics.interrupts,
         faults=statistics.faults,
         resets=0 if record is None else record.resets,
+        restarts=vm.restarts,
         console=vm.console.lines()[-20:],
     )
 

@@ -57,10 +57,14 @@ class ExitRecord:
     """100 ns units on the host's clock."""
     ended_at: int = 0
     resets: int = 0
+    gave_up_after: int = 0
+    """Restarts in a row after which its restart policy let it stay off; 0 where it did not come to that."""
 
     @property
     def ok(self) -> bool:
-        """True if the guest powered off with exit code 0, or was turned off from outside."""
+        """True if the guest powered off with exit code 0, or was turned off from outside; not if restarts gave up."""
+        if self.gave_up_after:
+            return False
         match self.reason:
             case ExitReason.POWERED_OFF:
                 return not self.exit_code
@@ -83,7 +87,9 @@ class ExitRecord:
         words = self.reason.value
         if self.reason is ExitReason.POWERED_OFF and self.exit_code:
             words += f", exit code {self.exit_code}"
-        return f"{words}: {self.detail}" if self.detail else words
+        if self.detail:
+            words += f": {self.detail}"
+        return f"{words}; stays off after {self.gave_up_after} restarts in a row" if self.gave_up_after else words
 
     def raise_worker_failure(self) -> None:
         """Raise the exception behind WORKER_FAILED again: what a test wants to see. Does nothing otherwise."""

@@ -32,6 +32,7 @@ from partitions.root.console import Console
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
 from partitions.root.integration import ShutdownFlags
+from partitions.root.restarts import LIMIT, Restarts, Wish
 from partitions.root.statistics import VmStatistics
 from partitions.root.worker import HostServices, Worker
 from partitions.topology_schema import VmTable
@@ -72,6 +73,10 @@ class Run:
 
     record: ExitRecord | None = None
     """How it ended."""
+    by_policy: bool = False
+    """Nobody started it but its restart policy."""
+    asked_to_end: bool = False
+    """Somebody outside wanted the end, so the restart policy does not undo it."""
     ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
 
     async def wait(self) -> ExitRecord:
@@ -91,12 +96,19 @@ class ManagedVm:
     worker: Worker | None = None
     run: Run | None = None
     """Under way, or the last one."""
+    restarts: Restarts = attrs.field(init=False, repr=False)
+    restart_timer: trio.CancelScope | None = attrs.field(default=None, repr=False)
+    """Around the wait for the next restart."""
     statistics_at_end: VmStatistics = attrs.field(factory=VmStatistics)
     partition_id: int = 0
     """Of the last start; 0 before the first."""
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """Set, and replaced, at each change of state."""
     feed: Feed[VmStateChange] = attrs.field(factory=Feed, repr=False)
+
+    @restarts.default
+    def _restarts(self) -> Restarts:
+        return Restarts(self.settings.restart)
 
     @property
     def name(self) -> str:
@@ -154,14 +166,20 @@ class Vmms:
     # --- requests
 
     async def start(self, name: str) -> None:
-        """Off to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
+        """Off, or waiting for a restart, to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
         vm = self.find(name)
         self._move(vm, VmEvent.START)
-        vm.run = this = Run()
-        vm.worker = Worker(self._host, vm.settings, vm.console)
-        ran = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {name}")
-        if not ran:
+        vm.restarts.by_hand()
+        this = Run()
+        if not await self._start(vm, this):
             raise StartFailed(await this.wait())
+
+    async def _start(self, vm: ManagedVm, this: Run) -> bool:
+        """A worker for a VM that is Starting; whether its guest ran."""
+        vm.run = this
+        vm.worker = Worker(self._host, vm.settings, vm.console)
+        ran: bool = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {vm.name}")
+        return ran
 
     async def pause(self, name: str) -> None:
         """Running to Paused: every processor suspended, and with them the partition's time. `InvalidTransition`."""
@@ -189,9 +207,7 @@ class Vmms:
     async def turn_off(self, name: str) -> None:
         """Off, at once and without asking the guest, from every state but Off. `InvalidTransition`."""
         vm = self.find(name)
-        self._move(vm, VmEvent.TURN_OFF)
-        if vm.worker is not None:
-            vm.worker.end(ExitReason.TURNED_OFF)
+        self._turn_off(vm)
         await self._while(vm, VmState.TURNING_OFF)
 
     async def shut_down(self, name: str, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
@@ -204,6 +220,7 @@ class Vmms:
         self._move(vm, VmEvent.SHUT_DOWN)
         this, worker = vm.run, _worker(vm)
         assert this is not None, "it has a worker"
+        this.asked_to_end = True
         with trio.move_on_after(grace):
             asked = worker.integration is not None and await worker.integration.request_shutdown()
             if not asked and vm.state is VmState.SHUTTING_DOWN:
@@ -272,9 +289,15 @@ class Vmms:
     def turn_all_off(self) -> None:
         """Ask every worker to end; they do so in their own time."""
         for vm in self.vms.values():
-            if vm.worker is not None and vm.state is not VmState.TURNING_OFF:
-                self._move(vm, VmEvent.TURN_OFF)
-                vm.worker.end(ExitReason.TURNED_OFF)
+            if vm.state not in (VmState.OFF, VmState.TURNING_OFF):
+                self._turn_off(vm)
+
+    def _turn_off(self, vm: ManagedVm) -> None:
+        self._move(vm, VmEvent.TURN_OFF)
+        if vm.worker is not None:
+            assert vm.run is not None, "it has a worker"
+            vm.run.asked_to_end = True
+            vm.worker.end(ExitReason.TURNED_OFF)
 
     async def wait_off(self, vm: ManagedVm) -> None:
         """Until the VM is off; at once if it is."""
@@ -301,11 +324,39 @@ class Vmms:
             vm.statistics_at_end = worker.statistics()
             this.record = worker.record() if record is None else record  # None: the whole host is being cancelled
             vm.worker = None
-            self._move(vm, VmEvent.ENDED)
+            told = not worker.ran and not this.by_policy
+            wish = vm.restarts.ended(this.record, asked=this.asked_to_end or record is None, told=told)
+            if wish is Wish.GIVE_UP:
+                this.record = attrs.evolve(this.record, gave_up_after=vm.restarts.in_a_row)
+            self._move(vm, VmEvent.ENDED_FOR_NOW if wish is Wish.AGAIN else VmEvent.ENDED)
             self._tell_end(vm, this.record)
+            if wish is Wish.AGAIN:
+                self._tell_restart(vm)
+                vm.restart_timer = trio.CancelScope()
+                self._nursery.start_soon(self._restart_later, vm, vm.restart_timer, name=f"restart of {vm.name}")
             this.ended.set()
         if not worker.ran:
             task_status.started(False)
+
+    async def _restart_later(self, vm: ManagedVm, timer: trio.CancelScope) -> None:
+        """The wait before a restart, which leaving the state Waiting cuts short."""
+        with timer:
+            await trio.sleep(vm.restarts.wait)
+        if not timer.cancel_called:
+            self._move(vm, VmEvent.RESTART)
+            await self._start(vm, Run(by_policy=True))
+
+    def _tell_restart(self, vm: ManagedVm) -> None:
+        trace, restarts = self._host.hypervisor.trace, vm.restarts
+        if trace.on:
+            trace.emit(
+                *(Layer.STATE, "vm_restart", vm.partition_id),
+                vm=vm.name,
+                level=Level.WARNING,
+                words=f"in {restarts.wait:g} s, {restarts.in_a_row} of {LIMIT} in a row",
+                wait=restarts.wait,
+                in_a_row=restarts.in_a_row,
+            )
 
     def _tell_end(self, vm: ManagedVm, record: ExitRecord) -> None:
         trace = self._host.hypervisor.trace
@@ -325,6 +376,9 @@ class Vmms:
         """The one place where a VM's state changes. Raises `InvalidTransition`."""
         before = vm.state
         vm.state = next_state(before, event)
+        if before is VmState.WAITING and vm.restart_timer is not None:
+            vm.restart_timer.cancel()
+            vm.restart_timer = None
         host = self._host.hypervisor
         if vm.worker is not None and vm.worker.partition is not None:
             vm.partition_id = vm.worker.partition.id

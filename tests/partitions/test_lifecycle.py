@@ -41,9 +41,16 @@ def test_requests_start_from_settled_states_only() -> None:
 
 
 def test_turning_off_interrupts_everything() -> None:
-    """Every state with a worker may be turned off, except the one that already is."""
+    """Every state with a worker may be turned off, except the one that already is; and so may a wait for a restart."""
     interrupted = {state for state, event in TRANSITIONS if event is VmEvent.TURN_OFF}
-    assert interrupted == {state for state in VmState if state.active} - {VmState.TURNING_OFF}
+    assert interrupted == {state for state in VmState if state.active} - {VmState.TURNING_OFF} | {VmState.WAITING}
+
+
+def test_what_somebody_wants_off_does_not_wait_for_a_restart() -> None:
+    """A restart policy has no way out of the states that a person has asked for."""
+    ended = {state for state, event in TRANSITIONS if event is VmEvent.ENDED_FOR_NOW}
+    assert ended == {state for state in VmState if state.active} - {VmState.SHUTTING_DOWN, VmState.TURNING_OFF}
+    assert {TRANSITIONS[state, VmEvent.ENDED_FOR_NOW] for state in ended} == {VmState.WAITING}
 
 
 def test_a_workers_end_is_a_fact() -> None:
@@ -73,6 +80,7 @@ def test_numbers_are_hyper_vs() -> None:
     numbers = {state.value: state.enabled_state for state in VmState}
     assert numbers == {
         "off": 3,
+        "waiting": 3,
         "starting": 10,
         "running": 2,
         "pausing": 32776,

@@ -136,7 +136,10 @@ def test_all_keys(folder: Path) -> None:
             VM + 'backend = "process"\n',
             'line 4: vm[0] "web".backend: "process" is not in this version; use "task" or "kvm"',
         ),
-        (VM + 'restart = "always"\n', 'line 4: vm[0] "web".restart: "always" is not in this version; use "never"'),
+        (
+            VM + 'restart = "sometimes"\n',
+            'line 4: vm[0] "web".restart: must not be "sometimes"; known are never, on-failure, always',
+        ),
         (VM + "cpu = { limit = 50 }\n", 'line 4: vm[0] "web".cpu: processor controls come later: remove cpu'),
         (
             VM + "cpu = { limits = 50 }\n",
