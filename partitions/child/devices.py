@@ -191,6 +191,11 @@ class Devices:
         device.state = Binding.FREE
         device.problem = ""
 
+    @property
+    def client(self) -> VmbusClient:
+        """The bus itself."""
+        return self._bus
+
     # Inside
 
     def _add(self, offer: OfferedDevice) -> None:

@@ -32,7 +32,7 @@ from partitions.child.winhv import HypercallResult, Platform, WinHv
 if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from vmbus.channel import Channel
-    from vmbus.client.service import OfferedDevice
+    from vmbus.client.service import OfferedDevice, VmbusClient
     from vsp_vsc.storage.disk import Disk
 
 GuestMain = Callable[["Guest"], Awaitable[object]]
@@ -154,6 +154,11 @@ class Guest:
         await self._devices.unbind(device)
 
     # The bare interface
+
+    @property
+    def vmbus(self) -> VmbusClient:
+        """The kernel's client of the bus: contacts made, features, GPADLs, MODIFY_CHANNEL."""
+        return self._devices.client
 
     @property
     def machine(self) -> Machine:
