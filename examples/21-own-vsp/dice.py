@@ -23,6 +23,7 @@ class Dice:
     offer = Offer(
         interface=Guid("d1ce0000-8a3f-4c52-9d0e-6f2b7c415e21"),
         instance=Guid("d1ce0001-8a3f-4c52-9d0e-6f2b7c415e21"),
+        monitor_latency=1000,  # 100 us: uio_hv_generic of Linux 6.1 takes no device without a monitor ID
         name="dice",
     )
 

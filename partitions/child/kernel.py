@@ -36,6 +36,7 @@ from hypervisor.privileges import Privilege, privilege_names
 from hypervisor.synic.messages import Sint
 from partitions import ports
 from partitions.child import crash
+from partitions.child.bus_options import bus_options
 from partitions.child.console import Console
 from partitions.child.devices import Devices, OnDriver
 from partitions.child.guest import Guest, GuestMain
@@ -146,7 +147,8 @@ class _Kernel:
             for processor in processors:  # interrupts on: one task waits on each processor
                 tasks.start_soon(processor.run, name=f"{self.name}: interrupts")
             self.bind_power_button(tasks, platform)
-            async with open_vmbus_client(platform) as bus:  # the newest version that both ends speak
+            versions, wanted = bus_options(self.args)  # all, and no feature, unless the topology says otherwise
+            async with open_vmbus_client(platform, versions=versions, features=wanted) as bus:
                 await bus.wait_offers_delivered()  # what the host has for us
                 bind = self.driver_binder(tasks, platform)  # shutdown requests end the program, as the button does
                 devices = Devices(bus, platform, self.console, tasks, bind)  # drivers by interface GUID, probing

@@ -204,6 +204,23 @@ class VmbusClient:
         self._forget(known.channel_id, by_peer=False)
         await self._ask(("gone", known.ring_gpadl), self.state.close(known.channel_id))
 
+    async def modify(self, channel: Channel, target_vp: int) -> None:
+        """Have another processor take the channel's interrupts. Returns when the host has said so, if it does (5.3).
+
+        `VmbusError` where the version has no such message, or the host refuses.
+        """
+        known = next((known for known in self._open.values() if known.channel is channel), None)
+        if known is None:
+            raise trio.ClosedResourceError
+        outputs = self.state.modify(known.channel_id, target_vp)
+        if Ability.MODIFY_RESPONSE not in self.state.abilities:
+            self._do(outputs)
+            await trio.lowlevel.checkpoint()
+            return
+        status = await self._ask(("modify", known.channel_id), outputs)
+        if status:
+            raise VmbusError(f"the host does not move channel {known.channel_id}: status {status:#x}")
+
     async def create_gpadl(self, channel_id: int, gpns: Sequence[int], byte_count: int) -> int:
         """Show the host pages that a channel's packets will name by the ID that this returns. `VmbusError`."""
         part = GpadlRange(byte_count, 0, tuple(gpns))
@@ -295,6 +312,8 @@ class VmbusClient:
                     self._answer(("gpadl", output.gpadl_id), output.status)
                 case s.GpadlGone():
                     self._gpadl_gone(output.gpadl_id)
+                case s.ModifyAnswered():
+                    self._answer(("modify", output.channel_id), output.status)
                 case s.OpenAnswered():
                     self._answer(("open", output.channel_id), output.status)
                 case _:
@@ -321,6 +340,7 @@ class VmbusClient:
         """End our end of a channel: no more interrupts, and the rings' memory is given up."""
         known = self._open.pop(channel_id, None)
         if known is not None:
+            self._answer(("modify", channel_id), VmbusError(f"channel {channel_id} is closed"))
             self._platform.set_event_handler(channel_id, None)
             known.channel.close(by_peer=by_peer)
 

@@ -90,11 +90,25 @@ class OfferedDevice:
     """The trigger to set in the monitor page in place of a signal."""
 
 
+@attrs.frozen
+class Contact:
+    """One attempt to connect."""
+
+    version: int
+    asked_bytes: int
+    """The size of INITIATE_CONTACT."""
+    supported: bool
+    answer_bytes: int
+    """The size of VERSION_RESPONSE as far as it is understood; 0 where the hypervisor knew no such connection."""
+
+
 @attrs.define
 class _Channel:
     offer: OfferedDevice
     phase: ChannelPhase = ChannelPhase.CLOSED
     ring_gpadl: int = 0
+    modifying: bool = False
+    """MODIFY_CHANNEL has not been answered."""
 
 
 @attrs.define
@@ -150,6 +164,14 @@ class Rescinded:
 
 
 @attrs.frozen
+class ModifyAnswered:
+    """The host has moved a channel's interrupts, or has not; from 5.3 on."""
+
+    channel_id: int
+    status: int
+
+
+@attrs.frozen
 class GpadlAnswered:
     """The host took a GPADL, or not."""
 
@@ -187,6 +209,7 @@ Output = (
     | GpadlAnswered
     | GpadlGone
     | OpenAnswered
+    | ModifyAnswered
     | Unloaded
 )
 
@@ -216,6 +239,9 @@ class ClientState:
         self._target_vp = target_vp
         self._untried: list[int] = []
         self._asked = 0
+        self.contacts: list[Contact] = []
+        """Every attempt of the last `connect`, in order."""
+        self._asked_bytes = 0
         self.pages = ConnectionPages()
         """What the guest gives to its connections; set before `connect`."""
         self._connection_id = MESSAGE_CONNECTION
@@ -246,11 +272,15 @@ class ClientState:
         self._untried = list(reversed(self._versions))
         self._channels.clear()
         self._gpadls.clear()
+        self.contacts.clear()
         return self._contact()
 
     def contact_impossible(self) -> list[Output]:
         """The hypervisor knows no such connection as this version is asked for on: try the next version."""
-        return self._contact() if self.phase is Phase.CONTACTING else []
+        if self.phase is not Phase.CONTACTING:
+            return []
+        self.contacts.append(Contact(self._asked, self._asked_bytes, False, 0))
+        return self._contact()
 
     def unload(self) -> list[Output]:
         """Leave the bus: nothing is closed one by one, and nothing but the host's answer counts any more."""
@@ -278,11 +308,13 @@ class ClientState:
         )
         names_target = Ability.CONTACT_TARGET in abilities(version)
         to = MESSAGE_CONNECTION_MULTICLIENT if names_target else MESSAGE_CONNECTION
+        self._asked_bytes = contact.SIZE
         return [Post(to, contact.encode(), is_contact=True)]
 
     def _version_response(self, response: m.VersionResponse | m.VersionResponse2 | m.VersionResponse3) -> list[Output]:
         if self.phase is not Phase.CONTACTING:
             return self._ignore("a version response that nothing asked for")
+        self.contacts.append(Contact(self._asked, self._asked_bytes, bool(response.supported), response.SIZE))
         if not response.supported:
             return self._contact()
         if response.connection_state != ConnectionState.SUCCESSFUL:
@@ -370,6 +402,16 @@ class ClientState:
         )
         return [self._post(usual)]
 
+    def modify(self, channel_id: int, target_vp: int) -> list[Output]:
+        """Have another processor take an open channel's interrupts. `VmbusError` where the version cannot."""
+        if Ability.MODIFY_CHANNEL not in self.abilities:
+            raise VmbusError("this version has no MODIFY_CHANNEL")
+        channel = self._channel(channel_id)
+        if channel.phase is not ChannelPhase.OPEN:
+            raise VmbusError(f"channel {channel_id} is not open")
+        channel.modifying = Ability.MODIFY_RESPONSE in self.abilities
+        return [self._post(m.ModifyChannel(channel_id=channel_id, target_vp=target_vp))]
+
     def close(self, channel_id: int) -> list[Output]:
         """Close a channel and tear down the GPADL of its rings, also in the middle of opening."""
         channel = self._channels.get(channel_id)
@@ -415,6 +457,8 @@ class ClientState:
                 return self._gpadl_torndown(message)
             case m.OpenChannelResult():
                 return self._open_result(message)
+            case m.ModifyChannelResponse():
+                return self._modify_response(message)
             case m.UnloadComplete():
                 return self._unload_complete()
             case _:
@@ -490,6 +534,13 @@ class ClientState:
         if abandoned:
             return self.close(result.channel_id)
         return [OpenAnswered(result.channel_id, result.status)]
+
+    def _modify_response(self, response: m.ModifyChannelResponse) -> list[Output]:
+        channel = self._channels.get(response.channel_id)
+        if channel is None or not channel.modifying:
+            return self._ignore("a modify answer that nothing asked for")
+        channel.modifying = False
+        return [ModifyAnswered(response.channel_id, response.status)]
 
     # --------------------------------------------------------------------------------------------------------- inside
 
