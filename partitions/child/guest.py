@@ -27,6 +27,7 @@ from hypervisor.machine import Machine
 from hypervisor.wire import Guid
 from partitions import ports
 from partitions.child.console import Console
+from partitions.child.timers import Timer, Timers
 from partitions.child.winhv import HypercallResult, Platform, WinHv
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Guest:
         winhv: WinHv,
         platform: Platform,
         devices: Devices,
+        timers: Timers,
         nursery: trio.Nursery,
     ) -> None:
         self.name = name
@@ -78,6 +80,7 @@ class Guest:
         """COM1; `console.print` takes what Python's `print` takes."""
         self._winhv = winhv
         self._devices = devices
+        self._timers = timers
 
     # Time and work
 
@@ -88,6 +91,11 @@ class Guest:
     async def sleep(self, seconds: float) -> None:
         """Let so many seconds of the partition's time go by; a pause of the VM makes it longer."""
         await self.platform.sleep(seconds)
+
+    @property
+    def timers(self) -> tuple[Timer, ...]:
+        """The four synthetic timers of virtual processor 0, which interrupt it. `NoTimers` where the host has none."""
+        return self._timers.all()
 
     async def work(self, seconds: float, *, vp: int = 0) -> None:
         """Keep a virtual processor busy for so many seconds of its CPU time, as a computation would."""

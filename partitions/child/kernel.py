@@ -43,6 +43,7 @@ from partitions.child.guest import Guest, GuestMain
 from partitions.child.interrupts import VMBUS_VECTOR, Interrupts, ProcessorInterrupts
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
+from partitions.child.timers import Timers
 from partitions.child.winhv import Platform, WinHv
 from vmbus.client.service import open_vmbus_client
 from vsp_vsc.integration.shutdown.protocol import ShutdownFlags
@@ -275,6 +276,7 @@ class _Kernel:
 
     async def run_program(self, winhv: WinHv, platform: Platform, devices: Devices) -> None:
         """Run `main` to its end; an exception of its own ends in `die`."""
+        timers = Timers(self.machine, platform.reference_time, self.interrupts)
         try:
             with self.program_scope:
                 async with trio.open_nursery() as background:
@@ -286,12 +288,14 @@ class _Kernel:
                         winhv=winhv,
                         platform=platform,
                         devices=devices,
+                        timers=timers,
                         nursery=background,
                     )
                     result = await self.main(guest)
                     background.cancel_scope.cancel()
                     if isinstance(result, int):
                         self.exit_code = result & 0xFFFF_FFFF
+            timers.stop()
         except Exception as fault:
             _let_through(fault)
             await self.die(crash.PROGRAM_FAULT, fault)
