@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, assert_never
 
 import trio
@@ -39,6 +39,9 @@ from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
 from vmbus.server.pages import usable
 from vmbus.server.ports import HostPorts, MessageConnection
+from vmbus.server.saved import SavedBus
+from vmbus.server.saved_capture import capture, unrest
+from vmbus.server.saved_replay import replay
 from vmbus.server.slots import ChannelSlots, OfferedChannel
 from vmbus.server.state import ServerState
 
@@ -79,6 +82,7 @@ class VmbusServer:
         self._outbox: deque[tuple[Message, bytes]] = deque()
         self._todo: deque[Action] = deque()
         self._performing = False
+        self._replaying = False
         self._bell = Bell()
         self._phase_changed = trio.Event()
         self._messages: MessageConnection | None = None
@@ -126,6 +130,16 @@ class VmbusServer:
         return self._state.channels
 
     @property
+    def offered(self) -> list[OfferedChannel]:
+        """All devices that are on the bus now, their subchannels too; those that were withdrawn are not."""
+        records = self._state.offers
+        return [
+            offered
+            for offered in self._offered.values()
+            if (record := records.get(offered.handle)) is not None and not record.rescinded
+        ]
+
+    @property
     def gpadl_count(self) -> int:
         """GPADLs of all channels, unfinished ones too."""
         return len(self._state.gpadls)
@@ -146,6 +160,10 @@ class VmbusServer:
         self._perform(self._state.rescind(offered.handle))
         self._forget_gone()
 
+    async def wait_stopped(self, device: Device) -> None:
+        """Until no channel is open to this device: its tasks have ended and its views of guest pages are gone."""
+        await self._slots.wait_stopped(device)
+
     def _withdraw(self, offered: OfferedChannel) -> None:
         """Rescind a subchannel, unless its primary's rescind, or another guest's arrival, has done so before."""
         record = self._state.offers.get(offered.handle)
@@ -164,6 +182,38 @@ class VmbusServer:
         while self._state.phase is not phase:
             await self._phase_changed.wait()
         await trio.lowlevel.checkpoint()
+
+    # ---------------------------------------------------------------------------------------------- saved and restored
+
+    def unrest(self) -> str:
+        """What the host is still busy with while the guest stands still; empty once `save` can be called."""
+        return unrest(self)
+
+    def save(self) -> SavedBus:
+        """The bus as records; it goes on as it is. Raises `CannotSave`."""
+        return capture(self)
+
+    def restore(self, saved: SavedBus) -> None:
+        """Bring a bus without a guest, its devices offered, to where another one was saved. Raises `CannotRestore`.
+
+        Memory has to be there already. After a failure the bus is of no use any more.
+        """
+        replay(self, saved)
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """The guest has heard all that is said meanwhile."""
+        self._replaying = True
+        try:
+            yield
+        finally:
+            self._replaying = False
+
+    def queue_saved(self, outbox: Sequence[Message], inbox: Sequence[tuple[bool, bytes]]) -> None:
+        """What the guest has not heard, and what it has said since; taken up when the bus next runs."""
+        self._outbox.extend((message, message.encode()) for message in outbox)
+        self._inbox.extend(inbox)
+        self._bell.ring()
 
     # ------------------------------------------------------------------------------------------------- guest to host
 
@@ -269,7 +319,8 @@ class VmbusServer:
     def _carry_out(self, action: Action) -> None:
         match action:
             case act.SendMessage(message):
-                self._outbox.append((message, message.encode()))
+                if not self._replaying:
+                    self._outbox.append((message, message.encode()))
             case act.SendReserved(message, vp, sint):
                 self._send_reserved(message, vp, sint)
             case act.SetMessageTarget(vp, sint):

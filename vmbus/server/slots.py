@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Final
@@ -27,6 +28,7 @@ from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
+from vmbus.server.saved import CannotRestore, CannotSave
 
 MAX_SCATTERED_PAGES: Final = 4096
 """Per guest: each break in a ring's page list costs the host a memory mapping, of which a process has some 65,000."""
@@ -132,7 +134,11 @@ class ChannelSlots:
         self._pages = PagesInUse(ports, memory, ConnectionPages(), self._signaled)
         self._slots: dict[int, _Slot] = {}
         self._scattered = 0
+        self._dropped = trio.Event()
+        """Set, and replaced, when a channel is not open any more."""
         self._nursery: trio.Nursery | None = None
+        self._restored: tuple[object] | None = None
+        """What the device of the channel that is being opened was saved with, None in it where it had stopped."""
 
     def start(self, nursery: trio.Nursery) -> None:
         """Devices run in this nursery."""
@@ -193,6 +199,44 @@ class ChannelSlots:
         """Have `gpadl_released` called when no view of these pages is left."""
         self._holds.ask_back(channel_id, gpadl_id)
 
+    # --- saved and restored
+
+    def unrest(self) -> str:
+        """Which device has taken something off a ring and not answered it; empty if none has."""
+        for channel_id, slot in self._slots.items():
+            save = getattr(slot.offered.device, "save", None)
+            if slot.scope is not None and save is not None and save(channel_id) is None:
+                return f"{slot.offered.offer} is at work"
+        return ""
+
+    def save(self, channel_id: int) -> bytes | None:
+        """The device's own record of an open channel; None where it serves it no more. Raises `CannotSave`."""
+        slot = self._slots[channel_id]
+        if slot.scope is None:
+            return None
+        save = getattr(slot.offered.device, "save", None)
+        record: bytes | None = None if save is None else save(channel_id)
+        if record is None:
+            raise CannotSave(f"{slot.offered.offer} cannot be saved while its channel is open")
+        return record
+
+    @contextmanager
+    def restoring(self, channel_id: int, record: bytes | None) -> Iterator[None]:
+        """The open that comes now is one of a restored guest. Raises `CannotRestore` if its device says so."""
+        slot = self._slots[channel_id]
+        load = getattr(slot.offered.device, "load", None)
+        if record is not None and load is None:
+            raise CannotRestore(f"{slot.offered.offer} cannot be restored")
+        self._restored = (None if record is None or load is None else load(record),)
+        try:
+            yield
+        finally:
+            self._restored = None
+
+    def offer_subchannels(self, channel_id: int, count: int) -> None:
+        """For a restored guest, which asked for them in its past life."""
+        self._offer_subchannels(self._slots[channel_id], count)
+
     def shut_down(self) -> None:
         """Give up everything. No device runs any longer."""
         for slot in self._slots.values():
@@ -204,6 +248,13 @@ class ChannelSlots:
                 slot.events.close()
         self._slots.clear()
         self._pages.close()
+        self._dropped.set()
+
+    async def wait_stopped(self, device: Device) -> None:
+        """Until no channel to this device is open."""
+        while any(slot.offered.device is device and slot.channel is not None for slot in self._slots.values()):
+            await self._dropped.wait()
+        await trio.lowlevel.checkpoint()
 
     def open_device(self, action: act.OpenDevice) -> bool:
         """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it.
@@ -254,8 +305,12 @@ class ChannelSlots:
             subchannel_index=slot.offered.offer.subchannel_index,
             more=None if slot.offered.offer.subchannel_index else partial(self._offer_subchannels, slot),
         )
-        slot.scope = trio.CancelScope()
         slot.closing = False
+        if self._restored is not None:
+            (slot.opened.restored,) = self._restored
+            if slot.opened.restored is None:
+                return True  # its guest has made a mistake, and nobody serves it until it closes the channel
+        slot.scope = trio.CancelScope()
         assert self._nursery is not None, "messages are taken only after start"
         name = f"partition {self._partition_id} {slot.offered.offer}"
         self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
@@ -341,6 +396,8 @@ class ChannelSlots:
         slot.scattered = 0
         if ring is not None:
             ring.release()
+        self._dropped.set()
+        self._dropped = trio.Event()
 
     def retarget(self, channel_id: int, target_vp: int) -> bool:
         """Move the interrupts to another VP; False if there is no such VP."""
