@@ -79,6 +79,9 @@ class BoundaryVp:
 class BoundaryBackend:
     """Executes nothing: it lends the processors to `machines` until power is cut."""
 
+    cannot_save = ""
+    """All that the guest's software is lies on the speaker's side."""
+
     def __init__(self, hypervisor: Hypervisor, on_interrupt: Callable[[int, int], None]) -> None:
         self._hypervisor = hypervisor
         self._on_interrupt = on_interrupt
@@ -90,7 +93,13 @@ class BoundaryBackend:
     def set_line(self, line: int, high: bool) -> None:
         """Nothing: this guest has no interrupt controllers but its processors' own."""
 
-    async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self,
+        partition: Partition,
+        *,
+        restored: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Until cancelled, which is power off or a reset."""
 
         def power_off(_: object) -> trio.lowlevel.Abort:

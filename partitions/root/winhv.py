@@ -21,6 +21,7 @@ import msgspec
 from hypervisor.backend.root import RootVp
 from hypervisor.hypercall.abi import FAST, CallCode, control_word, result_completed
 from hypervisor.hypercall.layouts import (
+    STATE_CHUNK,
     ConnectPort2010Input,
     CreatePartitionInput,
     CreatePort2010Input,
@@ -33,6 +34,10 @@ from hypervisor.hypercall.layouts import (
     PartitionInput,
     PartitionOutput,
     PropertyOutput,
+    RestorePartitionStateInput,
+    RestorePartitionStateOutput,
+    SavePartitionStateInput,
+    SavePartitionStateOutput,
     SetPartitionPropertyInput,
     UnmapGpaPagesInput,
     VpInput,
@@ -42,6 +47,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.msr import PAGE_ENABLE, Msr
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.partition import ROOT_ID
+from hypervisor.saved_state.stream import StateResult
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic.messages import FLAGS_OFFSET, HYPERVISOR_MESSAGE, INTERCEPT_SINT, MESSAGE_PENDING, SLOT_SIZE, Sint
 from hypervisor.synic.ports import ConnectionInfo, PortInfo, PortType
@@ -57,6 +63,8 @@ _POST: Final = int(CallCode.POST_MESSAGE)
 _POST_HEADER: Final = struct.Struct("<IIII")
 _STATUS: Final = {int(status): status for status in HvStatus}
 _NO_FLAGS: Final = bytes(SLOT_SIZE)
+_START: Final = 1
+"""HV_SAVE_RESTORE_STATE_FLAGS: the first chunk."""
 _REGISTER: Final = struct.Struct("<I12xQQ")
 _ORIGINATION: Final = struct.Struct("<Q")
 
@@ -236,6 +244,31 @@ class WinHv:
         header = VpInput(partition_id, index).encode()
         self._rep(CallCode.GET_VP_REGISTERS, header + name.to_bytes(4, "little"), 1)
         return int.from_bytes(self._output[:8], "little")
+
+    # --- saved state
+
+    def save_partition_state(self, partition_id: int) -> bytes:
+        """The state of a partition whose processors are suspended, as a stream."""
+        stream, flags = b"", _START
+        while True:
+            output = self._simple(CallCode.SAVE_PARTITION_STATE, SavePartitionStateInput(partition_id, flags).encode())
+            answer = SavePartitionStateOutput.decode(output)
+            stream += answer.data[: answer.count]
+            if answer.state != StateResult.INCOMPLETE:
+                return stream
+            flags = 0
+
+    def restore_partition_state(self, partition_id: int, stream: bytes) -> int:
+        """Put a state into a partition with the same processors, suspended. The last `StateResult`."""
+        result, flags = int(StateResult.INCOMPLETE), _START
+        for start in range(0, len(stream), STATE_CHUNK):
+            chunk = stream[start : start + STATE_CHUNK]
+            request = RestorePartitionStateInput(partition_id, flags, len(chunk), chunk.ljust(STATE_CHUNK, b"\0"))
+            output = self._simple(CallCode.RESTORE_PARTITION_STATE, request.encode())
+            result, flags = RestorePartitionStateOutput.decode(output).state, 0
+            if result != StateResult.INCOMPLETE:
+                break
+        return result
 
     # --- ports and connections
 

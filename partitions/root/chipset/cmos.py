@@ -27,18 +27,18 @@ class CmosClock:
 
     def __init__(self, now: Callable[[], datetime.datetime]) -> None:
         self._now = now
-        self._index = 0
+        self.index = 0
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT: select a register; its data cannot be set."""
         if port == INDEX:
-            self._index = value & ~_NMI_MASK
+            self.index = value & ~_NMI_MASK
 
     def read(self, port: int, size: int) -> int:
         """IN: the selected register; the index port is write-only on a PC."""
         if port == INDEX:
             return 0xFF
-        status = _STATUS.get(self._index)
+        status = _STATUS.get(self.index)
         if status is not None:
             return status
         now = self._now()
@@ -52,9 +52,9 @@ class CmosClock:
             0x09: now.year % 100,
             _CENTURY: now.year // 100,
         }
-        value = fields.get(self._index, 0)
+        value = fields.get(self.index, 0)
         return value // 10 << 4 | value % 10
 
     def reset(self) -> None:
         """Power-on value."""
-        self._index = 0
+        self.index = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from partitions.ports import COM1, LINE_STATUS_IDLE
+from partitions.root.saving_records import SavedCom1
 
 # Offsets from the base; the first two are the divisor while LCR has DLAB.
 _DATA, _IER, _IIR_FCR, _LCR, _MCR, _LSR, _MSR, _SCRATCH = range(8)
@@ -57,6 +58,32 @@ class Com1:
         self._fifos = False
         self._transmitter_interrupt = False
         self._received.clear()
+        self._update_line()
+
+    def save(self) -> SavedCom1:
+        """Registers, and what the guest has not read."""
+        return SavedCom1(
+            divisor=self._divisor,
+            interrupts=self._ier,
+            line_control=self._lcr,
+            modem_control=self._mcr,
+            scratch=self._scratch,
+            fifos=self._fifos,
+            transmitter_interrupt=self._transmitter_interrupt,
+            received=bytes(self._received),
+        )
+
+    def load(self, saved: SavedCom1) -> None:
+        """Go on as it was saved. Raises ValueError for what no port can be."""
+        if not 0 <= saved.divisor < 1 << 16 or len(saved.received) > RECEIVE_QUEUE:
+            raise ValueError("a divisor or a queue that cannot be")
+        registers = (saved.interrupts, saved.line_control, saved.modem_control, saved.scratch)
+        if not all(0 <= value < 256 for value in registers):
+            raise ValueError("registers of more than eight bits")
+        self._divisor = saved.divisor
+        self._ier, self._lcr, self._mcr, self._scratch = registers
+        self._fifos, self._transmitter_interrupt = saved.fifos, saved.transmitter_interrupt
+        self._received = deque(saved.received)
         self._update_line()
 
     def receive(self, data: bytes) -> int:

@@ -15,28 +15,28 @@ class PowerControl:
 
     def __init__(self, power_off: Callable[[], None]) -> None:
         self._power_off = power_off
-        self._button = False
+        self.button = False
 
     def press_button(self) -> None:
         """Sets the status bit; whoever presses raises the interrupt."""
-        self._button = True
+        self.button = True
 
     def read(self, port: int, size: int) -> int:
         """IN: the button's bit and zeros."""
-        register = ports.POWER_BUTTON if self._button else 0
+        register = ports.POWER_BUTTON if self.button else 0
         return register >> 8 * (port - ports.POWER)
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT: acknowledge the button, power off."""
         value <<= 8 * (port - ports.POWER)
         if value & ports.POWER_BUTTON:
-            self._button = False
+            self.button = False
         if value & ports.POWER_OFF:
             self._power_off()
 
     def reset(self) -> None:
         """Nobody has pressed."""
-        self._button = False
+        self.button = False
 
 
 class ResetControl:
