@@ -9,61 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.doubles.scsi import BLOCKS, PATTERN, SIZE, Initiator, assert_sense, cdb, initiator
 from tests.doubles.storage import SlowBackend
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.scsi.cdb import Opcode, ScsiStatus, inquiry_cdb, read_capacity_16_cdb, read_cdb, write_cdb
 from vsp_vsc.storage.scsi.sense import Reason, Sense, decode_sense
-from vsp_vsc.storage.scsi.target import ScsiResult, ScsiTarget, absent_inquiry, report_luns
-
-SIZE = 1 << 20
-BLOCKS = SIZE // 512
-PATTERN = bytes(range(256)) * (SIZE // 256)
-
-
-def cdb(*values: int) -> bytes:
-    return bytes(values).ljust(16, b"\0")
-
-
-class Initiator:
-    """Runs commands against one target and keeps what comes back."""
-
-    def __init__(self, target: ScsiTarget) -> None:
-        self.target = target
-        self.late: list[ScsiResult] = []
-
-    def run(self, command: bytes, length: int = 0, data: bytes = b"") -> tuple[ScsiResult | None, bytes]:
-        """The result, if there is one yet, and the buffer, which lies in two pieces."""
-        buffer = bytearray(data or length)
-        views = [memoryview(buffer)[: len(buffer) // 3], memoryview(buffer)[len(buffer) // 3 :]]
-        result = self.target.start(command, views, len(buffer), "tag", lambda tag, late: self.late.append(late))
-        if result is None and self.late:
-            result = self.late.pop()
-        return result, bytes(buffer)
-
-    def good(self, command: bytes, length: int = 0, data: bytes = b"") -> bytes:
-        result, buffer = self.run(command, length, data)
-        assert result is not None
-        assert result.status == ScsiStatus.GOOD, decode_sense(result.sense).words
-        return buffer[: result.transferred]
-
-    def sense(self, command: bytes, length: int = 0, data: bytes = b"") -> Sense:
-        result, _ = self.run(command, length, data)
-        assert result is not None
-        assert (result.status, result.transferred) == (ScsiStatus.CHECK_CONDITION, 0)
-        return decode_sense(result.sense)
-
-
-def initiator(*, read_only: bool = False, contents: bytes = PATTERN) -> Initiator:
-    return Initiator(ScsiTarget(MemoryBackend(contents, read_only=read_only)))
-
-
-def codes(reason: Reason) -> tuple[int, int, int]:
-    return reason.value[:3]
-
-
-def assert_sense(sense: Sense, reason: Reason) -> None:
-    assert (sense.key, sense.asc, sense.ascq) == codes(reason), sense.words
-
+from vsp_vsc.storage.scsi.target import ScsiTarget, absent_inquiry, report_luns
 
 # --- reading and writing
 
@@ -127,7 +78,7 @@ def test_a_read_only_disk_is_write_protected() -> None:
     assert_sense(disk.sense(write_cdb(0, 1), data=bytes(512)), Reason.WRITE_PROTECTED)
     assert disk.good(cdb(0x35)) == b""
     assert disk.good(read_cdb(0, 1), 512) == PATTERN[:512]
-    assert disk.target.backend.statistics().flushes == 0
+    assert disk.unit.backend.statistics().flushes == 0
 
 
 @pytest.mark.parametrize("command", [cdb(0x35), cdb(0x91), cdb(0x35, 2), cdb(0x35, 0, 0, 0, 0, 1, 0, 0, 8)])
@@ -135,14 +86,14 @@ def test_synchronize_cache_flushes(command: bytes) -> None:
     """All of the disk, whatever the range and with IMMED too."""
     disk = initiator()
     disk.good(command)
-    assert disk.target.backend.statistics().flushes == 1
+    assert disk.unit.backend.statistics().flushes == 1
 
 
 def test_synchronize_cache_past_the_end() -> None:
     """The range is checked though it is not used."""
     disk = initiator()
     assert_sense(disk.sense(cdb(0x35, 0, 0xFF, 0, 0, 0, 0, 0, 1)), Reason.LBA_OUT_OF_RANGE)
-    assert disk.target.backend.statistics().flushes == 0
+    assert disk.unit.backend.statistics().flushes == 0
 
 
 def test_fua_reaches_the_backend() -> None:
@@ -184,7 +135,7 @@ def test_a_hosts_error_is_sense_data(
     sense = decode_sense(result.sense)
     assert_sense(sense, reason)
     assert sense.information == block
-    assert disk.target.statistics().host_errors == 1
+    assert disk.unit.statistics().host_errors == 1
 
 
 # --- questions
@@ -206,11 +157,11 @@ def test_vital_product_data() -> None:
     assert disk.good(inquiry_cdb(255, 0x00), 255) == bytes((0, 0, 0, 6, 0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2))
     serial = disk.good(inquiry_cdb(255, 0x80), 255)
     assert serial[:4] == bytes((0, 0x80, 0, 16))
-    assert serial[4:].decode() == disk.target.serial
+    assert serial[4:].decode() == disk.unit.serial
     names = disk.good(inquiry_cdb(255, 0x83), 255)
     assert names[:4] == bytes((0, 0x83, 0, len(names) - 4))
     assert names[4:8] == bytes((2, 1, 0, 24))
-    assert names[8:32] == b"PARTITA " + disk.target.serial.encode()
+    assert names[8:32] == b"PARTITA " + disk.unit.serial.encode()
     assert names[32:36] == bytes((1, 3, 0, 8))
     assert names[36] >> 4 == 3, "NAA, locally assigned"
     assert disk.sense(inquiry_cdb(255, 0xB3), 255).field == 2
@@ -275,7 +226,7 @@ def test_read_capacity() -> None:
 def test_a_large_disk_says_so_in_read_capacity_10() -> None:
     """All ones mean: ask with READ CAPACITY(16)."""
     disk = initiator()
-    disk.target.blocks = 1 << 33
+    disk.unit.blocks = 1 << 33
     assert disk.good(cdb(0x25), 8)[:4] == b"\xff" * 4
     assert disk.good(read_capacity_16_cdb(32), 32)[:8] == ((1 << 33) - 1).to_bytes(8, "big")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.doubles.scsi import BLOCKS, PATTERN, Initiator, assert_sense, cdb, initiator
 from tests.doubles.storage import SlowBackend
-from tests.vsp_vsc.storage.test_target import BLOCKS, PATTERN, Initiator, assert_sense, cdb, initiator
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.scsi.cdb import ScsiStatus, describe_cdb, read_cdb, unmap_cdb, unmap_parameters
 from vsp_vsc.storage.scsi.provisioning import MAX_UNMAP_BYTES, MAX_UNMAP_DESCRIPTORS
@@ -57,7 +57,7 @@ def test_several_ranges_at_once() -> None:
     ranges = (100, 50), (0, 1), (120, 50), (7, 0), (BLOCKS, 0), (BLOCKS - 1, 1)
     unmap(disk, *ranges)
     assert contents(disk) == without(*ranges)
-    statistics = disk.target.backend.statistics()
+    statistics = disk.unit.backend.statistics()
     assert (statistics.discards, statistics.bytes_discarded) == (1, 102 * 512)
 
 
@@ -67,7 +67,7 @@ def test_nothing_to_unmap(ranges: tuple[tuple[int, int], ...]) -> None:
     disk = initiator()
     unmap(disk, *ranges)
     assert disk.good(unmap_cdb(0)) == b""
-    assert disk.target.backend.statistics().discards == 0
+    assert disk.unit.backend.statistics().discards == 0
     assert contents(disk) == PATTERN
 
 
@@ -117,11 +117,11 @@ def test_an_incomplete_descriptor_at_the_end_is_not_looked_at() -> None:
 def test_more_blocks_than_the_limit() -> None:
     """Together they count, each alone is fine."""
     disk = initiator()
-    disk.target.blocks = 2 * MAX_UNMAP_BLOCKS  # the backend is never asked
+    disk.unit.blocks = 2 * MAX_UNMAP_BLOCKS  # the backend is never asked
     parameters = unmap_parameters([(0, MAX_UNMAP_BLOCKS), (MAX_UNMAP_BLOCKS, 1)])
     sense = disk.sense(unmap_cdb(len(parameters)), data=parameters)
     assert_sense(sense, Reason.INVALID_FIELD_IN_PARAMETER_LIST)
-    assert disk.target.backend.statistics().discards == 0
+    assert disk.unit.backend.statistics().discards == 0
 
 
 def test_as_many_as_the_limits_say() -> None:
