@@ -281,6 +281,25 @@ async def test_what_somebody_ends_stays_off(way: str, policy: Restart, autojump_
         assert (vm.state, vm.restarts) == (VmState.OFF, 0)
 
 
+async def test_turning_off_a_vm_that_is_just_ending(autojump_clock: trio.abc.Clock) -> None:
+    """The first reason counts, so its exit says that it crashed; that somebody wants it off counts as well."""
+
+    async def guest(machine: Machine) -> None:
+        machine.write_msr(Msr.CRASH_P0, 0xBAD)
+        try:
+            machine.write_msr(Msr.CRASH_CTL, 1 << 63)
+        finally:
+            host.turn_all_off()  # before the worker has taken a step
+
+    async with bare_host(guest, restarting()) as host:
+        vm = host["web"]
+        await vm.start()
+        ended = (await host.wait_all())["web"]
+        assert ended.reason is ExitReason.CRASHED
+        await trio.sleep(100)
+        assert (vm.state, vm.restarts) == (VmState.OFF, 0)
+
+
 async def test_a_host_that_ends_waits_for_no_restart(autojump_clock: trio.abc.Clock) -> None:
     """Its block ends at once, with every VM off."""
     async with bare_host(crash, restarting()) as host:
