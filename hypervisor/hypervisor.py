@@ -212,13 +212,16 @@ class Hypervisor:
     # --- the host's memory
 
     def add_root_block(self, size: int, name: str, *, huge_pages: bool = False) -> tuple[int, MemoryBlock]:
-        """Host memory becomes root memory, at the page returned. Raises INSUFFICIENT_MEMORY past `memory_bytes`."""
+        """Host memory becomes root memory, at the page returned. Raises INSUFFICIENT_MEMORY past `memory_bytes`.
+
+        The same where the system refuses, whose error is then the cause.
+        """
         if self.root_bytes + size > self.memory_bytes:
             raise HvError(HvStatus.INSUFFICIENT_MEMORY)
         try:
             block = MemoryBlock.allocate(size, name, huge_pages=huge_pages)
-        except (OSError, MemoryError):
-            raise HvError(HvStatus.INSUFFICIENT_MEMORY) from None
+        except (OSError, MemoryError) as error:
+            raise HvError(HvStatus.INSUFFICIENT_MEMORY) from error
         pages = size >> PAGE_SHIFT
         gpn = self._no_gap_below
         for start in sorted(start for start in self._root_blocks if start >= gpn):

@@ -179,7 +179,7 @@ class Vid:
         try:
             source, _block = self.hypervisor.add_root_block(size, name, huge_pages=huge_pages)
         except HvError as error:
-            raise OutOfHostMemory(f"the system gives no {size_words(size)} of memory") from error
+            raise OutOfHostMemory(f"the system gives no {size_words(size)} of memory: {error.__cause__}") from error
         self.vm_memory_used += size
         return source
 
