@@ -38,6 +38,7 @@ from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
+from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable
 from partitions.root.integration import Contact, Heartbeat, Integration, Kvp, NoAnswer, Pool
 from partitions.root.management import (
     SHUT_DOWN_GRACE,
@@ -67,6 +68,7 @@ __all__ = [
     "ExitRecord",
     "Heartbeat",
     "Host",
+    "HotPlugError",
     "InvalidTransition",
     "Kvp",
     "NoAnswer",
@@ -176,6 +178,16 @@ class Vm:
         worker = self._managed.worker
         return None if worker is None else worker.integration
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of its devices on the bus, as `remove_device` takes them; none while it is off.
+
+        "storage" is the controller of its topology's disks; the others have the name that they were added by, or what
+        the topology calls them.
+        """
+        worker = self._managed.worker
+        return () if worker is None or worker.hotplug is None else tuple(worker.hotplug.devices)
+
     def events(self, *, capacity: int = 256) -> Subscription[VmStateChange]:
         """Changes of its state from now on: `async for change in vm.events()`; ends when the VM is destroyed.
 
@@ -218,6 +230,29 @@ class Vm:
         Only the shutdown component can ask for that; a guest without a driver for it is left alone.
         """
         return await self._vmms.restart(self.name, grace)
+
+    async def add_device(self, name: str, device: Pluggable) -> None:
+        """Plug a device in while it is on, until it is off; its guest is told at once.
+
+        `device` is a `DiskTable` or several for a SCSI controller of their own, a `DeviceTable`, or a VSP: an object
+        with an `offer` and an async `serve`. Raises `HotPlugError`.
+        """
+        self._hotplug.add(name, device)
+        await trio.lowlevel.checkpoint()
+
+    async def remove_device(self, name: str) -> None:
+        """Pull a device out, whatever its guest is doing with it. Raises `HotPlugError`.
+
+        Returns when it serves nobody any more and the host has closed its files. The guest may take its time to notice.
+        """
+        await self._hotplug.remove(name)
+
+    @property
+    def _hotplug(self) -> HotPlug:
+        worker = self._managed.worker
+        if worker is None or worker.hotplug is None:
+            raise HotPlugError(f"VM {self.name!r} is {self.state.value}")
+        return worker.hotplug
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
         """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 9 pause, 11 reset.

@@ -162,6 +162,10 @@ class Check:
         for index, device in enumerate(vm.device):
             if (wrong := check_vsp(self.folder, device.vsp)) is not None:
                 self.problem((*keys, "device", index, "vsp"), wrong)
+            if device.leaves is not None and device.leaves <= device.arrives:
+                self.problem(
+                    (*keys, "device", index, "leaves"), f"must be after its arrival at {device.arrives:g} seconds"
+                )
 
     def task_vm(self, vm: VmTable, keys: KeyPath) -> None:
         """A VM whose guest is a program."""

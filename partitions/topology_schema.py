@@ -147,6 +147,8 @@ class DeviceTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A VMBus device of your own; the guest program brings its VSC."""
 
     vsp: Annotated[str, Meta(description='File and class of the VSP, such as "echo.py:Echo".')]
+    arrives: Annotated[float, Meta(ge=0, description="Seconds after the VM's start at which it is plugged in.")] = 0.0
+    leaves: Annotated[float, Meta(ge=0, description="Seconds after the start at which it is pulled out.")] | None = None
 
 
 class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

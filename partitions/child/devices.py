@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import trio
 
 from hypervisor.wire import Guid, WireError
 from partitions.child.console import Console
-from partitions.child.guest import BusFacts
+from partitions.child.guest import BusFacts, DeviceChange
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
 from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError
@@ -69,6 +70,8 @@ class BoundDevice:
     """Set to make the driver let go."""
     released: trio.Event = attrs.field(factory=trio.Event)
     """Set when no driver has it any more."""
+    gone: trio.Event = attrs.field(factory=trio.Event)
+    """Set when the host has taken it back."""
 
     def __str__(self) -> str:
         state = f"{self.state.name.lower()}: {self.problem}" if self.problem else self.state.name.lower()
@@ -102,6 +105,7 @@ class Devices:
         self._probing = 0
         self._settled = trio.Event()
         self._settled.set()
+        self._watchers: list[trio.MemorySendChannel[DeviceChange]] = []
         bus.on_rescind = self._remove
         for offer in bus.offers:
             self._add(offer)
@@ -196,12 +200,26 @@ class Devices:
         """The bus itself."""
         return self._bus
 
+    def watch(self) -> trio.MemoryReceiveChannel[DeviceChange]:
+        """Each device that comes or goes from now on; subchannels are their primaries' business."""
+        send, receive = trio.open_memory_channel[DeviceChange](math.inf)
+        self._watchers.append(send)
+        return receive
+
+    async def departure(self, offer: OfferedDevice) -> None:
+        """Until a device is gone and its driver has ended."""
+        device = self._devices.get(offer.channel_id)
+        if device is not None and device.offer is offer:
+            await device.gone.wait()
+            await device.released.wait()
+
     # Inside
 
     def _add(self, offer: OfferedDevice) -> None:
         """A new offer: start its driver if there is one. A subchannel belongs to its primary's driver."""
         device = BoundDevice(offer)
         self._devices[offer.channel_id] = device
+        self._tell(offer, arrived=True)
         kind = BY_INTERFACE.get(offer.interface)
         if kind is None or offer.subchannel_index:
             device.released.set()
@@ -213,7 +231,19 @@ class Devices:
         """The host took the device back: its driver ends. The bus has closed its channel already."""
         device = self._devices.pop(offer.channel_id, None)
         if device is not None:
+            device.gone.set()
             device.release()
+            self._tell(offer, arrived=False)
+
+    def _tell(self, offer: OfferedDevice, *, arrived: bool) -> None:
+        if offer.subchannel_index:
+            return
+        change = DeviceChange(arrived, offer, name_of(offer.interface))
+        for watcher in list(self._watchers):
+            try:
+                watcher.send_nowait(change)
+            except trio.BrokenResourceError:  # its reader has gone
+                self._watchers.remove(watcher)
 
     async def _drive(self, device: BoundDevice, kind: DeviceKind) -> None:
         """Task: one device's driver, from the first packet to the last."""

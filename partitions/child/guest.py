@@ -50,6 +50,17 @@ class BusFacts:
     """Channels on offer now, in the order in which the host offered them."""
 
 
+@attrs.frozen
+class DeviceChange:
+    """A device came, or went."""
+
+    arrived: bool
+    """Else the host took it back: its channel is closed, and its driver is ending."""
+    device: OfferedDevice
+    name: str
+    """What kind it is, such as "storage"; its interface GUID where the kernel has no name for it."""
+
+
 class Guest:
     """One running guest. Made by the kernel; handed to `main`."""
 
@@ -136,6 +147,17 @@ class Guest:
     async def settled(self) -> None:
         """Wait until each device that was offered so far has its driver, or has been given up."""
         await self._devices.settled()
+
+    def device_changes(self) -> trio.MemoryReceiveChannel[DeviceChange]:
+        """Devices that come and go from now on: `async for change in guest.device_changes()`, or `receive` one.
+
+        What is there already is in `guest.bus.offers`. A device that comes has its driver after `settled`.
+        """
+        return self._devices.watch()
+
+    async def departure(self, device: OfferedDevice) -> None:
+        """Wait until the host has taken this device back, and until its driver, if it had one, has ended."""
+        await self._devices.departure(device)
 
     @property
     def bus(self) -> BusFacts:

@@ -71,9 +71,12 @@ def instance_of(vm: str, device: str) -> Guid:
 
 @contextlib.contextmanager
 def open_devices(
-    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int
+    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int, controller_name: str = "storage"
 ) -> Iterator[list[CountedDevice]]:
-    """Open the images, load the VSPs; close the images at the end. Raises `DeviceError`."""
+    """Open the images, load the VSPs; close the images at the end. Raises `DeviceError`.
+
+    Each controller of a VM needs a name of its own.
+    """
     with contextlib.ExitStack() as stack:
         devices: list[CountedDevice] = []
         if vm.disk:
@@ -82,9 +85,9 @@ def open_devices(
                 backend = open_image(disk, folder, inline=inline_io)
                 stack.callback(backend.close)
                 targets[lun] = ScsiTarget(backend)
-            name = f"{vm.name} storage"
+            name = f"{vm.name} {controller_name}"
             sub_channels = min(vm.processors - 1, MAX_SUB_CHANNELS)  # a channel for each processor, as on Hyper-V
-            instance = instance_of(vm.name, "storage")
+            instance = instance_of(vm.name, controller_name)
             controller = StorageVsp(targets, instance, trace, partition_id, name, max_sub_channels=sub_channels)
             devices.append(CountedDevice(controller))
         for table in vm.device:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import attrs
+import msgspec
 import trio
 
 from hypervisor.backend.base import Backend
@@ -35,12 +37,13 @@ from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
 from partitions.root.devices import CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
+from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
 from partitions.root.integration import Integration
 from partitions.root.statistics import VmStatistics, take_statistics
 from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
-from partitions.topology_schema import VmTable
+from partitions.topology_schema import DeviceTable, DiskTable, VmTable
 from vmbus.server.service import VmbusServer, open_vmbus_server
 
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
@@ -107,6 +110,9 @@ class Worker:
         self.integration: Integration | None = None
         """Heartbeat, shutdown and the like, while there is a partition."""
         self._devices: list[CountedDevice] = []
+        """All that there were in this run, for the statistics."""
+        self.hotplug: HotPlug | None = None
+        """Devices on the bus, and the way to change them, while there is one."""
         self._last_statistics = VmStatistics()
 
     # --- what others ask for
@@ -167,12 +173,12 @@ class Worker:
         try:
             with self._life:
                 await self._run()
-        except CannotStart as error:
-            self._failure = error
-            self._end = (ExitReason.NOT_STARTED, str(error))
         except Exception as error:  # the worker boundary: the only place where exceptions of ours are caught
             self._failure = cause = _only(error)
-            self._end = (ExitReason.WORKER_FAILED, f"{type(cause).__name__}: {cause}")
+            if isinstance(cause, CannotStart):
+                self._end = (ExitReason.NOT_STARTED, str(cause))
+            else:
+                self._end = (ExitReason.WORKER_FAILED, f"{type(cause).__name__}: {cause}")
         return self.record()
 
     def record(self) -> ExitRecord:
@@ -233,15 +239,6 @@ class Worker:
             partition.on_crash = self._crashed
             partition.on_reset = self._guest_reset
 
-            devices = stack.enter_context(
-                open_devices(
-                    settings,
-                    folder=host.folder,
-                    inline_io=host.inline_io,
-                    trace=hypervisor.trace,
-                    partition_id=built.id,
-                )
-            )
             self.integration = Integration(
                 settings,
                 wall_clock=host.wall_clock,
@@ -249,9 +246,9 @@ class Worker:
                 trace=hypervisor.trace,
                 partition_id=built.id,
             )
-            devices += map(CountedDevice, self.integration.devices)
             ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
             stack.callback(ports.close)
+            stack.callback(self._close_devices)  # when nobody is served any more
             server = await stack.enter_async_context(
                 open_vmbus_server(
                     ports,
@@ -261,10 +258,44 @@ class Worker:
                     shared=settings.backend is not BackendKind.TASK,
                 )
             )
-            self.server, self._devices = server, devices
-            for device in devices:
-                server.offer(device)
-            await self._rounds(backend, built, chipset, server)
+            self.server = server
+            self.hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
+            self._offer_all(self.hotplug, self.integration)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follow_plan, self.hotplug, settings.device)
+                await self._rounds(backend, built, chipset, server)
+                nursery.cancel_scope.cancel()
+
+    def _offer_all(self, hotplug: HotPlug, integration: Integration) -> None:
+        """What the VM has when it is switched on. Raises `CannotStart`."""
+        try:
+            if self._settings.disk:
+                hotplug.add("storage", self._settings.disk)
+            for table in self._settings.device:
+                if not table.arrives:
+                    hotplug.add(table.vsp, table)
+            for device in integration.devices:
+                hotplug.add(str(device.offer), device)
+        except HotPlugError as error:
+            raise CannotStart(str(error)) from error
+
+    def _close_devices(self) -> None:
+        if self.hotplug is not None:
+            self.hotplug.close()
+
+    def _open_more(
+        self, partition_id: int, name: str, disks: Sequence[DiskTable], tables: Sequence[DeviceTable]
+    ) -> contextlib.AbstractContextManager[list[CountedDevice]]:
+        """Some devices; a controller's name makes its instance its own."""
+        more = msgspec.structs.replace(self._settings, disk=list(disks), device=list(tables))
+        return open_devices(
+            more,
+            folder=self._host.folder,
+            inline_io=self._host.inline_io,
+            trace=self._host.hypervisor.trace,
+            partition_id=partition_id,
+            controller_name=name,
+        )
 
     async def _rounds(self, backend: Backend, built: VmPartition, chipset: Chipset, server: VmbusServer) -> None:
         """Run the guest until it ends; once more after each reset."""
@@ -326,6 +357,7 @@ class Worker:
         self.statistics()
         self._built = None
         self.server = None
+        self.hotplug = None
         self.integration = None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,23 @@ async def test_any_file_can_be_a_disk(folder: Path, tmp_path: Path) -> None:
     assert line.format(2) in host["reader"].console.lines()
     assert line.format(1) in host["writer"].console.lines()
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["04-hotplug"], indirect=True)
+def test_the_hotplug_script_shows_a_disk_come_and_go(folder: Path) -> None:
+    """What its README promises: the host reads in the closed file what the guest has written."""
+    done = subprocess.run([sys.executable, "plug.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    said = done.stdout.splitlines()
+    assert said[:6] == [
+        "desk | devices at the start: 0",
+        "desk | came: storage, on channel 1",
+        "desk | disk: 64 KiB, and our mark is on it",
+        "host | plugged in: spare",
+        "host | the guest was here",
+        "desk | went: storage",
+    ]
+    assert said[-1] == "powered off"
 
 
 @pytest.mark.parametrize("folder", ["05-crash"], indirect=True)
