@@ -292,8 +292,8 @@ def _stop(
     if tries >= _MOST_TRIES:
         hypervisor.unrecoverable_exception(vp, f"{kind.name}: the parent resumes without an answer")
         raise VpStopped("the parent does not answer an intercept")
-    rip = _register(vp, ProcessorRegister.RIP)
-    flags = _register(vp, ProcessorRegister.RFLAGS)
+    rip = vp.registers[ProcessorRegister.RIP] = vp.get_register(ProcessorRegister.RIP)
+    flags = vp.get_register(ProcessorRegister.RFLAGS)
     header = InterceptHeader(vp.index, length, access, rip=rip, rflags=flags)
     vp.partition.counters["intercepts"] += 1
     # Suspended first: the message's interrupt runs the root's handler at once, and that may resume the VP.

@@ -16,10 +16,14 @@ class ProcessorRegister(enum.IntEnum):
     RDX = 0x00020002
     RBX = 0x00020003
     RSP = 0x00020004
+    RBP = 0x00020005
+    RSI = 0x00020006
+    RDI = 0x00020007
     R15 = 0x0002000F
     RIP = 0x00020010
     RFLAGS = 0x00020011
     CR0 = 0x00040000
+    CR2 = 0x00040001
     CR3 = 0x00040002
     CR4 = 0x00040003
     CR8 = 0x00040004
@@ -33,8 +37,46 @@ class ProcessorRegister(enum.IntEnum):
     TR = 0x00060007
     IDTR = 0x00070000
     GDTR = 0x00070001
+    TSC = 0x00080000
     EFER = 0x00080001
     PAT = 0x00080004
+    INITIAL_APIC_ID = 0x0008000C
+
+
+_LEGAL: tuple[tuple[range, int], ...] = (
+    (range(0x00010002, 0x00010004), (1 << 64) - 1),  # pending interruption, interrupt state
+    (range(0x00020000, 0x00020012), (1 << 64) - 1),  # RAX to R15, RIP, RFLAGS
+    (range(0x00030000, 0x0003001A), (1 << 128) - 1),  # XMM0 to XMM15, the x87 stack, both control words
+    (range(0x00040000, 0x00040004), (1 << 64) - 1),  # CR0, CR2, CR3, CR4
+    (range(0x00040004, 0x00040005), 0xF),  # CR8
+    (range(0x00040005, 0x00040006), (1 << 64) - 1),  # XFEM
+    (range(0x00050000, 0x00050006), (1 << 64) - 1),  # DR0 to DR3, DR6, DR7
+    (range(0x00060000, 0x00060008), (1 << 128) - 1),  # ES, CS, SS, DS, FS, GS, LDTR, TR
+    (range(0x00070000, 0x00070002), (1 << 128) - 1),  # IDTR, GDTR
+    (range(0x00080000, 0x0008000F), (1 << 64) - 1),  # TSC, EFER and so on to the initial APIC ID, MTRR capabilities
+    (range(0x00080010, 0x00080018), (1 << 64) - 1),  # bases of variable MTRRs
+    (range(0x00080040, 0x00080048), (1 << 64) - 1),  # their masks
+    (range(0x00080070, 0x0008007B), (1 << 64) - 1),  # fixed MTRRs
+    (range(0x0008007B, 0x00080080), (1 << 64) - 1),  # TSC_AUX and its later neighbours
+)
+"""Every name of the processor proper, and the bits that a value may have. What only makes no sense in context may be
+written; `unsound` finds it when the processor is to run."""
+
+READ_ONLY = frozenset({ProcessorRegister.TSC, ProcessorRegister.INITIAL_APIC_ID})
+"""A processor's clock here is the hypervisor's, and its APIC ID its index."""
+
+ANSWERS = frozenset(
+    {
+        *(ProcessorRegister.RAX, ProcessorRegister.RBX, ProcessorRegister.RCX, ProcessorRegister.RDX),
+        *(ProcessorRegister.RIP, ProcessorRegister.PENDING_INTERRUPTION),
+    }
+)
+"""What a parent answers an intercept by."""
+
+
+def legal_bits(name: int) -> int:
+    """The bits that a value of this register may have; 0 for a name that is none."""
+    return next((bits for names, bits in _LEGAL if name in names), 0)
 
 
 CR0_PROTECTED, CR0_NOT_WRITE_THROUGH, CR0_CACHE_DISABLE, CR0_PAGING = 1 << 0, 1 << 29, 1 << 30, 1 << 31

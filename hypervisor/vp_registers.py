@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import enum
+import struct
 from typing import TYPE_CHECKING
 
+from hypervisor.backend.base import RegisterFile
+from hypervisor.cpuid import (
+    LEAF_FEATURES,
+    LEAF_HARDWARE,
+    LEAF_LIMITS,
+    LEAF_RECOMMENDATIONS,
+    LEAF_SYSTEM_IDENTITY,
+    hypervisor_leaf,
+)
 from hypervisor.machine import GeneralProtection
 from hypervisor.msr import Msr
 from hypervisor.msr_table import TABLE
-from hypervisor.processor_registers import unsound
+from hypervisor.processor_registers import ANSWERS, READ_ONLY, ProcessorRegister, legal_bits, unsound
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic.timer_registers import TIMER_COUNT
 
@@ -21,12 +31,13 @@ class Register(enum.IntEnum):
 
     EXPLICIT_SUSPEND = 0x00000000
     INTERCEPT_SUSPEND = 0x00000001
+    HYPERVISOR_VERSION = 0x00000100
+    PRIVILEGES_AND_FEATURES_INFO = 0x00000200
+    FEATURES_INFO = 0x00000201
+    IMPLEMENTATION_LIMITS_INFO = 0x00000202
+    HARDWARE_FEATURES_INFO = 0x00000203
     CRASH_P0 = 0x00000210
     CRASH_CTL = 0x00000215
-    PENDING_INTERRUPTION = 0x00010002
-    INTERRUPT_STATE = 0x00010003
-    RAX = 0x00020000
-    RFLAGS = 0x00020011
     VP_RUNTIME = 0x00090000
     HYPERCALL = 0x00090001
     GUEST_OS_ID = 0x00090002
@@ -65,17 +76,14 @@ _BY_MSR: dict[int, int] = {
 }
 """Registers that are synthetic MSRs under another name; the parent needs no privilege of the child's for them."""
 
-_STORED: tuple[tuple[range, int], ...] = (
-    (range(0x00010002, 0x00010004), 64),  # pending interruption, interrupt state
-    (range(0x00020000, 0x00020012), 64),  # RAX..R15, RIP, RFLAGS
-    (range(0x00030000, 0x0003001A), 128),  # XMM, FP
-    (range(0x00040000, 0x00040006), 64),  # CR0, CR2, CR3, CR4, CR8, XFEM
-    (range(0x00050000, 0x00050006), 64),  # debug registers
-    (range(0x00060000, 0x00060008), 128),  # segments
-    (range(0x00070000, 0x00070002), 128),  # IDTR, GDTR
-    (range(0x00080000, 0x00080080), 64),  # the processor's own MSRs
-)
-"""Registers of the processor proper, and their bits. Values are kept for whoever executes the processor."""
+_LEAVES: dict[int, int] = {
+    Register.HYPERVISOR_VERSION: LEAF_SYSTEM_IDENTITY,
+    Register.PRIVILEGES_AND_FEATURES_INFO: LEAF_FEATURES,
+    Register.FEATURES_INFO: LEAF_RECOMMENDATIONS,
+    Register.IMPLEMENTATION_LIMITS_INFO: LEAF_LIMITS,
+    Register.HARDWARE_FEATURES_INFO: LEAF_HARDWARE,
+}
+"""Registers of 128 bits that are CPUID leaves under another name: EAX lowest, EDX highest. They are for reading."""
 
 
 def get_register(vp: VirtualProcessor, name: int) -> int:
@@ -92,7 +100,22 @@ def get_register(vp: VirtualProcessor, name: int) -> int:
         if row.read is None:
             raise HvError(HvStatus.INVALID_PARAMETER)
         return row.read(vp)
-    _width(name)
+    leaf = _LEAVES.get(name)
+    if leaf is not None:
+        partition = vp.partition
+        return int.from_bytes(struct.pack("<4I", *hypervisor_leaf(partition.hypervisor, partition, leaf)), "little")
+    match name:
+        case ProcessorRegister.TSC:
+            return (vp.partition.registers.read_tsc or vp.partition.hypervisor.read_tsc)()
+        case ProcessorRegister.INITIAL_APIC_ID:
+            return vp.index
+        case _:
+            if not legal_bits(name):
+                raise HvError(HvStatus.INVALID_PARAMETER)
+    file = _file(vp, name)
+    value = None if file is None else file.get_register(name)
+    if value is not None:
+        return value
     return vp.registers.get(name, 0)
 
 
@@ -122,9 +145,20 @@ def set_register(vp: VirtualProcessor, name: int, value: int) -> None:
         except GeneralProtection:
             raise HvError(HvStatus.INVALID_PARAMETER) from None
         return
-    if value >> _width(name):
+    if name in READ_ONLY or not legal_bits(name) or value & ~legal_bits(name):
         raise HvError(HvStatus.INVALID_PARAMETER)
-    vp.registers[name] = value
+    file = _file(vp, name)
+    if file is None or not file.set_register(name, value):
+        vp.registers[name] = value
+
+
+def _file(vp: VirtualProcessor, name: int) -> RegisterFile | None:
+    """Who keeps a register, if not the hypervisor. What an intercept is answered by stays with the hypervisor."""
+    runner = vp.runner
+    if not isinstance(runner, RegisterFile):
+        return None
+    answering = vp.intercept_suspend and vp.partition.interception is not None
+    return None if answering and name in ANSWERS else runner
 
 
 def _may_run(vp: VirtualProcessor, still_suspended: bool) -> bool:
@@ -138,10 +172,3 @@ def _may_run(vp: VirtualProcessor, still_suspended: bool) -> bool:
         vp.set_explicit_suspend(False)
         vp.partition.hypervisor.invalid_register(vp, words)
     return not words
-
-
-def _width(name: int) -> int:
-    for names, bits in _STORED:
-        if name in names:
-            return bits
-    raise HvError(HvStatus.INVALID_PARAMETER)

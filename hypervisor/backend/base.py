@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
 
@@ -21,6 +21,17 @@ class VpRunner(Protocol):
 
     def suspended(self, suspended: bool) -> None:
         """The processor may not execute any more, or may again."""
+
+
+@runtime_checkable
+class RegisterFile(VpRunner, Protocol):
+    """A runner whose processor keeps registers of its own, by TLFS name (`processor_registers`)."""
+
+    def get_register(self, name: int) -> int | None:
+        """Its value; None where the runner does not keep that one, and the hypervisor's copy counts."""
+
+    def set_register(self, name: int, value: int) -> bool:
+        """Write it; False as above."""
 
 
 class InterceptSink(Protocol):

@@ -20,6 +20,9 @@ bytes4080 = Annotated[bytes, "4080s"]
 PROXIMITY_VALID = 1 << 31
 PROXIMITY_PREFERRED = 1 << 0
 
+# HV_INPUT_VTL, the field called `target_vtl` of register calls.
+TARGET_VTL, USE_TARGET_VTL = 0xF, 1 << 4
+
 
 @wire(size=0, spec="calls without input")
 class NoInput(Wire):
@@ -157,10 +160,11 @@ class CreateVpInput(Wire):
 
 @wire(size=16, spec="HvCallDeleteVp input; HvCallGetVpRegisters and HvCallSetVpRegisters input header")
 class VpInput(Wire):
-    """Bytes 12 to 15 are padding (the current TLFS has the target VTL at 12)."""
+    """Bytes 13 to 15 are padding; byte 12 is too in 2010, and where `USE_TARGET_VTL` is not set in it."""
 
     partition_id: u64 = at(0x00)
     vp_index: u32 = at(0x08)
+    target_vtl: u8 = at(0x0C, default=0)
 
 
 @wire(size=32, spec="HvCallSetVpRegisters list element")

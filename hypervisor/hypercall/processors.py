@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypervisor.hypercall.abi import VP_INDEX_SELF
 from hypervisor.hypercall.call import Reps
-from hypervisor.hypercall.layouts import CreateVpInput, RegisterAssociation, VpInput
+from hypervisor.hypercall.layouts import TARGET_VTL, USE_TARGET_VTL, CreateVpInput, RegisterAssociation, VpInput
 from hypervisor.hypercall.partitions import check_proximity
 from hypervisor.partition import Partition
 from hypervisor.status import HvError, HvStatus
@@ -34,7 +34,11 @@ def delete_vp(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, r
     hypervisor.delete_vp(target, request.vp_index)
 
 
-def _named(vp: VirtualProcessor, target: Partition, untrusted_index: int) -> VirtualProcessor:
+def _named(vp: VirtualProcessor, target: Partition, request: VpInput) -> VirtualProcessor:
+    # What was padding in 2010 names a trust level for callers that set the bit which says so. There is one level.
+    if request.target_vtl & USE_TARGET_VTL and request.target_vtl & TARGET_VTL:
+        raise HvError(HvStatus.INVALID_PARAMETER)
+    untrusted_index = request.vp_index
     if untrusted_index == VP_INDEX_SELF and target is vp.partition:
         return vp
     named = target.vps.get(untrusted_index)
@@ -47,7 +51,7 @@ def get_vp_registers(
     hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: VpInput, reps: Reps
 ) -> None:
     """Each element is a register's name; each output its value in 16 bytes."""
-    named = _named(vp, target, request.vp_index)
+    named = _named(vp, target, request)
     for index, (name,) in enumerate(struct.iter_unpack("<I", reps.data)):
         try:
             reps.output += named.get_register(name).to_bytes(16, "little")
@@ -59,7 +63,7 @@ def set_vp_registers(
     hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: VpInput, reps: Reps
 ) -> None:
     """Each element is a name and a value. Elements before a refused one stay set."""
-    named = _named(vp, target, request.vp_index)
+    named = _named(vp, target, request)
     for index, (name, value) in enumerate(RegisterAssociation.STRUCT.iter_unpack(reps.data)):
         try:
             named.set_register(name, int.from_bytes(value, "little"))

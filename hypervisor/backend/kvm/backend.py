@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, assert_never
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar, assert_never
 
 import trio
 
@@ -22,6 +23,7 @@ from hypervisor.backend.kvm.ioctls import Exit, KvmError
 from hypervisor.backend.kvm.leaves import processor_leaves
 from hypervisor.backend.kvm.machine import KvmMachine, check_kvm
 from hypervisor.backend.kvm.posted import PostedWrites
+from hypervisor.backend.kvm.registers import get_register, put_register
 from hypervisor.backend.kvm.switching import quick_switching
 from hypervisor.backend.kvm.vcpu import Vcpu
 from hypervisor.cpuid import (
@@ -33,7 +35,7 @@ from hypervisor.cpuid import (
     CpuidFeatures,
     hypervisor_leaf,
 )
-from hypervisor.machine import GeneralProtection, InvalidOpcode, VpStopped
+from hypervisor.machine import Intercepted, InvalidOpcode, ProcessorFault, VpStopped
 from hypervisor.partition import PartitionState
 from hypervisor.trace import Layer
 
@@ -101,20 +103,47 @@ class GuestStart(Protocol):
         """Its last byte."""
 
 
+T = TypeVar("T")
+
+
+def _answer_port(vcpu: Vcpu, at: int, size: int, value: int) -> None:
+    vcpu.run[at : at + size] = (value & ALL_ONES[size]).to_bytes(size, "little")
+
+
+def _nothing(value: object) -> None:
+    """OUT and WRMSR give nothing."""
+
+
 class KvmVp:
-    """`VpRunner` of one vCPU."""
+    """`RegisterFile` of one vCPU."""
 
     def __init__(self, machine: KvmMachine, vcpu: Vcpu) -> None:
         self._machine = machine
         self.vcpu = vcpu
+        self.unfinished: Callable[[], None] | None = None
+        """The rest of an exit that waits for the parent's answer to an intercept."""
 
     def interrupt(self, vector: int) -> None:
         """Raise an edge interrupt at the vCPU's local APIC."""
         self._machine.interrupt(self.vcpu.index, vector)
 
     def suspended(self, suspended: bool) -> None:
-        """Keep the vCPU out of KVM_RUN, or let it in."""
+        """Keep the vCPU out of KVM_RUN, or let it in, after the parent's answer has been given to it."""
+        rest, self.unfinished = self.unfinished, None
+        if rest is not None and not suspended:
+            try:
+                rest()
+            except VpStopped:
+                return  # the parent let the access be made again, and it hit an intercept again
         self.vcpu.pause(suspended)
+
+    def get_register(self, name: int) -> int | None:
+        """What KVM has."""
+        return get_register(self.vcpu, name)
+
+    def set_register(self, name: int, value: int) -> bool:
+        """Into KVM."""
+        return put_register(self.vcpu, name, value)
 
 
 def exit_latencies(partition: Partition) -> list[int]:
@@ -128,6 +157,8 @@ def exit_latencies(partition: Partition) -> list[int]:
 
 class KvmBackend:
     """Runs one partition on KVM. `load` lays the kernel into guest memory and says where it starts."""
+
+    cannot_save = "KVM keeps its processors and interrupt controllers, and reading them out of it is not built"
 
     def __init__(
         self,
@@ -319,11 +350,12 @@ class KvmBackend:
             self._unbound_doorbell(vcpu, vp)
         elif direction == ioctls.IO_OUT:
             for at in range(offset, offset + size * count, size):
-                self._hypervisor.port_out(vp, port, size, int.from_bytes(vcpu.run[at : at + size], "little"))
+                value = int.from_bytes(vcpu.run[at : at + size], "little")
+                self._access(vp, partial(self._hypervisor.port_out, vp, port, size, value), _nothing)
         else:
             for at in range(offset, offset + size * count, size):
-                value = self._hypervisor.port_in(vp, port, size) & ALL_ONES[size]
-                vcpu.run[at : at + size] = value.to_bytes(size, "little")
+                take = partial(_answer_port, vcpu, at, size)
+                self._access(vp, partial(self._hypervisor.port_in, vp, port, size), take)
 
     def _hypercall(self, vcpu: Vcpu, vp: VirtualProcessor) -> None:
         registers = vcpu.registers()
@@ -347,17 +379,43 @@ class KvmBackend:
 
     def _read_msr(self, vcpu: Vcpu, vp: VirtualProcessor) -> None:
         _, _, index, _ = ioctls.MSR_EXIT.unpack_from(vcpu.run, ioctls.RUN_EXIT)
-        try:
-            vcpu.answer_msr(self._hypervisor.read_msr(vp, index))
-        except GeneralProtection:
-            vcpu.refuse_msr()
+        self._msr(vcpu, vp, partial(self._hypervisor.read_msr, vp, index), vcpu.answer_msr)
 
     def _write_msr(self, vcpu: Vcpu, vp: VirtualProcessor) -> None:
         _, _, index, value = ioctls.MSR_EXIT.unpack_from(vcpu.run, ioctls.RUN_EXIT)
+        self._msr(vcpu, vp, partial(self._hypervisor.write_msr, vp, index, value), _nothing)
+
+    def _msr(self, vcpu: Vcpu, vp: VirtualProcessor, access: Callable[[], T], take: Callable[[T], None]) -> None:
         try:
-            self._hypervisor.write_msr(vp, index, value)
-        except GeneralProtection:
-            vcpu.refuse_msr()
+            self._access(vp, access, take)
+        except VpStopped:
+            raise
+        except ProcessorFault:
+            vcpu.refuse_msr()  # KVM raises #GP here, whatever a parent has answered an intercept with
+
+    def _access(self, vp: VirtualProcessor, access: Callable[[], T], take: Callable[[T], None]) -> None:
+        """Make an access and give its value to KVM. One that waits for the parent is made to its end on resuming.
+
+        Of a string instruction only the element that was intercepted is: the parent has seen no other.
+        """
+        try:
+            take(access())
+        except Intercepted as stopped:
+            runner = vp.runner
+            assert isinstance(runner, KvmVp)
+            runner.unfinished = partial(self._finish, runner.vcpu, vp, stopped.finish, take)
+            raise
+
+    def _finish(self, vcpu: Vcpu, vp: VirtualProcessor, access: Callable[[], T], take: Callable[[T], None]) -> None:
+        if vcpu.exit_reason() is Exit.IO:
+            try:
+                self._access(vp, access, take)
+            except VpStopped:
+                raise
+            except ProcessorFault:
+                pass  # KVM raises nothing for a port: what the parent refuses has no effect, and an IN no new value
+        else:
+            self._msr(vcpu, vp, access, take)
 
     # --- CPUID
 

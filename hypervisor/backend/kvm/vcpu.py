@@ -182,6 +182,22 @@ class Vcpu:
         """All general registers."""
         ioctls.ioctl(self.fd, Request.SET_REGS, bytearray(ioctls.REGISTERS.pack(*registers)))
 
+    def special_registers(self) -> bytearray:
+        """struct kvm_sregs."""
+        self.come_out()
+        buffer = bytearray(ioctls.SREGS_SIZE)
+        ioctls.ioctl(self.fd, Request.GET_SREGS, buffer)
+        return buffer
+
+    def set_special_registers(self, special: bytearray) -> None:
+        """All of struct kvm_sregs."""
+        ioctls.ioctl(self.fd, Request.SET_SREGS, special)
+
+    def come_out(self) -> None:
+        """KVM makes an ioctl wait until the vCPU has left KVM_RUN: see that this is soon."""
+        if not (self.handed_over or self.paused):
+            self.kick()
+
     def answer_msr(self, value: int) -> None:
         """The value that RDMSR returns."""
         _U64.pack_into(self.run, ioctls.RUN_EXIT + ioctls.MSR_DATA, value & (1 << 64) - 1)
@@ -204,8 +220,7 @@ class Vcpu:
 
     def read_tsc(self) -> int:
         """The guest's TSC now."""
-        if not (self.handed_over or self.paused):
-            self.kick()  # KVM makes us wait until the vCPU has left KVM_RUN
+        self.come_out()
         buffer = bytearray(_ONE_MSR.pack(1, 0, _IA32_TSC, 0, 0))
         ioctls.ioctl(self.fd, Request.GET_MSRS, buffer)
         return int(_ONE_MSR.unpack(buffer)[4])
