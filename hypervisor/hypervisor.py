@@ -21,6 +21,7 @@ from hypervisor.partition import ROOT_ID, PageCost, Partition, PartitionOperatio
 from hypervisor.privileges import ROOT_PRIVILEGES
 from hypervisor.properties import WHOLE_PROCESSOR, Property
 from hypervisor.reference_time import tsc_from_clock
+from hypervisor.statistics import StatsMap
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic import ports
 from hypervisor.synic.messages import InterceptHeader, MessageType
@@ -59,6 +60,7 @@ class Hypervisor:
         self.logical_processors = root_vps if logical_processors is None else logical_processors
         self.timers = TimerQueue()
         """What waits for a moment of the clock; `hypervisor.timer_driver` fires it."""
+        self.statistics = StatsMap(self)
         self.parked_processors = 0
         """Mask of the logical processors that the root wants no work on."""
         self.system_properties: dict[tuple[int, int], int] = {}

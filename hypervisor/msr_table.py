@@ -20,6 +20,7 @@ from hypervisor.overlay import OverlayPage
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.privileges import Privilege
 from hypervisor.reference_time import tsc_page, tsc_scale
+from hypervisor.statistics import Counters, StatsRegister, nothing, of_partition, of_vp
 from hypervisor.synic.messages import LEAST_VECTOR, Sint
 from hypervisor.synic.timer_registers import TIMER_COUNT
 from hypervisor.trace import Layer
@@ -86,6 +87,9 @@ def reset_partition_registers(partition: Partition) -> None:
     partition.guest_os_id = 0
     partition.hypercall_msr = 0
     partition.crash = None
+    for register in registers.statistics.values():
+        register.remove(partition)
+    registers.statistics.clear()
     registers.reference_tsc = 0
     registers.tsc_invariant = 0
     registers.crash_parameters[:] = [0] * 5
@@ -241,6 +245,29 @@ def _write_timer_count(index: int) -> Writer:
     return lambda vp, value: vp.timers.write_count(index, value)
 
 
+def _read_stats(msr: int, per_vp: bool) -> Reader:
+    def read(vp: VirtualProcessor) -> int:
+        kept = vp.statistics if per_vp else vp.partition.registers.statistics
+        return kept[msr].value if msr in kept else 0
+
+    return read
+
+
+def _write_stats(msr: int, per_vp: bool, counters: Callable[[VirtualProcessor], Callable[[], Counters]]) -> Writer:
+    def write(vp: VirtualProcessor, value: int) -> None:
+        kept = vp.statistics if per_vp else vp.partition.registers.statistics
+        register = kept.get(msr)
+        if register is None:
+            register = kept[msr] = StatsRegister()
+        register.write(vp.partition, value, counters(vp))
+
+    return write
+
+
+def _stats(msr: int, per_vp: bool, counters: Callable[[VirtualProcessor], Callable[[], Counters]]) -> Row:
+    return Row(int(Privilege.ACCESS_STATS_MSR), _read_stats(msr, per_vp), _write_stats(msr, per_vp, counters))
+
+
 def _write_crash_parameter(index: int) -> Writer:
     def write(vp: VirtualProcessor, value: int) -> None:
         vp.partition.registers.crash_parameters[index] = value
@@ -317,6 +344,12 @@ TABLE: dict[int, Row] = {
         lambda vp, value: vp.unhalted.write_count(value),
         UNHALTED_TIMER_AVAILABLE,
     ),
+    Msr.STATS_PARTITION_RETAIL_PAGE: _stats(
+        Msr.STATS_PARTITION_RETAIL_PAGE, False, lambda vp: of_partition(vp.partition)
+    ),
+    Msr.STATS_PARTITION_INTERNAL_PAGE: _stats(Msr.STATS_PARTITION_INTERNAL_PAGE, False, lambda vp: nothing),
+    Msr.STATS_VP_RETAIL_PAGE: _stats(Msr.STATS_VP_RETAIL_PAGE, True, of_vp),
+    Msr.STATS_VP_INTERNAL_PAGE: _stats(Msr.STATS_VP_INTERNAL_PAGE, True, lambda vp: nothing),
     # Reading it is what counts, and the backend's to make of it what it can; see `Machine.idle`.
     Msr.GUEST_IDLE: Row(int(Privilege.ACCESS_GUEST_IDLE_MSR), lambda vp: 0, None, GUEST_IDLE_AVAILABLE),
     # Crash registers are announced by a feature bit and not by a privilege.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hypervisor.backend.base import VpRunner
     from hypervisor.partition import Partition
+    from hypervisor.statistics import StatsRegister
 
 
 UNHALTED_EXPIRED = 56
@@ -45,6 +46,7 @@ class VirtualProcessor:
         "pending",
         "registers",
         "runtime",
+        "statistics",
         "synic",
         "tpr",
         "unhalted",
@@ -72,6 +74,8 @@ class VirtualProcessor:
         self.assist_page: OverlayPage = OverlayPage("VP assist page")
         self.tpr: int = 0
         self.icr: int = 0
+        self.statistics: dict[int, StatsRegister] = {}
+        """Behind the MSRs of its statistics pages, as in `PartitionRegisters`."""
         self._runner: VpRunner | None = None
         self._timers: VpTimers | None = None
 
@@ -205,6 +209,9 @@ class VirtualProcessor:
         self.runtime = 0
         self.busy = None
         self.unhalted = UnhaltedTimer()
+        for register in self.statistics.values():
+            register.remove(self.partition)
+        self.statistics.clear()
         self.registers.clear()
         self.pending.clear()
         self.clear_intercept_suspend()

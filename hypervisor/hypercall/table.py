@@ -15,6 +15,7 @@ from hypervisor.hypercall import (
     processor_rows,
     processors,
     saving,
+    statistics_rows,
     system_rows,
 )
 from hypervisor.hypercall.abi import CallCode
@@ -318,7 +319,12 @@ _ROWS: tuple[Call, ...] = (
     ),
 )
 
-CALLS: tuple[Call, ...] = tuple(sorted((*_ROWS, *processor_rows.ROWS, *system_rows.ROWS), key=lambda call: call.code))
+CALLS: tuple[Call, ...] = tuple(
+    sorted(
+        (*_ROWS, *processor_rows.ROWS, *statistics_rows.ROWS, *system_rows.ROWS),
+        key=lambda call: call.code,
+    )
+)
 """In the order of call codes."""
 
 BY_CODE: dict[int, Call] = {int(call.code): call for call in CALLS}

@@ -58,9 +58,10 @@ QUICK_RESETS: Final = 8
 _QUICK: Final = TICKS_PER_SECOND
 _FIRST_REST, _LONGEST_REST = 0.01, 1.0
 """Seconds that it then waits, doubled each time."""
+_MODEL_PRIVILEGES: Final = VM_PRIVILEGES | int(Privilege.ACCESS_GUEST_IDLE_MSR | Privilege.ACCESS_STATS_MSR)
 _PRIVILEGES: Final = {
-    BackendKind.TASK: VM_PRIVILEGES | int(Privilege.ACCESS_GUEST_IDLE_MSR),
-    BackendKind.PROCESS: VM_PRIVILEGES | int(Privilege.ACCESS_GUEST_IDLE_MSR),
+    BackendKind.TASK: _MODEL_PRIVILEGES,
+    BackendKind.PROCESS: _MODEL_PRIVILEGES,
     # KVM keeps the local APIC, so its registers have no second way in.
     BackendKind.KVM: VM_PRIVILEGES & ~int(Privilege.ACCESS_APIC_MSRS),
 }
