@@ -25,6 +25,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
@@ -51,6 +52,7 @@ from partitions.root.management import (
 )
 from partitions.root.statistics import VmStatistics
 from partitions.root.vid import Vid
+from partitions.root.saving import CannotSave, SavedVm
 from partitions.root.winhv import WinHv
 from partitions.root.worker import BackendFactory, HostServices
 from partitions.topology_schema import Backend as BackendKind
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Console",
     "ConsoleLine",
+    "CannotSave",
     "Contact",
     "ExitReason",
     "ExitRecord",
@@ -217,6 +220,26 @@ class Vm:
         """Cut its power. Raises `InvalidTransition` if it is off."""
         await self._vmms.turn_off(self.name)
 
+    async def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write its state to a file and end it; the next start, here or in another host, goes on from there.
+
+        `path` is beside the topology, and the VM's name with `.saved` by default; the file that was written comes back.
+        Disks are not in it. Raises `CannotSave`, and then it goes on, and `InvalidTransition`.
+        """
+        return await self._vmms.save(self.name, None if path is None else Path(path))
+
+    async def restore(self, path: str | os.PathLike[str]) -> None:
+        """Start it from a file of `save`. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.restore(self.name, Path(path))
+
+    async def checkpoint(self) -> SavedVm:
+        """Its state at this moment, kept in memory; it goes on. Disks are not in it. Raises `CannotSave`."""
+        return await self._vmms.checkpoint(self.name)
+
+    async def revert(self, checkpoint: SavedVm) -> None:
+        """Go back to a checkpoint of it, from whatever it does now. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.revert(self.name, checkpoint)
+
     async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
         """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.
 
@@ -255,9 +278,9 @@ class Vm:
         return worker.hotplug
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
-        """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 9 pause, 11 reset.
+        """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 6 save, 9 pause, 11 reset.
 
-        Refusals come back as codes: `INVALID_STATE`, `NOT_SUPPORTED` (6 and 10: save, reboot), `INVALID_PARAMETER`,
+        Refusals come back as codes: `INVALID_STATE`, `NOT_SUPPORTED` (10: reboot), `INVALID_PARAMETER`,
         `FAILED`. Returns when what was asked for is done.
         """
         return await self._vmms.request_state_change(self.name, requested_state)

@@ -21,6 +21,10 @@ class VmState(enum.Enum):
     PAUSED = "paused"
     RESUMING = "resuming"
     RESETTING = "resetting"
+    SAVING = "saving"
+    """Its state is being taken, or written to a file; its processors stand still."""
+    SAVED = "saved"
+    """Off, with a state in a file that the next start goes on from."""
     SHUTTING_DOWN = "shutting_down"
     """The power button was pressed and the guest has not powered off yet."""
     TURNING_OFF = "turning_off"
@@ -36,12 +40,12 @@ class VmState(enum.Enum):
     @property
     def settled(self) -> bool:
         """True if no operation is under way."""
-        return self in (VmState.OFF, VmState.WAITING, VmState.RUNNING, VmState.PAUSED)
+        return self in (VmState.OFF, VmState.SAVED, VmState.WAITING, VmState.RUNNING, VmState.PAUSED)
 
     @property
     def active(self) -> bool:
         """True if there is a worker and a partition, or about to be."""
-        return self not in (VmState.OFF, VmState.WAITING)
+        return self not in (VmState.OFF, VmState.SAVED, VmState.WAITING)
 
 
 ENABLED_STATE: Final = {
@@ -49,6 +53,8 @@ ENABLED_STATE: Final = {
     VmState.OFF: 3,
     VmState.WAITING: 3,
     VmState.SHUTTING_DOWN: 4,
+    VmState.SAVED: 6,
+    VmState.SAVING: 32773,
     VmState.TURNING_OFF: 4,
     VmState.PAUSED: 9,
     VmState.STARTING: 10,
@@ -65,6 +71,7 @@ class VmEvent(enum.Enum):
     PAUSE = "pause"
     RESUME = "resume"
     RESET = "reset"
+    SAVE = "save"
     SHUT_DOWN = "shut_down"
     TURN_OFF = "turn_off"
     DESTROY = "destroy"
@@ -74,6 +81,8 @@ class VmEvent(enum.Enum):
     WAS_PAUSED = "was_paused"
     WAS_RESUMED = "was_resumed"
     WAS_RESET = "was_reset"
+    WAS_SAVED = "was_saved"
+    """The state is safe, and the partition is gone."""
     GUEST_RESET = "guest_reset"
     """The guest asked for a reset itself."""
     ENDED = "ended"
@@ -93,6 +102,16 @@ TRANSITIONS: Final[dict[tuple[VmState, VmEvent], VmState]] = {
     (_S.RUNNING, _E.RESET): _S.RESETTING,
     (_S.RUNNING, _E.GUEST_RESET): _S.RESETTING,
     (_S.RUNNING, _E.SHUT_DOWN): _S.SHUTTING_DOWN,
+    (_S.RUNNING, _E.SAVE): _S.SAVING,
+    (_S.PAUSED, _E.SAVE): _S.SAVING,
+    (_S.SAVING, _E.WAS_SAVED): _S.SAVED,
+    # It could not be saved, or was only looked at: back to where it was.
+    (_S.SAVING, _E.WAS_RESUMED): _S.RUNNING,
+    (_S.SAVING, _E.WAS_PAUSED): _S.PAUSED,
+    (_S.SAVED, _E.START): _S.STARTING,
+    (_S.SAVED, _E.DESTROY): _S.SAVED,
+    # The state is given up; its file is whoever's it was.
+    (_S.SAVED, _E.TURN_OFF): _S.OFF,
     (_S.PAUSING, _E.WAS_PAUSED): _S.PAUSED,
     (_S.PAUSED, _E.RESUME): _S.RESUMING,
     (_S.PAUSED, _E.RESET): _S.RESETTING,
@@ -185,7 +204,9 @@ def requested_event(state: VmState, requested: RequestedState) -> VmEvent | None
             return VmEvent.PAUSE
         case RequestedState.RESET:
             return VmEvent.RESET
-        case RequestedState.OFFLINE | RequestedState.REBOOT | RequestedState.FAST_SAVE:
+        case RequestedState.OFFLINE:
+            return VmEvent.SAVE
+        case RequestedState.REBOOT | RequestedState.FAST_SAVE:
             return None
         case _:
             assert_never(requested)

@@ -31,6 +31,8 @@ _module_numbers: Final = itertools.count(1)
 
 class DeviceError(CannotStart):
     """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
+        self.disks = disks
+        """Of a storage controller."""
 
 
 class CountedDevice:
@@ -49,6 +51,21 @@ class CountedDevice:
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """The device's own."""
+    def save(self, channel_id: int) -> bytes | None:
+        """The device's own; `CannotSave` if it has none."""
+        save = getattr(self.device, "save", None)
+        if save is None:
+            raise CannotSave(f"{self.offer} cannot be saved while its channel is open")
+        record: bytes | None = save(channel_id)
+        return record
+
+    def load(self, untrusted: bytes) -> object:
+        """The device's own; `CannotRestore` if it has none."""
+        load = getattr(self.device, "load", None)
+        if load is None:
+            raise CannotRestore(f"{self.offer} cannot be restored")
+        return load(untrusted)
+
         self._serving.append(channel)
         try:
             await self.device.serve(channel, opened)

@@ -22,6 +22,8 @@ class ExitReason(enum.Enum):
     """The guest did it, by the power port."""
     TURNED_OFF = "turned off"
     """Somebody did it from outside, or the host ended."""
+    SAVED = "saved"
+    """Its state is in a file, and goes on from there."""
     CRASHED = "crashed"
     """The guest wrote the crash registers."""
     TRIPLE_FAULT = "unrecoverable exception"
@@ -68,7 +70,7 @@ class ExitRecord:
         match self.reason:
             case ExitReason.POWERED_OFF:
                 return not self.exit_code
-            case ExitReason.TURNED_OFF:
+            case ExitReason.TURNED_OFF | ExitReason.SAVED:
                 return True
             case _:
                 return False

@@ -10,8 +10,10 @@ leaves the VM in the state that the request led to, except `start`, whose cancel
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -33,6 +35,8 @@ from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
 from partitions.root.integration import ShutdownFlags
 from partitions.root.restarts import LIMIT, Restarts, Wish
+from partitions.root.saving import CannotSave, SavedVm
+from partitions.root.saving_file import read_file, write_file
 from partitions.root.statistics import VmStatistics
 from partitions.root.worker import HostServices, Worker
 from partitions.topology_schema import VmTable
@@ -94,6 +98,8 @@ class ManagedVm:
     console: Console
     state: VmState = VmState.OFF
     worker: Worker | None = None
+    saved: Callable[[], SavedVm] | None = None
+    """What the next start goes on from."""
     run: Run | None = None
     """Under way, or the last one."""
     restarts: Restarts = attrs.field(init=False, repr=False)
@@ -139,6 +145,11 @@ class Vmms:
 
     # --- definitions
 
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of images start."""
+        return self._host.folder
+
     def define(self, settings: VmTable) -> ManagedVm:
         """Add a VM, off. Raises `ValueError` for a name that is taken."""
         if settings.name in self.vms:
@@ -165,6 +176,80 @@ class Vmms:
 
     # --- requests
 
+    # --- saved state
+
+    async def save(self, name: str, path: Path | None = None) -> Path:
+        """Running or Paused to Saved, by way of a file; a VM that cannot be saved goes on. The file.
+
+        Raises `CannotSave` (also where the file cannot be written), `InvalidTransition`.
+        """
+        vm = self.find(name)
+        path = self.folder / (f"{name}.saved" if path is None else path)
+        async with self._capturing(vm) as saved:
+            try:
+                if self._host.inline_io:
+                    write_file(path, saved)
+                else:
+                    await trio.to_thread.run_sync(write_file, path, saved)
+            except OSError as error:
+                raise CannotSave(f"{path}: {error.strerror or error}") from error
+            self._still_saving(vm)
+            vm.saved = functools.partial(read_file, path)
+            assert vm.run is not None, "it has a worker"
+            vm.run.asked_to_end = True
+            _worker(vm).end(ExitReason.SAVED, str(path))
+        await self._while(vm, VmState.SAVING)
+        return path
+
+    async def checkpoint(self, name: str) -> SavedVm:
+        """The state of a running or paused VM, in memory; it goes on. Disks are not in it. As `save` raises."""
+        vm = self.find(name)
+        async with self._capturing(vm) as saved:
+            return saved
+
+    async def restore(self, name: str, source: Path | SavedVm) -> None:
+        """Off or Saved to Running, from a file or a checkpoint. Raises as `start` does."""
+        vm = self.find(name)
+        if isinstance(source, SavedVm):
+            await self._start_from(vm, lambda: source)
+        else:
+            await self._start_from(vm, functools.partial(read_file, self.folder / source))
+
+    async def revert(self, name: str, saved: SavedVm) -> None:
+        """Back to a checkpoint: what it has done since is gone, but for its disks. Raises as `start` does."""
+        vm = self.find(name)
+        if vm.state.active:
+            await self.turn_off(name)
+        await self.restore(name, saved)
+
+    @asynccontextmanager
+    async def _capturing(self, vm: ManagedVm) -> AsyncIterator[SavedVm]:
+        """In state Saving with the state in hand; it goes on as before, unless its worker was told to end."""
+        before = vm.state
+        self._move(vm, VmEvent.SAVE)
+        worker = _worker(vm)
+        try:
+            saved = await worker.capture()
+            self._still_saving(vm)
+            yield saved
+        finally:
+            if vm.state is VmState.SAVING and not worker.ending:
+                if before is VmState.RUNNING:
+                    worker.resume()
+                self._move(vm, VmEvent.WAS_RESUMED if before is VmState.RUNNING else VmEvent.WAS_PAUSED)
+
+    def _still_saving(self, vm: ManagedVm) -> None:
+        if vm.state is not VmState.SAVING:
+            raise CannotSave("it was turned off meanwhile")
+
+    async def _start_from(self, vm: ManagedVm, saved: Callable[[], SavedVm]) -> None:
+        self._move(vm, VmEvent.START)
+        vm.restarts.by_hand()
+        vm.saved = saved
+        this = Run()
+        if not await self._start(vm, this):
+            raise StartFailed(await this.wait())
+
     async def start(self, name: str) -> None:
         """Off, or waiting for a restart, to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
         vm = self.find(name)
@@ -177,7 +262,8 @@ class Vmms:
     async def _start(self, vm: ManagedVm, this: Run) -> bool:
         """A worker for a VM that is Starting; whether its guest ran."""
         vm.run = this
-        vm.worker = Worker(self._host, vm.settings, vm.console)
+        saved, vm.saved = vm.saved, None
+        vm.worker = Worker(self._host, vm.settings, vm.console, saved)
         ran: bool = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {vm.name}")
         return ran
 
@@ -253,8 +339,8 @@ class Vmms:
     async def request_state_change(self, name: str, requested_state: int) -> ReturnCode:
         """RequestStateChange of Msvm_ComputerSystem. It waits for the end of what Hyper-V would answer "job" to.
 
-        COMPLETED, INVALID_STATE where the table has no such move, NOT_SUPPORTED for what is not built (save, reboot),
-        INVALID_PARAMETER for numbers that are no request, FAILED for a start that failed.
+        COMPLETED, INVALID_STATE where the table has no such move, NOT_SUPPORTED for what is not built (reboot),
+        INVALID_PARAMETER for numbers that are no request, FAILED for a start or a save that failed.
         """
         vm = self.find(name)
         try:
@@ -280,28 +366,31 @@ class Vmms:
                     await self.shut_down(name)
                 case _:
                     raise AssertionError(f"{event} is no request")
+                case VmEvent.SAVE:
+                    await self.save(name)
         except InvalidTransition:
             return ReturnCode.INVALID_STATE
-        except StartFailed:
+        except (StartFailed, CannotSave):
             return ReturnCode.FAILED
         return ReturnCode.COMPLETED
 
     def turn_all_off(self) -> None:
         """Ask every worker to end; they do so in their own time."""
         for vm in self.vms.values():
-            if vm.state not in (VmState.OFF, VmState.TURNING_OFF):
+            if vm.state not in (VmState.OFF, VmState.SAVED, VmState.TURNING_OFF):
                 self._turn_off(vm)
 
     def _turn_off(self, vm: ManagedVm) -> None:
         self._move(vm, VmEvent.TURN_OFF)
         if vm.worker is not None:
             assert vm.run is not None, "it has a worker"
+        vm.saved = None
             vm.run.asked_to_end = True
             vm.worker.end(ExitReason.TURNED_OFF)
 
     async def wait_off(self, vm: ManagedVm) -> None:
-        """Until the VM is off; at once if it is."""
-        while vm.state is not VmState.OFF:
+        """Until the VM is off, or saved; at once if it is."""
+        while vm.state not in (VmState.OFF, VmState.SAVED):
             await vm.changed.wait()
         await trio.lowlevel.checkpoint()
 
@@ -328,7 +417,11 @@ class Vmms:
             wish = vm.restarts.ended(this.record, asked=this.asked_to_end or record is None, told=told)
             if wish is Wish.GIVE_UP:
                 this.record = attrs.evolve(this.record, gave_up_after=vm.restarts.in_a_row)
-            self._move(vm, VmEvent.ENDED_FOR_NOW if wish is Wish.AGAIN else VmEvent.ENDED)
+            if this.record.reason is ExitReason.SAVED and vm.state is VmState.SAVING:
+                self._move(vm, VmEvent.WAS_SAVED)
+            else:
+                vm.saved = None
+                self._move(vm, VmEvent.ENDED_FOR_NOW if wish is Wish.AGAIN else VmEvent.ENDED)
             self._tell_end(vm, this.record)
             if wish is Wish.AGAIN:
                 self._tell_restart(vm)

@@ -30,6 +30,7 @@ from hypervisor.privileges import Privilege
 from hypervisor.synic.messages import MessageType
 from partitions.lifecycle import VmEvent
 from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
+from partitions.root import saving
 from partitions.root.chipset.chipset import Chipset
 from partitions.root.chipset.cmos import CmosClock
 from partitions.root.chipset.com1 import Com1
@@ -39,6 +40,7 @@ from partitions.root.devices import CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
 from partitions.root.integration import Integration
+from partitions.root.saving import CannotRestore, CannotSave, Machine, SavedVm
 from partitions.root.statistics import VmStatistics, take_statistics
 from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
@@ -86,8 +88,14 @@ class HostServices:
 class Worker:
     """One start of one VM. Every method but `run` is synchronous and may be called from anywhere on the Trio thread."""
 
-    def __init__(self, host: HostServices, settings: VmTable, console: Console) -> None:
+    def __init__(
+        self, host: HostServices, settings: VmTable, console: Console, saved: Callable[[], SavedVm] | None = None
+    ) -> None:
+        """`saved` gives the state to go on from, in place of a boot; it may raise `CannotRestore`."""
         self._host = host
+        self._saved = saved
+        self._backend: Backend | None = None
+        self._machine: Machine | None = None
         self._settings = settings
         self._console = console
         self._report: Report = _nobody
@@ -130,6 +138,20 @@ class Worker:
         if self.integration is not None:
             self.integration.resumed()
 
+    async def capture(self) -> SavedVm:
+        """Suspend every processor and take the state. Raises `CannotSave`, and leaves them suspended either way."""
+        why = saving.refusal(self._backend)
+        if why:
+            raise CannotSave(why)
+        self.pause()
+        machine, server = self._machine, self.server
+        if machine is None or server is None:
+            raise CannotSave("it has not started yet")
+        await saving.quiesce(server)
+        if self._built is None or self._end is not None:
+            raise CannotSave("it has ended meanwhile")
+        return saving.capture(machine)
+
     def reset(self) -> None:
         """Start the guest again in the same partition, with memory and registers as at power on."""
         self._reset_wanted = True
@@ -149,6 +171,11 @@ class Worker:
             self._end = (reason, detail)
         self._freeze()
         (self._round or self._life).cancel()
+
+    @property
+    def ending(self) -> bool:
+        """Whether the end has been decided on."""
+        return self._end is not None
 
     def _freeze(self) -> None:
         """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""
@@ -206,6 +233,8 @@ class Worker:
             backend = host.make_backend(hypervisor, settings)
         except (OSError, SyntaxError, ValueError, NotImplementedError) as error:  # the guest's program, mostly
             raise CannotStart(str(error)) from error
+        self._backend = backend
+        saved = await self._read_saved(backend)
         async with contextlib.AsyncExitStack() as stack:
             built = stack.enter_context(
                 host.vid.open_partition(
@@ -225,10 +254,11 @@ class Worker:
             com1 = Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high))
             self._console.connect(com1.receive)
             stack.callback(self._console.connect, None)
+            cmos = CmosClock(host.wall_clock)
             chipset = Chipset(
                 (
                     com1,
-                    CmosClock(host.wall_clock),
+                    cmos,
                     self._power,
                     ResetControl(self._guest_reset),
                     self._exit_code,
@@ -262,10 +292,41 @@ class Worker:
             self.server = server
             self.hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
             self._offer_all(self.hotplug, self.integration)
+            self._machine = machine = Machine(
+                name=settings.name,
+                winhv=host.winhv,
+                built=built,
+                server=server,
+                console=self._console,
+                com1=com1,
+                cmos=cmos,
+                power=self._power,
+                exit_code=self._exit_code,
+                chipset=chipset,
+            )
+            if saved is not None:
+                try:
+                    saving.restore(machine, saved)
+                except CannotRestore as error:
+                    raise CannotStart(f"cannot restore: {error}") from error
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow_plan, self.hotplug, settings.device)
                 await self._rounds(backend, built, chipset, server)
                 nursery.cancel_scope.cancel()
+
+    async def _read_saved(self, backend: Backend) -> SavedVm | None:
+        """The state to go on from. Raises `CannotStart`."""
+        if self._saved is None:
+            return None
+        why = saving.refusal(backend)
+        if why:
+            raise CannotStart(f"cannot restore: {why}")
+        try:
+            if self._host.inline_io:
+                return self._saved()
+            return await trio.to_thread.run_sync(self._saved)
+        except CannotRestore as error:
+            raise CannotStart(f"cannot restore: {error}") from error
 
     def _offer_all(self, hotplug: HotPlug, integration: Integration) -> None:
         """What the VM has when it is switched on. Raises `CannotStart`."""
@@ -307,8 +368,13 @@ class Worker:
             began = clock()
             with trio.CancelScope() as self._round:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(backend.run, built.partition)
-                    built.resume()
+                    if self._saved is not None:
+                        self._saved = None  # after a reset it boots as any other
+                        await nursery.start(functools.partial(backend.run, restored=True), built.partition)
+                        self.resume()
+                    else:
+                        await nursery.start(backend.run, built.partition)
+                        built.resume()
                     self.ran = True
                     self._report(started)
             self._round = None
@@ -358,6 +424,7 @@ class Worker:
         self.statistics()
         self._built = None
         self.server = None
+        self._machine = None
         self.hotplug = None
         self.integration = None
 
