@@ -11,10 +11,13 @@ from __future__ import annotations
 from typing import Final
 
 from hypervisor.atomic import set_bits, take_word
+from vmbus.protocol.identifiers import MAX_CHANNELS
 
 HALF: Final = 2048
 """Bytes a way."""
-_NOTHING: Final = bytes(HALF)
+USED: Final = (MAX_CHANNELS + 1) // 8
+"""Bytes of each half that can name a channel. The rest is nobody's, and is not looked at."""
+_NOTHING: Final = bytes(USED)
 
 
 class InterruptPage:
@@ -24,7 +27,7 @@ class InterruptPage:
 
     def __init__(self, view: memoryview, *, host: bool) -> None:
         """`view` is the whole page, writable."""
-        first, second = view[:HALF], view[HALF : 2 * HALF]
+        first, second = view[:USED], view[HALF : HALF + USED]
         self._outgoing, self._incoming = (first, second) if host else (second, first)
 
     def set(self, channel_id: int) -> None:
@@ -38,7 +41,7 @@ class InterruptPage:
         if snapshot == _NOTHING:
             return []
         found: list[int] = []
-        for word in range(HALF // 4):
+        for word in range(USED // 4):
             if snapshot[4 * word : 4 * word + 4] == b"\0\0\0\0":
                 continue
             bits = take_word(self._incoming, 4 * word)

@@ -76,6 +76,8 @@ def words(messages: Sequence[bytes]) -> str:
         name = message.TYPE.name
         if name == "VERSION_RESPONSE":
             name += f" supported={getattr(message, 'supported')}"  # noqa: B009
+            if getattr(message, "connection_state", 0):
+                name += f" state={getattr(message, 'connection_state')}"  # noqa: B009
         said.append(name if status is None else f"{name} status={status:#x}")
     return ", ".join(said) or "no answer"
 
@@ -175,6 +177,24 @@ ELSEWHERE: Final = (
         "finalize a partition with children",
         "OPERATION_DENIED",
         "tests/hypervisor/hypercall/test_partitions.py::test_a_parent_of_children_cannot_be_finalized",
+    ),
+    Elsewhere(
+        49,
+        "monitor bits that are not assigned, or of channels that are not open",
+        "taken and dropped; nobody looks while no such channel is open",
+        "tests/hostile/test_monitor_pages.py::test_bits_that_nobody_has",
+    ),
+    Elsewhere(
+        49,
+        "monitor pages that change while they are looked at",
+        "each word is read once; a trigger reaches ports of the page's receiver only",
+        "tests/hostile/test_monitor_pages.py::test_pages_that_change_while_they_are_looked_at",
+    ),
+    Elsewhere(
+        49,
+        "interrupt page bits of no channel, or of one that is not open",
+        "cleared and counted",
+        "tests/hostile/test_monitor_pages.py::test_bits_of_the_interrupt_page",
     ),
     Elsewhere(
         61,

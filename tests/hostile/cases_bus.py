@@ -135,7 +135,33 @@ def contacts(*posts: tuple[int, int, int]) -> Act:
     return act
 
 
+def with_pages(version: int, interrupt: int, to_child: int, to_root: int) -> Act:
+    """A contact that names these pages."""
+
+    async def act(guest: BoundaryGuest) -> str:
+        connection = 4 if version >= 0x50000 else 1
+        target = 2 if version >= 0x50000 else interrupt
+        return words(await guest.say(struct.pack("<IIIIQQQ", 14, 0, version, 0, target, to_child, to_root), connection))
+
+    return act
+
+
+TAKEN, REFUSED_VERSION = "VERSION_RESPONSE supported=1", "VERSION_RESPONSE supported=0"
+NO_CONNECTION = "VERSION_RESPONSE supported=1 state=2"
+
 for _number, _what, _answer, _act in (
+    (49, "both monitor pages", TAKEN, with_pages(0x50003, 0, 0x6000, 0x7000)),
+    (49, "one monitor page of two", NO_CONNECTION, with_pages(0x50003, 0, 0x6000, 0)),
+    (49, "one page as both monitor pages", NO_CONNECTION, with_pages(0x50003, 0, 0x6000, 0x6000)),
+    (49, "monitor pages outside of memory", NO_CONNECTION, with_pages(0x50003, 0, 0x6000, MEMORY)),
+    (49, "monitor pages past 64 bits", NO_CONNECTION, with_pages(0x20004, 0, 0x6000, (1 << 64) - 4096)),
+    (49, "monitor page in the middle of a page", NO_CONNECTION, with_pages(0x50003, 0, 0x6000, 0x7008)),
+    (49, "monitor page outside of memory, at 1.1", REFUSED_VERSION, with_pages(0x10001, 0x8000, 0x6000, MEMORY)),
+    (49, "no interrupt page at 0.13", TAKEN, with_pages(0xD, 0, 0, 0)),
+    (49, "interrupt page outside of memory at 0.13", REFUSED_VERSION, with_pages(0xD, MEMORY, 0, 0)),
+    (49, "interrupt page in the middle of a page", REFUSED_VERSION, with_pages(0x10001, 0x8001, 0, 0)),
+    (49, "interrupt page that is a monitor page too", REFUSED_VERSION, with_pages(0xD, 0x6000, 0x6000, 0x7000)),
+    (49, "interrupt page outside of memory from 2.4 on", TAKEN, with_pages(0x20004, MEMORY, 0, 0)),
     (
         49,
         "contact twice",

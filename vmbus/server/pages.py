@@ -75,9 +75,9 @@ class PagesInUse:
     """The pages of one connection. Made when it is, `close`d when it ends or gets others."""
 
     def __init__(
-        self, ports: HostPorts, memory: GuestMemory, pages: ConnectionPages, signaled: Callable[[int], None]
+        self, ports: HostPorts, memory: GuestMemory, pages: ConnectionPages, signaled: Callable[[list[int]], None]
     ) -> None:
-        """`signaled(channel_id)` is called in the root's interrupt for each bit that the guest sets. HvError."""
+        """`signaled(channel_ids)` is called in the root's interrupt with the bits that the guest has set. HvError."""
         self._ports = ports
         self._pages = pages
         self._signaled = signaled
@@ -97,8 +97,7 @@ class PagesInUse:
 
     def _look(self) -> None:
         assert self._interrupts is not None
-        for untrusted_channel_id in self._interrupts.take():
-            self._signaled(untrusted_channel_id)
+        self._signaled(self._interrupts.take())
 
     def connect_events(self, vp: int, channel_id: int, flag: int, monitor_id: int | None) -> EventConnection:
         """A way to wake the guest for this channel. HvError for a processor that there is not."""

@@ -161,14 +161,18 @@ class ChannelSlots:
             self._pages = PagesInUse(self._ports, self._memory, ConnectionPages(), self._signaled)
             self._warn("unused_pages", f"{pages}: {error}")
 
-    def _signaled(self, untrusted_channel_id: int) -> None:
-        """A bit in the guest's interrupt page."""
-        slot = self._slots.get(untrusted_channel_id)
-        if slot is not None:
-            slot.woken()
-        else:
-            self._counters["stray_bits"] += 1
-            self._warn("stray_bit", f"the interrupt page names channel {untrusted_channel_id}")
+    def _signaled(self, untrusted_channel_ids: list[int]) -> None:
+        """Bits in the guest's interrupt page."""
+        stray = 0
+        for untrusted in untrusted_channel_ids:
+            slot = self._slots.get(untrusted)
+            if slot is None:
+                stray += 1
+            else:
+                slot.woken()
+        if stray:
+            self._counters["stray_bits"] += stray
+            self._warn("stray_bits", f"the interrupt page names {stray} channels that there are not")
 
     def close(self, channel_id: int) -> OfferedChannel:
         """The ID is free again; returns whose it was."""
