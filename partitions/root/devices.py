@@ -16,6 +16,7 @@ from partitions.root.exits import CannotStart
 from partitions.topology_schema import DeviceTable, DiskTable, VmTable
 from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, Offer
+from vmbus.server.saved import CannotRestore, CannotSave
 from vsp_vsc.storage.backends.base import BackendError
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
 from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
