@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -180,6 +182,12 @@ class Rings:
         self.connection = connection
         self._written = self._read = 0
 
+    def go_on_as(self, guest: BoundaryGuest) -> Rings:
+        """The same rings, where they stand, in the hands of a guest that was restored."""
+        other = copy.copy(self)
+        other._guest = guest
+        return other
+
     async def put(self, raw: bytes) -> None:
         """Bytes at the write index, published, and a signal."""
         assert self._written + len(raw) < self.out_size, "this guest's tests are shorter than a ring"
@@ -217,9 +225,15 @@ class Rings:
 
 @asynccontextmanager
 async def boundary_guest(
-    topology: Topology, *, siblings: dict[str, Callable[[Machine], Awaitable[object]]] | None = None
+    topology: Topology,
+    *,
+    siblings: dict[str, Callable[[Machine], Awaitable[object]]] | None = None,
+    restore: Path | None = None,
 ) -> AsyncIterator[BoundaryGuest]:
-    """The first VM of a topology by the boundary driver; the others are model guests. Needs a clock that stands."""
+    """The first VM of a topology by the boundary driver; the others are model guests. Needs a clock that stands.
+
+    With `restore` it goes on from that file.
+    """
     lines: list[Line] = []
     boundary = Backends(lines.append)
     driven, *others = topology.vm
@@ -240,7 +254,10 @@ async def boundary_guest(
             await nursery.start(session.tell_changes)
             for vm in others:
                 await host[vm.name].start()
-            await session.start()
+            if restore is None:
+                await session.start()
+            else:
+                await host[driven.name].restore(restore)
             lines.clear()
             yield BoundaryGuest(session, lines, host)
             nursery.cancel_scope.cancel()

@@ -36,14 +36,16 @@ def test_every_pair_is_in_the_table_or_refused(state: VmState, event: VmEvent) -
 def test_requests_start_from_settled_states_only() -> None:
     """The table is the lock: while something is under way only turning off may start."""
     requests = {VmEvent.START, VmEvent.PAUSE, VmEvent.RESUME, VmEvent.RESET, VmEvent.SHUT_DOWN, VmEvent.DESTROY}
+    requests.add(VmEvent.SAVE)
     started = {state for state, event in TRANSITIONS if event in requests}
     assert started == {state for state in VmState if state.settled}
 
 
 def test_turning_off_interrupts_everything() -> None:
-    """Every state with a worker may be turned off, except the one that already is; and so may a wait for a restart."""
+    """Every state with a worker may be turned off but the one that already is; so may what waits or is saved."""
     interrupted = {state for state, event in TRANSITIONS if event is VmEvent.TURN_OFF}
-    assert interrupted == {state for state in VmState if state.active} - {VmState.TURNING_OFF} | {VmState.WAITING}
+    inactive = {VmState.WAITING, VmState.SAVED}
+    assert interrupted == {state for state in VmState if state.active} - {VmState.TURNING_OFF} | inactive
 
 
 def test_what_somebody_wants_off_does_not_wait_for_a_restart() -> None:
@@ -89,6 +91,8 @@ def test_numbers_are_hyper_vs() -> None:
         "resetting": 11,
         "shutting_down": 4,
         "turning_off": 4,
+        "saved": 6,
+        "saving": 32773,
     }
     assert (ReturnCode.COMPLETED, ReturnCode.JOB_STARTED, ReturnCode.INVALID_STATE) == (0, 4096, 32775)
 
@@ -103,11 +107,11 @@ def test_numbers_are_hyper_vs() -> None:
         (VmState.RUNNING, 4, VmEvent.SHUT_DOWN),
         (VmState.RUNNING, 9, VmEvent.PAUSE),
         (VmState.RUNNING, 11, VmEvent.RESET),
-        (VmState.RUNNING, 6, None),
+        (VmState.RUNNING, 6, VmEvent.SAVE),
         (VmState.OFF, 10, None),
         (VmState.RUNNING, 32779, None),
     ],
 )
 def test_what_a_requested_state_means(state: VmState, requested: int, event: VmEvent | None) -> None:
-    """Requested state 2 starts what is off and resumes what is paused; saving and rebooting are not built."""
+    """Requested state 2 starts what is off and resumes what is paused; rebooting is not built."""
     assert requested_event(state, RequestedState(requested)) is event
