@@ -19,8 +19,8 @@ from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.partition import PartitionState
 
 if TYPE_CHECKING:
+    from hypervisor.blocks import MemoryBlock
     from hypervisor.hypervisor import Hypervisor
-    from hypervisor.memory import MemoryBlock
     from hypervisor.partition import Partition
     from hypervisor.vp import VirtualProcessor
 

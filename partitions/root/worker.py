@@ -241,7 +241,7 @@ class Worker:
                     name=settings.name,
                     memory=settings.memory,
                     processors=settings.processors,
-                    privileges=_privileges(settings),
+                    privileges=vm_privileges(settings),
                     huge_pages=settings.backend is BackendKind.KVM,
                 )
             )
@@ -429,7 +429,8 @@ class Worker:
         self.integration = None
 
 
-def _privileges(settings: VmTable) -> int:
+def vm_privileges(settings: VmTable) -> int:
+    """What a VM of this topology entry may do."""
     wanted = settings.synthetic_timers
     if wanted is None:
         wanted = settings.backend is not BackendKind.KVM

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypervisor.privileges import Privilege
 from partitions import determinism
 from partitions.host import ExitReason, Vm, open_host
-from partitions.topology_schema import Size, Topology, VmTable
+from partitions.root.worker import vm_privileges
+from partitions.topology_schema import Backend, Size, Topology, VmTable
 from tests.doubles.root import topology, vm_table
 
 ONE_SHOT = """
@@ -109,3 +111,21 @@ def test_a_topology_can_withhold_them(tmp_path: Path) -> None:
 
 def test_the_kernel_stops_what_a_program_left_running(tmp_path: Path) -> None:
     assert printed(tmp_path, LEFT_RUNNING) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "wanted", "offered"),
+    [
+        (Backend.TASK, None, True),
+        (Backend.TASK, False, False),
+        (Backend.KVM, None, False),
+        (Backend.KVM, True, True),
+        (Backend.KVM, False, False),
+    ],
+)
+def test_who_is_offered_timers(backend: Backend, wanted: bool | None, offered: bool) -> None:
+    """Not a Linux kernel, unless its topology says so: it would leave its processor for each one that it sets."""
+    privileges = vm_privileges(vm_table("web", backend=backend, synthetic_timers=wanted))
+    assert bool(privileges & Privilege.ACCESS_SYNTHETIC_TIMER_MSRS) == offered
+    idle = Privilege.ACCESS_GUEST_IDLE_MSR | Privilege.ACCESS_STATS_MSR
+    assert privileges & idle == (0 if backend is Backend.KVM else idle)
