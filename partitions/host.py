@@ -50,9 +50,9 @@ from partitions.root.management import (
     VmStateChange,
     open_vmms,
 )
+from partitions.root.saving import CannotSave, SavedVm
 from partitions.root.statistics import VmStatistics
 from partitions.root.vid import Vid
-from partitions.root.saving import CannotSave, SavedVm
 from partitions.root.winhv import WinHv
 from partitions.root.worker import BackendFactory, HostServices
 from partitions.topology_schema import Backend as BackendKind
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
     from partitions.determinism import ClockKind
 
 __all__ = [
+    "CannotSave",
     "Console",
     "ConsoleLine",
-    "CannotSave",
     "Contact",
     "ExitReason",
     "ExitRecord",
@@ -216,10 +216,6 @@ class Vm:
         """Boot it again without asking its guest. Raises `InvalidTransition`."""
         await self._vmms.reset(self.name)
 
-    async def turn_off(self) -> None:
-        """Cut its power. Raises `InvalidTransition` if it is off."""
-        await self._vmms.turn_off(self.name)
-
     async def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write its state to a file and end it; the next start, here or in another host, goes on from there.
 
@@ -239,6 +235,10 @@ class Vm:
     async def revert(self, checkpoint: SavedVm) -> None:
         """Go back to a checkpoint of it, from whatever it does now. Raises `StartFailed`, `InvalidTransition`."""
         await self._vmms.revert(self.name, checkpoint)
+
+    async def turn_off(self) -> None:
+        """Cut its power. Raises `InvalidTransition` if it is off."""
+        await self._vmms.turn_off(self.name)
 
     async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
         """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.

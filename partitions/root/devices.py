@@ -32,8 +32,6 @@ _module_numbers: Final = itertools.count(1)
 
 class DeviceError(CannotStart):
     """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
-        self.disks = disks
-        """Of a storage controller."""
 
 
 class CountedDevice:
@@ -52,6 +50,13 @@ class CountedDevice:
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """The device's own."""
+        self._serving.append(channel)
+        try:
+            await self.device.serve(channel, opened)
+        finally:
+            self._serving.remove(channel)
+            self._ended += channel.statistics()
+
     def save(self, channel_id: int) -> bytes | None:
         """The device's own; `CannotSave` if it has none."""
         save = getattr(self.device, "save", None)
@@ -66,13 +71,6 @@ class CountedDevice:
         if load is None:
             raise CannotRestore(f"{self.offer} cannot be restored")
         return load(untrusted)
-
-        self._serving.append(channel)
-        try:
-            await self.device.serve(channel, opened)
-        finally:
-            self._serving.remove(channel)
-            self._ended += channel.statistics()
 
     def channel_statistics(self) -> ChannelStatistics:
         """What went through all the channels that the guest has ever opened to it."""

@@ -143,12 +143,12 @@ class Vmms:
         self.feed: Feed[VmStateChange] = Feed()
         """State changes of every VM."""
 
-    # --- definitions
-
     @property
     def folder(self) -> Path:
         """Where relative paths of images start."""
         return self._host.folder
+
+    # --- definitions
 
     def define(self, settings: VmTable) -> ManagedVm:
         """Add a VM, off. Raises `ValueError` for a name that is taken."""
@@ -173,8 +173,6 @@ class Vmms:
         except KeyError:
             known = ", ".join(self.vms) or "none"
             raise UnknownVm(f"no VM is called {name!r}; there are: {known}") from None
-
-    # --- requests
 
     # --- saved state
 
@@ -249,6 +247,8 @@ class Vmms:
         this = Run()
         if not await self._start(vm, this):
             raise StartFailed(await this.wait())
+
+    # --- requests
 
     async def start(self, name: str) -> None:
         """Off, or waiting for a restart, to Running. Raises `InvalidTransition`, and `StartFailed` with the reason."""
@@ -364,10 +364,10 @@ class Vmms:
                     await self.turn_off(name)
                 case VmEvent.SHUT_DOWN:
                     await self.shut_down(name)
-                case _:
-                    raise AssertionError(f"{event} is no request")
                 case VmEvent.SAVE:
                     await self.save(name)
+                case _:
+                    raise AssertionError(f"{event} is no request")
         except InvalidTransition:
             return ReturnCode.INVALID_STATE
         except (StartFailed, CannotSave):
@@ -382,9 +382,9 @@ class Vmms:
 
     def _turn_off(self, vm: ManagedVm) -> None:
         self._move(vm, VmEvent.TURN_OFF)
+        vm.saved = None
         if vm.worker is not None:
             assert vm.run is not None, "it has a worker"
-        vm.saved = None
             vm.run.asked_to_end = True
             vm.worker.end(ExitReason.TURNED_OFF)
 
