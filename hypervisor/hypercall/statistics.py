@@ -53,7 +53,7 @@ def map_stats_page(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partiti
 
 
 def unmap_stats_page(hypervisor: Hypervisor, vp: VirtualProcessor, target: Partition, request: StatsPageInput) -> None:
-    """Once for each mapping, also of an object that has gone meanwhile. Raises INVALID_PARAMETER if it is not mapped."""
+    """Once for each mapping, also of an object that has gone meanwhile. INVALID_PARAMETER where it is not mapped."""
     _require_root(vp)
     if not hypervisor.statistics.unmap(_identity(request)):
         raise HvError(HvStatus.INVALID_PARAMETER)
