@@ -133,6 +133,8 @@ class MemoryBlock:
 
 def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
     """A page list as runs of (first page, pages)."""
+    if isinstance(pages, range) and pages and pages.step == 1:
+        return [(pages.start, len(pages))]  # what the root's calls name, hundreds of pages at a time
     found: list[tuple[int, int]] = []
     first = following = -1
     for page in pages:

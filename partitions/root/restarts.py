@@ -70,7 +70,7 @@ class Restarts:
         return Wish.AGAIN
 
     def _wanted(self, record: ExitRecord) -> bool:
-        if record.reason is ExitReason.TURNED_OFF:
+        if record.reason in (ExitReason.TURNED_OFF, ExitReason.SAVED):
             return False
         match self.policy:
             case Restart.NEVER:
