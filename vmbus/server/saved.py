@@ -46,6 +46,8 @@ class SavedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target_vp: int = 0
     device: bytes | None = None
     """The device's own record of an open channel; None where it serves the channel no more."""
+    monitor_id: int | None = None
+    """The one in its offer."""
     withdrawn: bool = False
     """The device is gone, and the guest still holds the ID."""
 

@@ -77,6 +77,7 @@ def _channel(server: VmbusServer, channel: ServerChannel) -> SavedChannel:
         open_message=channel.request.encode() if opened and channel.request is not None else None,
         target_vp=channel.target_vp if opened else 0,
         device=server._slots.save(channel.channel_id) if opened else None,
+        monitor_id=channel.monitor_id,
         withdrawn=channel.state is ChannelState.REVOKED,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec.structs
 
+from hypervisor.monitor_page import TRIGGERS
 from hypervisor.wire import WireError
 from vmbus.gpadl import BODY_WORDS, HEADER_WORDS
 from vmbus.protocol import messages as m
@@ -70,6 +71,7 @@ class _Replay:
         self._say(saved.contact, multiclient=saved.multiclient)
         if saved.offers_sent:
             self._say(m.RequestOffers().encode())
+        self._give_monitors()
         for channel in sorted(saved.channels, key=lambda channel: (channel.subchannel_index, channel.channel_id)):
             self._channel(channel)
         for gone in self._withdrawn:
@@ -91,6 +93,16 @@ class _Replay:
         if len(plan) != len(self._saved.channels) or len(set(plan.values())) != len(plan):
             raise CannotRestore("two channels are one")
         self._state.plan_ids(plan)
+
+    def _give_monitors(self) -> None:
+        """The guest has these IDs in its memory; a new bus would have given the lowest."""
+        given = [channel.monitor_id for channel in self._saved.channels if channel.monitor_id is not None]
+        if len(set(given)) < len(given) or not all(0 <= number < TRIGGERS for number in given):
+            raise CannotRestore("two channels have one monitor, or one has none that there is")
+        for channel in self._saved.channels:
+            live = self._state.channels.get(channel.channel_id)
+            if live is not None:
+                live.monitor_id = channel.monitor_id
 
     def _channel(self, saved: SavedChannel) -> None:
         live = self._state.channels.get(saved.channel_id)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
+import trio
+import trio.testing
 
 from hypervisor.memory import GuestMemory, MemoryBlock
 from hypervisor.monitor_page import TRIGGERS, MonitorPage, MonitorParameter
 from hypervisor.pages import PAGE_SIZE, Access
+from hypervisor.trace import Trace
 from tests.doubles.vmbus_guest import ScriptedGuest, scsi
 from tests.doubles.vmbus_ports import FakePorts
+from vmbus.channel import Channel
+from vmbus.gpadl import encode_gpadl, page_range
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import Feature
 from vmbus.protocol.identifiers import INTERRUPTS_OFF
@@ -19,7 +27,10 @@ from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.versions import IMPLEMENTED, VERSIONS, Ability, Version, abilities
 from vmbus.server import actions as act
 from vmbus.server.connection import Phase
+from vmbus.server.opened import OpenedChannel
 from vmbus.server.pages import PagesInUse, usable
+from vmbus.server.saved import CannotRestore
+from vmbus.server.service import VmbusServer, open_vmbus_server
 
 PAGES = ConnectionPages(0x1000, 0x2000, 0x3000)
 LATENCY = 1000
@@ -224,3 +235,66 @@ def test_closing_ends_every_watch() -> None:
     used.pages.close()
     assert used.watched == []
     assert used.memory.read(0x2000, 2 * PAGE_SIZE) == bytes(2 * PAGE_SIZE)
+
+
+# ------------------------------------------------------------------------------------------------- saved and restored
+
+
+class Idle:
+    """A device with a monitor ID that does nothing, and nothing of which has to be kept."""
+
+    def __init__(self, number: int) -> None:
+        self.offer = scsi(number, monitor_latency=LATENCY)
+
+    async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
+        await trio.sleep_forever()
+
+    def save(self, channel_id: int) -> bytes:
+        return b""
+
+    def load(self, data: bytes) -> None:
+        pass
+
+
+@asynccontextmanager
+async def serving(memory: GuestMemory, *numbers: int) -> AsyncIterator[tuple[FakePorts, VmbusServer]]:
+    ports = FakePorts()
+    async with open_vmbus_server(ports, memory, partition_id=7, trace=Trace(lambda: 0), shared=False) as server:
+        for number in numbers:
+            server.offer(Idle(number))
+        yield ports, server
+
+
+async def say(ports: FakePorts, *messages: m.Message | bytes) -> None:
+    for message in messages:
+        ports.message_handlers[1](message if isinstance(message, bytes) else message.encode())
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_restored_channel_keeps_its_monitor() -> None:
+    """The guest goes on with the ID that it was told, though a new bus would give the lowest; both pages say so."""
+    block = MemoryBlock.allocate(64 * PAGE_SIZE, "guest")
+    memory = GuestMemory()
+    memory.map_block(0, block, 0, 64, Access.ALL)
+    async with serving(memory, 5) as (ports, server):
+        await say(ports, m.initiate_contact(Version.V4_1, pages=PAGES), m.RequestOffers())
+        server.offer(Idle(3))
+        await say(ports, *encode_gpadl(2, 0x10, [page_range(range(16, 24))]))
+        await say(ports, m.OpenChannel(channel_id=2, open_id=2, gpadl_id=0x10, downstream_page=4))
+        assert [channel.monitor_id for channel in server.channels.values()] == [0, 1]
+        saved = server.save()
+    memory.write(PAGES.to_child, bytes(2 * PAGE_SIZE))
+    async with serving(memory, 3, 5) as (ports, server):
+        server.restore(saved)
+        await trio.testing.wait_all_tasks_blocked()
+        by_id = sorted(server.channels.items())
+        assert [(number, channel.monitor_id) for number, channel in by_id] == [(1, 0), (2, 1)]
+        page = MonitorPage(memory.view(PAGES.to_root, PAGE_SIZE))
+        assert page.parameter(1) == MonitorParameter(0x2002)
+        assert page.parameter(0) == MonitorParameter(0)
+    twice = msgspec.structs.replace(
+        saved, channels=[msgspec.structs.replace(channel, monitor_id=1) for channel in saved.channels]
+    )
+    async with serving(memory, 3, 5) as (_, server):
+        with pytest.raises(CannotRestore):
+            server.restore(twice)
