@@ -21,6 +21,7 @@ from hypervisor.privileges import Privilege
 from hypervisor.properties import Property
 from hypervisor.status import HvError, HvStatus
 from partitions.root.exits import CannotStart
+from partitions.root.intercepts import Intercepts
 from partitions.root.winhv import HypercallFailed, WinHv
 from partitions.topology_schema import size_words
 
@@ -110,6 +111,15 @@ class VmPartition:
         self.processors = processors
         self.first_page = first_page
         """Where the root sees its first page."""
+        self._intercepts: Intercepts | None = None
+
+    @property
+    def intercepts(self) -> Intercepts:
+        """Accesses of the VM's software that somebody here wants to answer."""
+        if self._intercepts is None:
+            self._intercepts = Intercepts(self._winhv, self.id)
+            self._winhv.intercepts[self.id] = self._intercepts.take
+        return self._intercepts
 
     def suspend(self) -> None:
         """Stop every processor; the partition's time stops with the last one."""
@@ -204,6 +214,7 @@ class Vid:
 
     def _destroy(self, partition_id: int) -> None:
         hv = self.winhv
+        hv.intercepts.pop(partition_id, None)
         if self.hypervisor.partitions[partition_id].state is not PartitionState.UNINITIALIZED:
             hv.finalize_partition(partition_id)
         self.pool.give_back(hv.withdraw_memory(partition_id))

@@ -43,6 +43,7 @@ from hypervisor.hypercall.layouts import (
     VpInput,
     WithdrawMemoryInput,
 )
+from hypervisor.hypercall.processor_layouts import InstallInterceptInput
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.msr import PAGE_ENABLE, Msr
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
@@ -117,6 +118,8 @@ class WinHv:
         """By processor and flag."""
         self.hypervisor_handlers: dict[int, Callable[[HypervisorMessage], None]] = {}
         """By partition: whoever answers for it when the hypervisor stops it."""
+        self.intercepts: dict[int, Callable[[HypervisorMessage], bool]] = {}
+        """By partition: who answers intercepts that were installed; False hands it to the one above."""
         self.stray = 0
         """Messages and flags for which there was no handler any more."""
         self._boot()
@@ -238,6 +241,17 @@ class WinHv:
         """One register, at most 64 bits of it."""
         header = VpInput(partition_id, index).encode()
         self._rep(CallCode.SET_VP_REGISTERS, header + _REGISTER.pack(name, value, 0), 1)
+
+    def set_vp_registers(self, partition_id: int, index: int, registers: Iterable[tuple[int, int]]) -> None:
+        """Several at once, at most 64 bits of each, in their order."""
+        header = VpInput(partition_id, index).encode()
+        elements = [_REGISTER.pack(name, value, 0) for name, value in registers]
+        self._rep(CallCode.SET_VP_REGISTERS, header + b"".join(elements), len(elements))
+
+    def install_intercept(self, partition_id: int, kind: int, access: int, parameter: int = 0) -> None:
+        """Ask for a child's accesses of a kind; an access mask of 0 ends it."""
+        payload = InstallInterceptInput(partition_id, access, kind, parameter).encode()
+        self._simple(CallCode.INSTALL_INTERCEPT, payload)
 
     def get_vp_register(self, partition_id: int, index: int, name: int) -> int:
         """The low 64 bits of one register."""
@@ -388,11 +402,15 @@ class _Isr:
             handler(payload)
 
     def _from_hypervisor(self, message_type: int, partition_id: int, payload: bytes) -> None:
+        message = HypervisorMessage(message_type, partition_id, payload)
+        intercepts = self._winhv.intercepts.get(partition_id)
+        if intercepts is not None and intercepts(message):
+            return
         handler = self._winhv.hypervisor_handlers.get(partition_id)
         if handler is None:
             self._winhv.stray += 1
         else:
-            handler(HypervisorMessage(message_type, partition_id, payload))
+            handler(message)
 
 
 def _page_list(first: int, count: int) -> bytes:
