@@ -102,11 +102,6 @@ class ScsiTarget(LogicalUnit):
 
     # --- for front ends
 
-    def start(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
-        """For a front end with a single initiator and no nexus for it yet."""
-        nexus = self.nexuses.get("") or self.connect("")
-        return nexus.start(cdb, views, length, tag, done)
-
     def read_now(self, lba: int, count: int, views: Views) -> bool:
         """Read blocks into views of just that size, if they are there and nothing has to be waited for."""
         try:
