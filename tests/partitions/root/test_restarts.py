@@ -67,7 +67,7 @@ def end(reason: ExitReason, exit_code: int | None = None, uptime: float = 0.0) -
 
 @pytest.mark.parametrize(("policy", "reason"), list(itertools.product(Restart, ExitReason)))
 def test_each_end_and_each_policy(policy: Restart, reason: ExitReason) -> None:
-    """On failure: whatever is not a clean power-off. Always: that too. Never, and what was turned off or saved: stay off."""
+    """On failure: whatever is not a clean power-off. Always: that too. Never; and what somebody ended: stay off."""
     again = reason in FAILED or reason is ExitReason.POWERED_OFF
     clean_end = reason is ExitReason.POWERED_OFF
     expected = {
