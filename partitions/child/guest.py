@@ -76,6 +76,7 @@ class Guest:
         devices: Devices,
         timers: Timers,
         nursery: trio.Nursery,
+        restart: Callable[[], None],
     ) -> None:
         self.name = name
         """The VM's name in its topology."""
@@ -89,6 +90,7 @@ class Guest:
         """Tasks started here are cancelled when `main` returns."""
         self.console = console
         """COM1; `console.print` takes what Python's `print` takes."""
+        self._restart = restart
         self._winhv = winhv
         self._devices = devices
         self._timers = timers
@@ -199,8 +201,14 @@ class Guest:
         """A slow hypercall with this control word and input, answered as status, repetitions done and output bytes."""
         return self._winhv.hypercall(control, data, output_bytes)
 
+    async def restart(self) -> NoReturn:
+        """Boot again in order: this program is cancelled, drivers let go, the bus is left, and then the VM is reset."""
+        self._restart()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
     async def reset(self) -> NoReturn:
-        """Restart the VM through the chipset's reset register; does not return."""
+        """Restart the VM at once through the chipset's reset register; does not return."""
         self.machine.port_out(ports.RESET, 1, ports.RESET_NOW)
         await trio.sleep_forever()
         raise AssertionError("unreachable")

@@ -10,8 +10,9 @@ program. All of them end when the program ends. The host may cancel all of it at
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,7 +134,7 @@ class _Kernel:
         self.crash_page = 0
         self.exit_code = 0
         self.restart = False
-        """The host asked for a restart: the way back ends in a reset."""
+        """The host or the program asked for a restart: the way back ends in a reset."""
 
     async def run(self) -> None:
         """The boot order, the program, and the way back."""
@@ -154,7 +155,8 @@ class _Kernel:
                 bind = self.driver_binder(tasks, platform)  # shutdown requests end the program, as the button does
                 devices = Devices(bus, platform, self.console, tasks, bind)  # drivers by interface GUID, probing
                 tasks.start_soon(devices.follow_offers, name=f"{self.name}: hot plug")
-                await self.run_program(winhv, platform, devices)  # the guest program, until it ends
+                restart = functools.partial(self.restart_in_order, tasks, platform)
+                await self.run_program(winhv, platform, devices, restart)  # the guest program, until it ends
                 await devices.stop()  # drivers let go of their channels
             tasks.cancel_scope.cancel()  # the bus is unloaded; interrupts off
         time.disable()
@@ -263,6 +265,11 @@ class _Kernel:
             self.program_scope.cancel()
             tasks.start_soon(self.cut_off, platform, name=f"{self.name}: grace period")
 
+    def restart_in_order(self, tasks: trio.Nursery, platform: Platform) -> None:
+        """The program wants it."""
+        self.restart = True
+        self.go_down(tasks, platform)
+
     def facts(self) -> dict[str, str]:
         """What the host may know of this guest, under the names that Linux's daemon uses."""
         return {
@@ -274,7 +281,9 @@ class _Kernel:
 
     # The program
 
-    async def run_program(self, winhv: WinHv, platform: Platform, devices: Devices) -> None:
+    async def run_program(
+        self, winhv: WinHv, platform: Platform, devices: Devices, restart: Callable[[], None]
+    ) -> None:
         """Run `main` to its end; an exception of its own ends in `die`."""
         timers = Timers(self.machine, platform.reference_time, self.interrupts)
         try:
@@ -290,6 +299,7 @@ class _Kernel:
                         devices=devices,
                         timers=timers,
                         nursery=background,
+                        restart=restart,
                     )
                     result = await self.main(guest)
                     background.cancel_scope.cancel()

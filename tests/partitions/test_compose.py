@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from hypervisor.trace import TraceEvent
 from partitions.compose import guest_entry
 from partitions.host import ExitReason, Host, VmState, open_host
 from partitions.topology_schema import DiskTable, Size, Topology, VmTable
@@ -57,6 +58,31 @@ async def main(guest):
         text = await finish(host)
         assert text == "".join(f"boot {n} count 1 memory {bytes(4)}\n" for n in range(3))
         assert host["web"].exit.resets == 2
+
+
+async def test_a_program_restarts_in_order(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It is cancelled and cleans up, the bus is left, and only then comes the reset; a policy has nothing to do."""
+    program = """
+async def main(guest):
+    disk = await guest.disk(0)
+    boots = (await disk.read(0))[0]
+    await disk.write(0, bytes([boots + 1]) * 512, fua=True)
+    print("boot", boots)
+    if boots < 2:
+        try:
+            await guest.restart()
+        finally:
+            print("cleaned up")
+    return 5
+"""
+    seen: list[TraceEvent] = []
+    async with open_host(topology(tmp_path, program, disks=("d.img",)), sinks=[seen.append]) as host:
+        text = await finish(host)
+        assert text == "boot 0\ncleaned up\nboot 1\ncleaned up\nboot 2\n"
+        record = host["web"].exit
+        assert (record.reason, record.exit_code, record.resets) == (ExitReason.POWERED_OFF, 5, 2)
+    unloads = [event for event in seen if event.event == "unload"]
+    assert len(unloads) == 3, "each boot has left the bus"
 
 
 async def test_what_the_top_level_of_a_module_raises_is_the_guests_crash(
