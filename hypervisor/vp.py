@@ -66,7 +66,7 @@ class VirtualProcessor:
         self.runtime: int = 0
         """100 ns units that this processor has worked, but for what it is at now."""
         self.measure: Callable[[], int] | None = None
-        """Says how long it has run, where a backend knows that better."""
+        """Says how long it has run since its backend began, where that knows it better."""
         self.busy: tuple[int, int] | None = None
         """Beginning and latest end of the work that it is at, on the hypervisor's clock; None while it is halted."""
         self.unhalted: UnhaltedTimer = UnhaltedTimer()
@@ -118,7 +118,7 @@ class VirtualProcessor:
     def run_time(self) -> int:
         """HV_X64_MSR_VP_RUNTIME: 100 ns units that this processor has worked until now."""
         if self.measure is not None:
-            return self.measure()
+            return self.runtime + self.measure()
         if self.busy is None:
             return self.runtime
         began, end = self.busy

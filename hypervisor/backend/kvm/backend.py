@@ -224,6 +224,7 @@ class KvmBackend:
                         vcpu = self._vcpus[vp.index]
                         vcpu.pause(vp.suspended)
                         vp.runner = KvmVp(machine, vcpu)
+                        vp.measure = vcpu.run_time
                         vcpu.start()
                     task_status.started()
                     await self._faulted.wait()
@@ -240,6 +241,8 @@ class KvmBackend:
         partition.registers.read_tsc = None
         for vp in partition.vps.values():
             vp.runner = None
+            vp.runtime = vp.run_time()
+            vp.measure = None
         for vcpu in self._vcpus.values():
             vcpu.ask_to_stop()
         for vcpu in self._vcpus.values():

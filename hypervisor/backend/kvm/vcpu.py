@@ -46,7 +46,7 @@ import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import clock_gettime_ns, perf_counter_ns, pthread_getcpuclockid
 from typing import TYPE_CHECKING
 
 import trio
@@ -102,6 +102,7 @@ class Vcpu:
         self._answered.acquire()
         self._resumed = threading.Event()
         self._resumed.set()
+        self._run_time = 0
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -158,6 +159,14 @@ class Vcpu:
         self.handed_over = False
         if not self.stopping:
             self._answered.release()
+
+    def run_time(self) -> int:
+        """100 ns units of CPU time that the thread has taken: the guest's, and what KVM and we did for it."""
+        thread = self._thread
+        # The thread cannot end while we hold the interpreter, so what is alive here has a clock.
+        if thread is not None and thread.ident is not None and thread.is_alive():
+            self._run_time = clock_gettime_ns(pthread_getcpuclockid(thread.ident)) // 100
+        return self._run_time
 
     # --- what the Trio thread does with a vCPU that waits for it, or has not started
 

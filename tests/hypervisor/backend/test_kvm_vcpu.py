@@ -77,6 +77,38 @@ async def stopped(vcpu: Vcpu) -> None:
     vcpu.close()
 
 
+async def test_run_time_is_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that computes has it, one that waits has next to none; after the end the last figure stays."""
+
+    def compute() -> str:
+        sum(range(200_000))
+        return EXIT
+
+    for script, busy in ((compute, True), (lambda: SLEEP, False)):
+        seen: list[int] = []
+        enough = trio.Event()
+
+        def on_exit(vcpu: Vcpu, seen: list[int] = seen, enough: trio.Event = enough) -> None:
+            seen.append(vcpu.run_time())
+            if len(seen) == 20:
+                enough.set()
+            vcpu.answer()
+
+        _, vcpu = made(monkeypatch, script, on_exit)
+        assert vcpu.run_time() == 0
+        vcpu.start()
+        with trio.move_on_after(30 if busy else 0.2):
+            await enough.wait()
+        if busy:
+            assert seen[0] < seen[-1]
+        else:
+            assert vcpu.run_time() < 500_000, "50 ms"
+        await stopped(vcpu)
+        ended = vcpu.run_time()
+        assert ended >= max(seen, default=0)
+        assert vcpu.run_time() == ended
+
+
 async def test_an_exit_is_dealt_with_in_the_trio_thread_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
     done = trio.Event()
