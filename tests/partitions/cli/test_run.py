@@ -63,6 +63,19 @@ def test_console_beside_json(topology: MakeTopology, capsys: Capture) -> None:
     assert (status, errors) == (0, "web | hello\n")
 
 
+def test_a_vm_that_is_restarted_until_its_policy_gives_up(topology: MakeTopology, capsys: Capture) -> None:
+    """The run goes on while it waits; at the end the summary has the count, and the error says why no more."""
+    folder = topology(web="1 / 0")
+    with (folder / "topology.toml").open("a") as file:
+        file.write('restart = "on-failure"\n')
+    status, document, errors = run_json(capsys, folder, "--clock", "virtual")
+    (vm,) = document["vms"]
+    assert (status, vm["state"], vm["ok"], vm["restarts"]) == (1, "off", False, 10)
+    assert document["seconds"] == pytest.approx(1 + 2 + 4 + 8 + 16 + 32 + 4 * 60, abs=1)
+    words = "crashed: ZeroDivisionError: division by zero; stays off after 10 restarts in a row"
+    assert f"error: VM web: {words}\n" in errors
+
+
 def test_crash(topology: MakeTopology, capsys: Capture) -> None:
     """A guest that crashes makes the status 1, says why, and its sibling does not notice."""
     folder = topology(bad="1 / 0", good="await guest.sleep(60)")

@@ -300,6 +300,18 @@ async def test_turning_off_a_vm_that_is_just_ending(autojump_clock: trio.abc.Clo
         assert (vm.state, vm.restarts) == (VmState.OFF, 0)
 
 
+async def test_shutting_all_down_cancels_waits_as_well(autojump_clock: trio.abc.Clock) -> None:
+    """Ctrl-C on a run whose VM waits ends the run at once."""
+    async with bare_host(crash, restarting()) as host:
+        await host["web"].start()
+        await host["web"].wait()
+        asked = trio.current_time()
+        await host.shut_down_all()
+        await host.wait_all()
+        assert trio.current_time() == asked
+        assert host["web"].state is VmState.OFF
+
+
 async def test_a_host_that_ends_waits_for_no_restart(autojump_clock: trio.abc.Clock) -> None:
     """Its block ends at once, with every VM off."""
     async with bare_host(crash, restarting()) as host:
