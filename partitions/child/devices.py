@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,8 +25,10 @@ from vsp_vsc.device import BY_INTERFACE, BY_NAME, DeviceKind, name_of
 
 if TYPE_CHECKING:
     from vsp_vsc.storage.disk import Disk
-    from vsp_vsc.storage.vsc import Storage
+    from vsp_vsc.storage.vsc import DiskChange, Storage
 
+KEPT_CHANGES = 64
+"""Changes of disks that a program may be behind."""
 OnDriver = Callable[[str, Any], None]
 """Hears of each driver that has begun, by its kind's name, before its device says anything."""
 
@@ -103,6 +105,7 @@ class Devices:
         self._nursery = nursery
         self._devices: dict[int, BoundDevice] = {}
         self._probing = 0
+        self._followers: list[trio.MemorySendChannel[DiskChange]] = []
         self._settled = trio.Event()
         self._settled.set()
         self._watchers: list[trio.MemorySendChannel[DeviceChange]] = []
@@ -157,6 +160,25 @@ class Devices:
             )
             raise NoSuchDevice(f"no disk {number}: this guest has {there}")
         raise NoSuchDevice(f"no disk {number}: this guest has no disks; {self._inventory()}")
+
+    @contextlib.contextmanager
+    def disk_changes(self) -> Iterator[trio.MemoryReceiveChannel[DiskChange]]:
+        """Disks that come, go or change from now on."""
+        send, receive = trio.open_memory_channel[DiskChange](KEPT_CHANGES)
+        self._followers.append(send)
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            if send in self._followers:
+                self._followers.remove(send)
+
+    async def rescan_disks(self) -> None:
+        """Have every storage driver look which disks there are."""
+        await self.settled()
+        for device in list(self._devices.values()):
+            if device.storage is not None:
+                await device.storage.rescan()
 
     async def driver(self, name: str) -> Any:
         """What the driver of the first device of that kind gives to programs; waits for drivers that still probe."""
@@ -256,6 +278,9 @@ class Devices:
                 async with kind.load_vsc()(channel, self._platform) as driver:
                     device.storage = driver if kind.name == "storage" else None
                     device.driver = driver
+                    if kind.name == "storage":
+                        driver.on_change = self._tell_followers
+                        self._tell_all("added", driver.disks)
                     if self._on_driver is not None:
                         self._on_driver(kind.name, driver)
                     device.state = Binding.BOUND
@@ -269,12 +294,32 @@ class Devices:
         finally:
             if device.state is Binding.PROBING:
                 self._end_probe()
+            if device.storage is not None:
+                for disk in device.storage.disks:
+                    disk.gone = True
+                self._tell_all("removed", device.storage.disks)
             device.storage = device.driver = None
             device.state = Binding.FAILED
             device.problem = problem
             device.released.set()
             if channel is not None:
                 await self._bus.close(channel)
+
+    def _tell_all(self, kind: str, disks: Iterable[Disk]) -> None:
+        """A whole controller has come or gone."""
+        if self._followers:
+            from vsp_vsc.storage.vsc import ChangeKind, DiskChange  # which a guest without disks does not load
+
+            for disk in disks:
+                self._tell_followers(DiskChange(ChangeKind(kind), disk))
+
+    def _tell_followers(self, change: DiskChange) -> None:
+        for follower in self._followers[:]:
+            try:
+                follower.send_nowait(change)
+            except trio.WouldBlock:  # it does not read: its channel ends, and it can look for itself
+                self._followers.remove(follower)
+                follower.close()
 
     def _begin_probe(self, device: BoundDevice) -> None:
         device.state = Binding.PROBING

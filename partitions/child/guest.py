@@ -17,6 +17,7 @@ over a reset.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
     from vsp_vsc.storage.disk import Disk
+    from vsp_vsc.storage.vsc import DiskChange
 
 GuestMain = Callable[["Guest"], Awaitable[object]]
 """A guest program's `main`. None or 0 is success; another integer is its exit code; an exception is a crash."""
@@ -138,6 +140,21 @@ class Guest:
     async def disk(self, number: int = 0) -> Disk:
         """The disk of that number, once its driver is ready. `NoSuchDevice` says what there is instead."""
         return await self._devices.disk(number)
+
+    def disk_changes(self) -> AbstractContextManager[trio.MemoryReceiveChannel[DiskChange]]:
+        """Disks that come, go or change while the guest runs, from when the block begins:
+
+            with guest.disk_changes() as changes:
+                async for change in changes:
+                    print(change.kind, change.disk)
+
+        `kind` is "added", "removed" or "changed". A program that falls far behind finds its channel ended.
+        """
+        return self._devices.disk_changes()
+
+    async def rescan_disks(self) -> None:
+        """Look which disks there are, without being told; hosts before version 4.2 of the protocol tell nobody."""
+        await self._devices.rescan_disks()
 
     async def driver(self, name: str) -> Any:
         """What a driver gives to programs, by its device's name: "kvp" has `.pools`, "time-sync" has `.now()`.

@@ -59,6 +59,7 @@ from vsp_vsc.storage.scsi.cdb import (
     ScsiStatus,
     inquiry_cdb,
     mode_sense_6_cdb,
+    read_capacity_10_cdb,
     read_capacity_16_cdb,
     report_luns_cdb,
 )
@@ -310,10 +311,21 @@ class Storage:
                 for part, failure in enumerate(failures[:2]):
                     if failure is not None and (part == 0 or kind is DiskKind.DISK):
                         raise ScsiError.of(lun, requests[3 * index + part], failure)
+                if kind is DiskKind.DVD:  # which has no READ CAPACITY(16)
+                    answers[1] = await self._read_capacity_10(lun)
                 facts = _facts(lun, kind, *answers)
                 if facts is not None:
                     found.append(facts)
         return again
+
+    async def _read_capacity_10(self, lun: int) -> bytes:
+        """The capacity of a drive's disc, in the shape of READ CAPACITY(16); empty without a disc."""
+        with self.pool.allocate(8) as buffer:
+            request = self.with_data(lun << 24, read_capacity_10_cdb(), Direction.IN, buffer, 0, 8)
+            batch = await self.transactions.run([request])
+            if batch.failures and _worth_another_try(batch.failures[0]):
+                batch = await self.transactions.run([request])
+            return b"" if batch.failures else bytes(4) + bytes(buffer.view[:8])
 
     async def heard(self, disk: Disk, failure: Failure) -> bool:
         """What a disk's failure tells the driver; whether the command may be sent again."""

@@ -231,6 +231,11 @@ def report_luns_cdb(length: int) -> bytes:
     return LUNS_12.pack(Opcode.REPORT_LUNS, 0, length, 0).ljust(16, b"\0")
 
 
+def read_capacity_10_cdb() -> bytes:
+    """READ CAPACITY(10)."""
+    return bytes((Opcode.READ_CAPACITY_10,)).ljust(16, b"\0")
+
+
 def read_capacity_16_cdb(length: int) -> bytes:
     """READ CAPACITY(16)."""
     return SERVICE_16.pack(Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16, 0, length, 0, 0)
