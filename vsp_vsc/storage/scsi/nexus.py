@@ -90,7 +90,8 @@ class Nexus:
 
     def abort(self, tag: Tag) -> None:
         """ABORT TASK of one that is under way: it ends with TASK ABORTED."""
-        self._aborted.append(tag)
+        if self.under_way:
+            self._aborted.append(tag)
 
     def abort_all(self) -> None:
         """ABORT TASK SET: all that are under way end with TASK ABORTED."""
@@ -106,7 +107,7 @@ class Nexus:
         """The command has ended."""
         self.under_way -= 1
         if (epoch != self._epoch or self._aborted) and self.aborted(epoch, tag):
-            self._aborted = [other for other in self._aborted if other is not tag]
+            self._aborted = [other for other in self._aborted if self.under_way and other is not tag]
             result = TASK_ABORTED
         done(tag, result)
 
