@@ -153,6 +153,17 @@ async def test_leaving_and_coming_back(version: Version, autojump_clock: trio.te
 
 
 @every_version
+async def test_unload_is_posted_before_the_guest_is_gone(
+    version: Version, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Where it has no answer too, and the hypervisor takes it only at the fourth try."""
+    async with running(version, Echo()) as (loop, _, client):
+        loop.busy = 3
+        await client.unload()
+        assert loop.busy == 0
+
+
+@every_version
 async def test_moving_interrupts(version: Version, autojump_clock: trio.testing.MockClock) -> None:
     """MODIFY_CHANNEL from 4.1 on, waited for from 5.3 on; a trigger's parameter follows."""
     echo = Echo()

@@ -14,7 +14,7 @@ import attrs
 from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.monitor_page import GROUP_SIZE, MonitorPage, MonitorParameter
 from hypervisor.pages import PAGE_SIZE
-from hypervisor.status import HvStatus
+from hypervisor.status import HvError, HvStatus
 from vmbus.interrupt_page import InterruptPage
 from vmbus.protocol.identifiers import SHARED_EVENT_CONNECTION, SHARED_EVENT_FLAG, SINT
 from vmbus.protocol.pages import ConnectionPages
@@ -114,9 +114,13 @@ class PagesInUse:
         """Have the guest's trigger signal this connection of its. Nothing without monitor pages. HvError."""
         if self._sent is None or self._received is None:
             return
-        if not self._monitors:
+        if not self._watches:
             self._watches.append(self._ports.watch_sent(self._pages.to_child))
-            self._watches.append(self._ports.watch_received(self._pages.to_root))
+            try:
+                self._watches.append(self._ports.watch_received(self._pages.to_root))
+            except HvError:
+                self._end_watches()
+                raise
         self._monitors[monitor_id] = latency
         self._received.set_up(monitor_id, latency, MonitorParameter(connection_id))
         self._enable()
@@ -150,6 +154,5 @@ class PagesInUse:
         """The guest has them for itself again."""
         for monitor_id in list(self._monitors):
             self.release_monitor(monitor_id)
-        self._end_watches()
         if self._shared is not None:
             self._shared.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ import trio.testing
 from hypervisor.memory import GuestMemory, MemoryBlock
 from hypervisor.monitor_page import TRIGGERS, MonitorPage, MonitorParameter
 from hypervisor.pages import PAGE_SIZE, Access
+from hypervisor.status import HvError, HvStatus
 from hypervisor.trace import Trace
 from tests.doubles.vmbus_guest import ScriptedGuest, scsi
 from tests.doubles.vmbus_ports import FakePorts
@@ -125,6 +126,16 @@ def test_without_monitor_pages_nobody_has_a_monitor() -> None:
     assert [offer.monitor_allocated for offer in offers(guest)] == [0]
 
 
+def test_the_next_connection_may_have_none() -> None:
+    """A guest that comes back without monitor pages is offered the same devices without monitors."""
+    guest = contacted()
+    guest.offer(scsi(1, monitor_latency=LATENCY))
+    assert [offer.monitor_allocated for offer in offers(guest)] == [1]
+    guest.say(m.Unload())
+    guest.contact()
+    assert [(offer.monitor_id, offer.monitor_allocated) for offer in offers(guest)] == [(0xFF, 0)]
+
+
 @pytest.mark.parametrize(("vp", "monitor"), [(0, 0), (INTERRUPTS_OFF, None)])
 def test_who_wants_no_interrupts_gets_no_notifications(vp: int, monitor: int | None) -> None:
     guest = contacted()
@@ -227,6 +238,24 @@ def test_monitors_are_watched_while_one_is_in_use() -> None:
     used.pages.release_monitor(0)
     assert used.watched == []
     assert used.memory.read(0x2000, 2 * PAGE_SIZE) == bytes(2 * PAGE_SIZE)
+
+
+def test_a_watch_that_cannot_be_had() -> None:
+    """Both or neither, and no monitor is in use then."""
+    used = Used()
+    refuse = used.ports.watch_received
+    used.ports.watch_received = _refuse  # type: ignore[method-assign]
+    with pytest.raises(HvError):
+        used.pages.use_monitor(0, LATENCY, 0x2001)
+    assert used.watched == []
+    used.ports.watch_received = refuse  # type: ignore[method-assign]
+    used.pages.use_monitor(0, LATENCY, 0x2001)
+    assert len(used.watched) == 2
+    assert used.page(0x3000).enabled_groups == 1
+
+
+def _refuse(page: int) -> NoReturn:
+    raise HvError(HvStatus.INVALID_CONNECTION_ID)
 
 
 def test_closing_ends_every_watch() -> None:
