@@ -39,7 +39,7 @@ ROWS: tuple[Call, ...] = (
         request=wire.FlushInput,
         rep=True,
         element_in=8,
-        reps_a_trip=512,
+        reps_a_trip=256,
     ),
     Call(
         code=CallCode.SEND_SYNTHETIC_CLUSTER_IPI,
@@ -63,7 +63,7 @@ ROWS: tuple[Call, ...] = (
         variable=True,
         rep=True,
         element_in=8,
-        reps_a_trip=512,
+        reps_a_trip=256,
     ),
     Call(
         code=CallCode.SEND_SYNTHETIC_CLUSTER_IPI_EX,

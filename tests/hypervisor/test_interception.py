@@ -420,6 +420,7 @@ async def test_power_off_while_waiting(parent: Parent, autojump_clock: MockClock
         (((ProcessorRegister.CR0, 1 << 29),), False),
         (((ProcessorRegister.CR0, 1 << 32),), False),
         (((ProcessorRegister.EFER, 1 << 10),), False),
+        (((ProcessorRegister.EFER, 1 << 8),), True),
         (((ProcessorRegister.EFER, 1 << 8 | 1 << 10), (ProcessorRegister.CR0, 1 << 31 | 1)), False),
         (
             (

@@ -219,7 +219,9 @@ def test_a_late_answer_is_given_before_the_vcpu_runs() -> None:
     runner.suspended(False)
     assert said == [True]
     assert not vcpu.paused
+    runner.unfinished = lambda: said.append(vcpu.paused)
     runner.suspended(True)
+    assert vcpu.paused
     runner.suspended(False)
     assert said == [True]
 
