@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from vmbus.server.limits import BusUse
+
 if TYPE_CHECKING:
     from hypervisor.partition import Partition
     from partitions.root.devices import CountedDevice
@@ -41,6 +43,8 @@ class VmStatistics:
     """Port intercepts, console output above all."""
     faults: int = 0
     """The guest's mistakes on the bus: bad messages and devices that stopped over a packet."""
+    bus: BusUse = BusUse()
+    """What it has of the bus at this moment, and how often it was at a limit; docs/limits.md has the limits."""
 
 
 def take_statistics(partition: Partition, server: VmbusServer | None, devices: Iterable[CountedDevice]) -> VmStatistics:
@@ -66,4 +70,5 @@ def take_statistics(partition: Partition, server: VmbusServer | None, devices: I
         interrupts=counters["interrupts"],
         port_accesses=counters["port_intercepts"],
         faults=bus.get("faults", 0) + bus.get("devices_stopped", 0),
+        bus=BusUse() if server is None else server.use(),
     )

@@ -47,7 +47,7 @@ from tests.doubles.boundary_guest import (
 from tests.doubles.campaign import examples
 from tests.doubles.root import MIB, boot_synic, held, say, topology, vm_table
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
-from vmbus.server.service import INBOX_MESSAGES
+from vmbus.server.limits import INBOX_MESSAGES
 
 MEMORY = 2 * MIB
 CANARY = 0x40000

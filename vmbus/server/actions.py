@@ -115,7 +115,7 @@ class ProtocolFault(msgspec.Struct, frozen=True):
     """The guest did what it may not; the message was dropped or refused. Count it and warn."""
 
     event: str
-    """A fixed set: malformed_message, unexpected_message, refused_gpadl, refused_open, refused_contact,
+    """A fixed set: malformed_message, unexpected_message, refused_gpadl, gpadl_limit, refused_open, refused_contact,
     unsupported_request."""
     words: str
 

@@ -13,7 +13,7 @@ from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.base import StateBase
 from vmbus.server.channels import ServerChannel
-from vmbus.server.gpadls import GpadlState, ServerGpadl
+from vmbus.server.gpadls import GpadlState, OverLimit, ServerGpadl
 
 
 class GpadlRules(StateBase):
@@ -32,6 +32,9 @@ class GpadlRules(StateBase):
             return
         try:
             record = self.gpadls.begin(message, tail)
+        except OverLimit as error:
+            self._refuse_gpadl(message.channel_id, message.gpadl_id, str(error), event="gpadl_limit")
+            return
         except WireError as error:
             self._refuse_gpadl(message.channel_id, message.gpadl_id, str(error))
             return
@@ -141,6 +144,6 @@ class GpadlRules(StateBase):
                 case _:
                     assert_never(record.state)
 
-    def _refuse_gpadl(self, channel_id: int, gpadl_id: int, words: str) -> None:
-        self._fault("refused_gpadl", words)
+    def _refuse_gpadl(self, channel_id: int, gpadl_id: int, words: str, *, event: str = "refused_gpadl") -> None:
+        self._fault(event, words)
         self._send(m.GpadlCreated(channel_id=channel_id, gpadl_id=gpadl_id, status=ChannelStatus.FAILURE))

@@ -18,6 +18,10 @@ MAX_GPADL_WORDS = 1 << 18
 """Per connection, promised ones included: about a gibibyte of named pages, 10 MB of the host's memory at most."""
 
 
+class OverLimit(TooMany):
+    """A GPADL that would be good if there were fewer."""
+
+
 class GpadlState(enum.Enum):
     """Where a GPADL is on its way."""
 
@@ -89,9 +93,9 @@ class GpadlRecords:
         assembly = GpadlAssembly(header)
         words = assembly.expected_words
         if len(self._records) >= MAX_GPADLS:
-            raise TooMany(f"{MAX_GPADLS} GPADLs are the limit of a connection")
+            raise OverLimit(f"{MAX_GPADLS} GPADLs are the limit of a connection")
         if self._words + words > MAX_GPADL_WORDS:
-            raise TooMany(f"{MAX_GPADL_WORDS} GPADL words are the limit of a connection")
+            raise OverLimit(f"{MAX_GPADL_WORDS} GPADL words are the limit of a connection")
         record = ServerGpadl(header.gpadl_id, header.channel_id, words, assembly)
         if assembly.add(tail):
             self._finish(record, assembly)

@@ -35,6 +35,7 @@ from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channels import ServerChannel
 from vmbus.server.connection import Phase
+from vmbus.server.limits import INBOX_MESSAGES, MAX_RESERVED_TARGETS, BusUse
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
 from vmbus.server.pages import usable
@@ -46,12 +47,6 @@ from vmbus.server.slots import ChannelSlots, OfferedChannel
 from vmbus.server.state import ServerState
 
 __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", "open_vmbus_server"]
-
-INBOX_MESSAGES: Final = 1024
-"""Guest messages that wait; more are dropped and counted. Linux has one in flight at a time, or a GPADL's few."""
-
-MAX_RESERVED_TARGETS: Final = 16
-"""Message targets of reserved channels that are kept connected; the one not used for longest makes room."""
 
 _MESSAGES_PER_TURN: Final = 16
 _FIRST_RETRY, _LAST_RETRY = 0.001, 0.016
@@ -73,7 +68,7 @@ class VmbusServer:
     ) -> None:
         self.partition_id = partition_id
         self.counters: Counter[str] = Counter()
-        """messages_in, messages_out, messages_lost, inbox_overflows, faults, devices_stopped."""
+        """messages_in, messages_out, messages_lost, inbox_overflows, faults, devices_stopped, and faults by event."""
         self._ports = ports
         self._memory = memory
         self._trace = trace
@@ -138,6 +133,20 @@ class VmbusServer:
             for offered in self._offered.values()
             if (record := records.get(offered.handle)) is not None and not record.rescinded
         ]
+
+    def use(self) -> BusUse:
+        """What the guest has taken now, and how often it was at a limit."""
+        return BusUse(
+            channels=len(self._state.channels),
+            gpadls=len(self._state.gpadls),
+            gpadl_words=self._state.gpadls.words,
+            scattered_pages=self._slots.scattered,
+            messages_waiting=len(self._inbox),
+            messages_unsent=len(self._outbox),
+            gpadls_over_limit=self.counters["gpadl_limit"],
+            opens_over_limit=self.counters["ring_limit"],
+            messages_dropped=self.counters["inbox_overflows"],
+        )
 
     @property
     def gpadl_count(self) -> int:
@@ -351,6 +360,7 @@ class VmbusServer:
                 self._state_changed(channel_id, before, after)
             case act.ProtocolFault(event, words):
                 self.counters["faults"] += 1
+                self.counters[event] += 1
                 self._warn(event, words)
             case _:
                 assert_never(action)

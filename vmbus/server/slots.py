@@ -24,14 +24,12 @@ from vmbus.protocol.pages import ConnectionPages
 from vmbus.ring import Packet, PacketType
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.limits import MAX_SCATTERED_PAGES
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
 from vmbus.server.saved import CannotRestore, CannotSave
-
-MAX_SCATTERED_PAGES: Final = 4096
-"""Per guest: each break in a ring's page list costs the host a memory mapping, of which a process has some 65,000."""
 
 _PACKET_NAMES: Final = {int(kind): kind.name for kind in PacketType}
 
@@ -194,6 +192,11 @@ class ChannelSlots:
             slot.port.close()
         slot.port, slot.connection_id = port, connection_id
 
+    @property
+    def scattered(self) -> int:
+        """Breaks in the page lists of open rings."""
+        return self._scattered
+
     def channel(self, channel_id: int) -> Channel | None:
         """The channel, if it is open."""
         slot = self._slots.get(channel_id)
@@ -269,6 +272,7 @@ class ChannelSlots:
         gpns = action.ring.gpns
         scattered = sum(1 for before, after in pairwise(gpns) if after != before + 1)
         if self._scattered + scattered > MAX_SCATTERED_PAGES:
+            self._counters["ring_limit"] += 1
             self._warn("refused_open", f"channel {action.channel_id}: rings in {scattered + 1} pieces")
             return False
         try:

@@ -27,10 +27,10 @@ from vmbus.protocol.versions import Version
 from vmbus.ring import Packet
 from vmbus.server.channels import ChannelState
 from vmbus.server.connection import Phase
+from vmbus.server.limits import INBOX_MESSAGES, MAX_SCATTERED_PAGES
 from vmbus.server.offers import Offer
 from vmbus.server.opened import GpadlHold
-from vmbus.server.service import INBOX_MESSAGES, OpenedChannel, VmbusServer, open_vmbus_server
-from vmbus.server.slots import MAX_SCATTERED_PAGES
+from vmbus.server.service import OpenedChannel, VmbusServer, open_vmbus_server
 
 PAGES = 8192
 GPADL = 0xE1E10

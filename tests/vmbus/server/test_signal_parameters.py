@@ -15,7 +15,7 @@ from vmbus.protocol import messages as m
 from vmbus.protocol.features import Feature
 from vmbus.protocol.messages import Message
 from vmbus.protocol.versions import Version
-from vmbus.server.service import MAX_RESERVED_TARGETS
+from vmbus.server.limits import MAX_RESERVED_TARGETS
 
 __all__ = ["memory"]
 FAILURE = 0x8000FFFF

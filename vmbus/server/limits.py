@@ -1,0 +1,81 @@
+"""What one guest may take of the host on its bus, what it hears at each limit, and how much it has taken. Root side."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+import msgspec
+
+from vmbus.protocol.identifiers import MAX_CHANNELS
+from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
+
+INBOX_MESSAGES: Final = 1024
+"""Guest messages that wait; more are dropped and counted. Linux has one in flight at a time, or a GPADL's few."""
+
+MAX_SCATTERED_PAGES: Final = 4096
+"""Per guest: each break in a ring's page list costs the host a memory mapping, of which a process has some 65,000."""
+
+MAX_RESERVED_TARGETS: Final = 16
+"""Message targets of reserved channels that are kept connected; the one not used for longest makes room."""
+
+
+@attrs.frozen
+class BusUse:
+    """What a guest has taken of its bus at one moment, and how often it was at a limit since its start."""
+
+    channels: int = 0
+    """With an ID; of `MAX_CHANNELS`."""
+    gpadls: int = 0
+    """Unfinished ones too; of `MAX_GPADLS`."""
+    gpadl_words: int = 0
+    """Page numbers and range headers, promised ones included; of `MAX_GPADL_WORDS`."""
+    scattered_pages: int = 0
+    """Breaks in the page lists of open rings; of `MAX_SCATTERED_PAGES`."""
+    messages_waiting: int = 0
+    """From the guest; of `INBOX_MESSAGES`."""
+    messages_unsent: int = 0
+    """To the guest, who does not take them. No message of the guest's is looked at meanwhile, so there is no limit."""
+    gpadls_over_limit: int = 0
+    opens_over_limit: int = 0
+    messages_dropped: int = 0
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """One row of the table."""
+
+    what: str
+    name: str
+    value: int
+    answer: str
+    counter: str
+    """The field of `BusUse` that counts the times."""
+
+
+LIMITS: Final = (
+    Limit("channels with an ID", "MAX_CHANNELS", MAX_CHANNELS, "the host offers no more until one is released", "-"),
+    Limit("GPADLs", "MAX_GPADLS", MAX_GPADLS, "GPADL_CREATED, status 0x8000FFFF", "gpadls_over_limit"),
+    Limit("words of all GPADLs", "MAX_GPADL_WORDS", MAX_GPADL_WORDS, "the same", "gpadls_over_limit"),
+    Limit(
+        "breaks in the page lists of open rings",
+        "MAX_SCATTERED_PAGES",
+        MAX_SCATTERED_PAGES,
+        "OPEN_CHANNEL_RESULT, status 0x8000FFFF",
+        "opens_over_limit",
+    ),
+    Limit("messages that wait for the host", "INBOX_MESSAGES", INBOX_MESSAGES, "none: dropped", "messages_dropped"),
+    Limit(
+        "message targets of reserved channels",
+        "MAX_RESERVED_TARGETS",
+        MAX_RESERVED_TARGETS,
+        "none: the oldest is connected anew when it is used again",
+        "-",
+    ),
+)
+
+
+def limits_table() -> str:
+    """The table as Markdown, for the documentation."""
+    lines = ["| of a guest | limit | name | answer past it | counted in |", "|---|---|---|---|---|"]
+    lines += [f"| {row.what} | {row.value} | `{row.name}` | {row.answer} | `{row.counter}` |" for row in LIMITS]
+    return "\n".join(lines).replace("`-`", "-") + "\n"
