@@ -21,19 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["GuestEntry", "built_in_programs", "check_program", "find_program", "guest_entry"]
 
 
-def guest_entry(vm: VmTable, topology: Topology) -> GuestEntry:
+def guest_entry(vm: VmTable, topology: Topology) -> tuple[GuestEntry, GuestEntry | None]:
     """What a VM's processors run: the kernel, then the VM's program in a module of its own for each boot.
 
-    The file is read and compiled here, once, so a mistake in it is known before anything starts: OSError, SyntaxError
-    or ValueError, which `check_program` puts into words. What the module's top level raises is a crash of the guest.
+    Two ways in: a boot, and going on after the VM was saved, which only a program with a `resume` has. The file is read
+    and compiled here, once, so a mistake in it is known before anything starts: OSError, SyntaxError or ValueError,
+    which `check_program` puts into words. What the module's top level raises is a crash of the guest.
     """
     program = Program.read(find_program(vm.program, topology.folder))
     name, args = vm.name, vm.args
 
-    async def entry(machines: Sequence[Machine]) -> None:
+    async def start(machines: Sequence[Machine], entry: str, *, resumed: bool) -> None:
         async def main(guest: Guest) -> object:
-            return await program.load(name, print=guest.console.print)(guest)
+            return await program.load(name, entry, print=guest.console.print)(guest)
 
-        await kernel.boot(machines, main, name=name, args=args, program=program.path)
+        await kernel.boot(machines, main, name=name, args=args, program=program.path, resumed=resumed)
 
-    return entry
+    async def boot(machines: Sequence[Machine]) -> None:
+        await start(machines, "main", resumed=False)
+
+    async def resume(machines: Sequence[Machine]) -> None:
+        await start(machines, "resume", resumed=True)
+
+    return boot, resume if program.resumable else None

@@ -402,7 +402,7 @@ async def _let_down(vm: Vm, grace: float) -> None:
             await vm.resume()
         await vm.shut_down(grace)
     except InvalidTransition:
-        if vm.state not in (VmState.OFF, VmState.TURNING_OFF, VmState.SHUTTING_DOWN):
+        if vm.state not in (VmState.OFF, VmState.SAVED, VmState.TURNING_OFF, VmState.SHUTTING_DOWN):
             await vm.turn_off()
 
 
@@ -486,7 +486,7 @@ class _Backends:
                 from hypervisor.backend.task import TaskBackend
                 from partitions.compose import guest_entry
 
-                return TaskBackend(hypervisor, guest_entry(vm, self.topology))
+                return TaskBackend(hypervisor, *guest_entry(vm, self.topology))
             case BackendKind.KVM:
                 from hypervisor.backend.kvm.backend import KvmBackend
                 from partitions.ports import COM1_TRANSMIT

@@ -233,17 +233,36 @@ class TaskVp:
 class TaskBackend:
     """Executes one partition's guest software in this thread."""
 
-    def __init__(self, hypervisor: Hypervisor, entry: GuestEntry) -> None:
+    def __init__(self, hypervisor: Hypervisor, entry: GuestEntry, resume: GuestEntry | None = None) -> None:
+        """`resume` is run in place of `entry` where the partition's state is that of a guest that was saved."""
         self._hypervisor = hypervisor
         self._entry = entry
+        self._resume = resume
         self.failure: BaseException | None = None
         """What the guest's software raised, for the worker to keep."""
+
+    @property
+    def cannot_save(self) -> str:
+        """Why the guest cannot be saved; empty if it can."""
+        if self._resume is not None:
+            return ""
+        return "the frames of a Python program cannot be saved, and it has no `async def resume(guest)` to go on with"
 
     def set_line(self, line: int, high: bool) -> None:
         """Model guests have no interrupt controller besides the SynIC."""
 
-    async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self,
+        partition: Partition,
+        *,
+        restored: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Run the guest until it returns or is cancelled. Its exceptions become an unrecoverable exception of VP 0."""
+        entry = self._entry
+        if restored:
+            assert self._resume is not None, "asked by `cannot_save` before"
+            entry = self._resume
         machines = [TaskVp(self._hypervisor, partition.vps[index]) for index in sorted(partition.vps)]
 
         def power_off(_: object) -> trio.lowlevel.Abort:
@@ -252,7 +271,7 @@ class TaskBackend:
             return trio.lowlevel.Abort.SUCCEEDED
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._boot, partition, machines, nursery)
+            nursery.start_soon(self._boot, partition, machines, nursery, entry)
             task_status.started()
             # Trio calls this within `cancel()`, before any task of the guest runs again. So what the guest does while
             # it is being unwound, in a `finally` say, reaches nobody: a machine without power does not tidy up.
@@ -279,13 +298,15 @@ class TaskBackend:
                     words = "the guest's software does not end though its power is off; the host waits for it"
                     self._hypervisor.trace.warn(Layer.STATE, "guest_outlives_power", partition.id, words)
 
-    async def _boot(self, partition: Partition, machines: Sequence[TaskVp], nursery: trio.Nursery) -> None:
+    async def _boot(
+        self, partition: Partition, machines: Sequence[TaskVp], nursery: trio.Nursery, entry: GuestEntry
+    ) -> None:
         """The guest's first task; all others are below it."""
         hypervisor = self._hypervisor
         with watchdog.watching(hypervisor.trace, partition.id):
             try:
                 await machines[0].runnable()
-                await self._entry(machines)
+                await entry(machines)
             except (KeyboardInterrupt, GeneratorExit):
                 raise  # the user's, and the interpreter's
             except BaseException as raised:

@@ -33,6 +33,7 @@ from partitions.child.winhv import HypercallResult, Platform, WinHv
 
 if TYPE_CHECKING:
     from partitions.child.devices import Devices
+    from partitions.child.keeping import Keeper
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
     from vsp_vsc.storage.disk import Disk
@@ -78,6 +79,7 @@ class Guest:
         devices: Devices,
         timers: Timers,
         nursery: trio.Nursery,
+        keeper: Keeper,
         restart: Callable[[], None],
     ) -> None:
         self.name = name
@@ -94,6 +96,7 @@ class Guest:
         """COM1; `console.print` takes what Python's `print` takes."""
         self._restart = restart
         self._winhv = winhv
+        self._keeper = keeper
         self._devices = devices
         self._timers = timers
 
@@ -119,6 +122,17 @@ class Guest:
     def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: Any, name: object = None) -> None:
         """Run `await function(*arguments)` beside `main`, until that returns. Its crash is the guest's."""
         self.nursery.start_soon(function, *arguments, name=name)
+
+    # Being saved
+
+    def keep(self, data: bytes) -> None:
+        """Keep these bytes in the VM's memory in place of those before, for `resume`. ValueError past 575 KiB."""
+        self._keeper.keep(data)
+
+    @property
+    def kept(self) -> bytes:
+        """What was kept last, in this life or the one that was saved; empty at first and after a reset."""
+        return self._keeper.kept
 
     # Console
 

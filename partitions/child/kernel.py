@@ -42,6 +42,7 @@ from partitions.child.console import Console
 from partitions.child.devices import Devices, OnDriver
 from partitions.child.guest import Guest, GuestMain
 from partitions.child.interrupts import VMBUS_VECTOR, Interrupts, ProcessorInterrupts
+from partitions.child.keeping import Keeper
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
 from partitions.child.timers import Timers
@@ -89,15 +90,19 @@ async def boot(
     args: Mapping[str, Any] | None = None,
     program: Path | None = None,
     grace: float = GRACE,
+    resumed: bool = False,
 ) -> None:
     """Boot a guest on these virtual processors, run `main`, and power off.
 
     `program` is the file of `main`, to trim tracebacks by; `grace` the seconds that it has to clean up in after the
-    power button. Ends after power-off, with the exit code told before: 0 when `main` returned None or was cancelled by
-    the power button, else the integer that it returned. After an exception: traceback on the console, exit code 1,
+    power button. `resumed`: memory is that of a past life, which was saved: it stays as it is, and the bus is connected
+    to anew, as a system does that wakes from hibernation.
+
+    Ends after power-off, with the exit code told before: 0 when `main` returned None or was cancelled by the power
+    button, else the integer that it returned. After an exception: traceback on the console, exit code 1,
     crash registers, and the processor halts until the host ends it. `VpStopped` is let through: the processor is gone.
     """
-    kernel = _Kernel(machines, main, name, args or {}, program, grace)
+    kernel = _Kernel(machines, main, name, args or {}, program, grace, resumed)
     try:
         await kernel.run()
     except NotAGuest as problem:
@@ -119,8 +124,13 @@ class _Kernel:
         args: Mapping[str, Any],
         program: Path | None,
         grace: float,
+        resumed: bool,
     ) -> None:
         self.machines = machines
+        self.resumed = resumed
+        self.keeper = Keeper(machines[0].memory)
+        self.past_pages = 0
+        """Pages that a past life had, from the first on; the host may look at them until it has heard of us."""
         self.machine = machines[0]
         self.console = Console(self.machine)
         self.main = main
@@ -151,6 +161,7 @@ class _Kernel:
             self.bind_power_button(tasks, platform)
             versions, wanted = bus_options(self.args)  # all, and no feature, unless the topology says otherwise
             async with open_vmbus_client(platform, versions=versions, features=wanted) as bus:
+                self.forget_past_life(pages)  # with our contact the host let go of it
                 await bus.wait_offers_delivered()  # what the host has for us
                 bind = self.driver_binder(tasks, platform)  # shutdown requests end the program, as the button does
                 devices = Devices(bus, platform, self.console, tasks, bind)  # drivers by interface GUID, probing
@@ -194,12 +205,24 @@ class _Kernel:
     def take_memory(self) -> PageAllocator:
         """Memory is one extent from GPA 0; the low megabyte stays untouched. One page is kept for last words."""
         pages = PageAllocator(self.machine.memory)
+        if pages.limit > pages.first:
+            if self.resumed:
+                self.past_pages = pages.set_aside(self.keeper.used_before)
+            else:
+                self.keeper.begin()
+            pages.on_growth = self.keeper.note_used
         try:
             self.crash_page = pages.allocate(1)
         except MemoryError:
             size = len(self.machine.memory) >> 10
             raise NotAGuest(f"{size} KiB of memory are too little; nothing below 1 MiB is used") from None
         return pages
+
+    def forget_past_life(self, pages: PageAllocator) -> None:
+        """Its pages are free now."""
+        if self.past_pages:
+            pages.free(pages.first, self.past_pages)
+            self.past_pages = 0
 
     def enable_hypercalls(self, pages: PageAllocator) -> WinHv:
         """Choose where the hypercall page appears, and keep what else the register holds."""
@@ -229,6 +252,8 @@ class _Kernel:
             processors.append(
                 ProcessorInterrupts(machine, message_page, event_page, self.interrupts, auto_eoi=features.auto_eoi)
             )
+            if self.resumed:
+                processors[-1].handle_vmbus()  # what a past life did not read is for nobody
         return processors
 
     def bind_power_button(self, tasks: trio.Nursery, platform: Platform) -> None:
@@ -299,6 +324,7 @@ class _Kernel:
                         devices=devices,
                         timers=timers,
                         nursery=background,
+                        keeper=self.keeper,
                         restart=restart,
                     )
                     result = await self.main(guest)

@@ -7,6 +7,7 @@ runs; a guest holds some dozens of runs, so a list and `bisect` beat any tree.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 
@@ -18,7 +19,7 @@ _ZEROS = bytes(64 * PAGE_SIZE)
 class PageAllocator:
     """Hands out zeroed runs of pages above 1 MiB. Fresh guest memory is zero, so only pages used before are cleared."""
 
-    __slots__ = ("_counts", "_memory", "_starts", "first", "limit", "used_before")
+    __slots__ = ("_counts", "_memory", "_starts", "first", "limit", "on_growth", "used_before")
 
     def __init__(self, memory: memoryview, first: int = FIRST_PAGE) -> None:
         self._memory = memory
@@ -30,6 +31,8 @@ class PageAllocator:
         self._counts: list[int] = [self.limit - first] if self.limit > first else []
         self.used_before = first
         """High-water mark: pages from here on were never handed out and are still zero."""
+        self.on_growth: Callable[[int], None] | None = None
+        """Called with the new mark."""
 
     @property
     def free_pages(self) -> int:
@@ -53,8 +56,22 @@ class PageAllocator:
             self._counts[index] = run - count
         if gpn < self.used_before:
             self._clear(gpn, min(gpn + count, self.used_before))
-        self.used_before = max(self.used_before, gpn + count)
+        if gpn + count > self.used_before:
+            self.used_before = gpn + count
+            if self.on_growth is not None:
+                self.on_growth(self.used_before)
         return gpn
+
+    def set_aside(self, end: int) -> int:
+        """Before anything is handed out: leave the pages below `end` alone, as they are; `free` gives them back later.
+
+        How many there are. What a past life of this guest used, its host may still look at.
+        """
+        count = min(max(end, self.first), self.limit) - self.first
+        self._starts = [self.first + count] if self.first + count < self.limit else []
+        self._counts = [self.limit - start for start in self._starts]
+        self.used_before = self.first + count
+        return count
 
     def free(self, gpn: int, count: int) -> None:
         """Give pages back, whole runs or parts of them. `ValueError` for pages that are free already."""

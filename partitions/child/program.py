@@ -60,14 +60,19 @@ class Program:
 
     path: Path
     code: types.CodeType
+    resumable: bool = False
+    """It has an `async def resume(guest)`, so its VM can be saved."""
 
     @classmethod
     def read(cls, path: Path) -> Program:
         """Compile a file. Raises OSError, SyntaxError or ValueError; `check_program` puts them into words."""
-        return cls(path, compile(path.read_bytes(), str(path), "exec", dont_inherit=True))
+        source = path.read_bytes()
+        code = compile(source, str(path), "exec", dont_inherit=True)
+        tree = ast.parse(source, str(path))
+        return cls(path, code, any(isinstance(one, ast.AsyncFunctionDef) and one.name == "resume" for one in tree.body))
 
-    def load(self, name: str, **names: Any) -> Callable[[Any], Awaitable[object]]:
-        """Run the module's top level in a fresh module with these names in it, and return its `main`.
+    def load(self, name: str, entry: str = "main", **names: Any) -> Callable[[Any], Awaitable[object]]:
+        """Run the module's top level in a fresh module with these names in it, and return its `main`, or its `resume`.
 
         The module is not in `sys.modules`: two VMs with one program share nothing, nor does a VM with itself before a
         reset.
@@ -76,7 +81,7 @@ class Program:
         module.__file__ = str(self.path)
         module.__dict__.update(names)
         exec(self.code, module.__dict__)  # that is what loading a program is
-        main: Callable[[Any], Awaitable[object]] = module.__dict__["main"]
+        main: Callable[[Any], Awaitable[object]] = module.__dict__[entry]
         return main
 
 

@@ -131,7 +131,7 @@ async def test_a_reset_ends_the_old_guests_bus(tmp_path: Path, autojump_clock: t
     boots = 0
 
     def backend(hypervisor: Hypervisor, settings: VmTable) -> Backend:
-        kernel = guest_entry(settings, topology)
+        kernel, _ = guest_entry(settings, topology)
 
         async def entry(machines: Sequence[Machine]) -> None:
             nonlocal boots
