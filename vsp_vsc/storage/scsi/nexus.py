@@ -9,6 +9,7 @@ buffer. So a command that is aborted ends when the backend lets go of it, with s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vsp_vsc.storage.scsi.answer import TASK_ABORTED, Done, ScsiResult, Tag, Views
@@ -28,7 +29,12 @@ class Nexus:
         self.transport_id = transport_id
         """The same for machines: a TransportID of SPC-4 7.6.4."""
         self.hindered = False
-        """Whether something may speak against a command before it is looked at. Set by the unit."""
+        """Whether something may speak against a command before it is looked at."""
+        self.read_now: Callable[[int, int, Views], bool] = unit.read_now
+        """Read blocks into views of just that size, if nothing speaks against it and nothing has to be waited for.
+
+        Else false, and `start` finds out what there is to say. Not a method: the shortest way that there is.
+        """
         self.under_way = 0
         """Commands that have no result yet; their buffers are in use."""
         self._starters = unit.starters
@@ -47,12 +53,10 @@ class Nexus:
                 return refused
         return self._starters[cdb[0]](self.unit, self, cdb, views, length, tag, done)
 
-    def read_now(self, lba: int, count: int, views: Views) -> bool:
-        """Read blocks into views of just that size, if nothing speaks against it and nothing has to be waited for.
-
-        Else false, and `start` finds out what there is to say.
-        """
-        return not self.hindered and self.unit.read_now(lba, count, views)
+    def hinder(self, hindered: bool) -> None:
+        """For the unit: whether each command has to be asked about."""
+        self.hindered = hindered
+        self.read_now = _not_now if hindered else self.unit.read_now
 
     # --- unit attentions
 
@@ -70,7 +74,7 @@ class Nexus:
             self._attentions = [reason]
         elif reason not in self._attentions:
             self._attentions.append(reason)
-        self.hindered = True
+        self.hinder(True)
 
     def forget(self, reason: Reason) -> None:
         """Withdraw a unit attention that the initiator has learned of in another way."""
@@ -122,3 +126,7 @@ class Nexus:
         """
         self.abort_all()
         self.unit.disconnect(self)
+
+
+def _not_now(_lba: int, _count: int, _views: Views) -> bool:
+    return False

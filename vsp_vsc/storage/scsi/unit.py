@@ -150,7 +150,7 @@ class LogicalUnit:
 
     def look_for_hindrances(self, nexus: Nexus) -> None:
         """Whether `hindrance` has to be asked for each command of a nexus."""
-        nexus.hindered = bool(nexus.attentions) or self.stopped or self.reservations.any
+        nexus.hinder(bool(nexus.attentions) or self.stopped or self.reservations.any)
 
     def look_at_all(self) -> None:
         """After something that concerns all nexuses."""
