@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
 from hypervisor.privileges import Privilege
+from hypervisor.trace import Sink, TraceEvent
 from partitions import determinism
 from partitions.host import ExitReason, Vm, open_host
 from partitions.root.worker import vm_privileges
@@ -65,11 +67,17 @@ def host_of(folder: Path, program: str, synthetic_timers: bool | None = None) ->
     return topology(table, folder=folder)
 
 
-def printed(folder: Path, program: str, synthetic_timers: bool | None = None, pause: float = 0) -> list[str]:
+def printed(
+    folder: Path,
+    program: str,
+    synthetic_timers: bool | None = None,
+    pause: float = 0,
+    sinks: Sequence[Sink] = (),
+) -> list[str]:
     """What the program printed, on the virtual clock; paused for so long after a second."""
 
     async def session() -> list[str]:
-        async with open_host(host_of(folder, program, synthetic_timers)) as host:
+        async with open_host(host_of(folder, program, synthetic_timers), sinks=sinks) as host:
             vm: Vm = host["web"]
             await vm.start()
             if pause:
@@ -110,7 +118,14 @@ def test_a_topology_can_withhold_them(tmp_path: Path) -> None:
 
 
 def test_the_kernel_stops_what_a_program_left_running(tmp_path: Path) -> None:
-    assert printed(tmp_path, LEFT_RUNNING) == []
+    """Before it takes the SynIC down, so that no interrupt comes to nobody."""
+    events: list[TraceEvent] = []
+    assert printed(tmp_path, LEFT_RUNNING, sinks=[events.append]) == []
+    written = [event.words for event in events if event.event == "write_msr"]
+    last = max(place for place, name in enumerate(written) if name.startswith("STIMER0"))
+    assert written[last] == "STIMER0_CONFIG"
+    assert last < max(place for place, name in enumerate(written) if name == "SCONTROL")
+    assert written.count("STIMER0_CONFIG") == 3, "stopped, started, stopped"
 
 
 @pytest.mark.parametrize(
