@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from hypervisor.backend.task import TaskVp
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.monitor_page import MonitorPage, MonitorParameter
+from hypervisor.pages import PAGE_SIZE
 from hypervisor.partition import Partition
 from hypervisor.status import HvError, HvStatus
+from hypervisor.synic.ports import PortType
 from hypervisor.trace import Trace
 from partitions.root.host_ports import FLAGS_PER_SINT, FlagAllocator, IdAllocator, PortsOf
 from partitions.root.vid import VM_PRIVILEGES, OutOfHostMemory, Vid, VmPartition
@@ -345,5 +348,46 @@ def test_a_failure_anywhere_leaves_nothing_behind(sizes: list[int], fail_at: int
     vid.close()
     assert done >= len(sizes) - 1
     assert (list(hypervisor.partitions), hypervisor.root_bytes, vid.vm_memory_used) == ([1], before, 0)
+    winhv.close()
+    hypervisor.close()
+
+
+# --- monitor pages
+
+
+def test_monitor_pages_of_a_child() -> None:
+    """The root names the page where it sees it, the child where it lies; both ways are watched until closed."""
+    now = 0
+    hypervisor = Hypervisor(lambda: now, Trace(lambda: now), memory_bytes=64 * MIB, root_vps=4)
+    winhv = WinHv(hypervisor)
+    vid = Vid(hypervisor, winhv, vm_memory=32 * MIB)
+    with vid.open_partition(name="web", memory=MIB, processors=1) as child:
+        guest = TaskVp(hypervisor, child.partition.vps[0])
+        child.resume()
+        boot_synic(guest)
+        ports = winhv.ports_of(child.id, vid.paying, first_page=child.first_page)
+        rung: list[int] = []
+        ports.receive_events(0x2001, lambda: rung.append(1))
+        events = ports.connect_events(0, 2, 1)
+        watches = ports.watch_sent(0x20000), ports.watch_received(0x21000)
+        sent = MonitorPage(child.partition.memory.view(0x20000, PAGE_SIZE))
+        received = MonitorPage(child.partition.memory.view(0x21000, PAGE_SIZE))
+        for page, connection in ((sent, events.connection_id), (received, 0x2001)):
+            page.set_up(0, 1000, MonitorParameter(connection))
+            page.enable_groups(1)
+            page.trigger(0)
+        assert hypervisor.timers.deadline() == 0
+        hypervisor.timers.fire_due(now, 8)
+        assert rung == [1]
+        assert child.partition.counters["monitor_signals"] == 1
+        assert hypervisor.root.counters["monitor_signals"] == 1
+        (port,) = (port for port in child.partition.ports.values() if port.type is PortType.EVENT)
+        assert port.post_count == 1
+        for watch in watches:
+            watch.close()
+        assert hypervisor.timers.deadline() is None
+        ports.close()
+        guest.detach()
+    vid.close()
     winhv.close()
     hypervisor.close()
