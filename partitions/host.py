@@ -37,6 +37,8 @@ from hypervisor.timer_driver import timers_running
 from hypervisor.trace import Sink, Trace
 from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
+from partitions.root.disk_desk import DiskDesk
+from partitions.root.disks import DiskError, DiskState
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
 from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable
@@ -56,7 +58,7 @@ from partitions.root.vid import Vid
 from partitions.root.winhv import WinHv
 from partitions.root.worker import BackendFactory, HostServices
 from partitions.topology_schema import Backend as BackendKind
-from partitions.topology_schema import Topology, VmTable
+from partitions.topology_schema import DiskTable, DiskType, Size, Topology, VmTable
 
 if TYPE_CHECKING:
     from hypervisor.backend.base import Backend
@@ -67,6 +69,8 @@ __all__ = [
     "Console",
     "ConsoleLine",
     "Contact",
+    "DiskError",
+    "DiskState",
     "ExitReason",
     "ExitRecord",
     "Heartbeat",
@@ -276,6 +280,71 @@ class Vm:
         if worker is None or worker.hotplug is None:
             raise HotPlugError(f"VM {self.name!r} is {self.state.value}")
         return worker.hotplug
+
+    # --- its disks, on or off
+
+    @property
+    def disks(self) -> Mapping[int, DiskState]:
+        """Its disks and DVD drives by LUN: as they are while it is on, else as its settings have them."""
+        return self._desk.states()
+
+    async def add_disk(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: int | str | None = None,
+        read_only: bool = False,
+        block_size: int = 512,
+        type: Literal["disk", "dvd"] = "disk",  # noqa: A002 - the key's name in a topology
+        lun: int | None = None,
+    ) -> int:
+        """Give it another disk, now or for its next start; its LUN, by default one that no disk had before.
+
+        The arguments are the keys of `[[vm.disk]]`. A guest that runs is told, and looks. Raises `DiskError`.
+        """
+        table = DiskTable(
+            path=os.fspath(path),
+            type=DiskType(type),
+            lun=lun,
+            size=None if size is None else Size.parse(size),
+            read_only=read_only,
+            block_size=block_size,
+        )
+        await trio.lowlevel.checkpoint()
+        return self._desk.add(table)
+
+    async def remove_disk(self, lun: int) -> None:
+        """Take a disk away, whatever its guest is doing with it. Raises `DiskError`.
+
+        Returns when what was under way on it has ended, well or badly, and its image is closed.
+        """
+        await self._desk.remove(lun)
+        await trio.lowlevel.checkpoint()
+
+    async def resize_disk(self, lun: int, size: int | str | None = None) -> int:
+        """Make a disk larger while it runs, or, without a size, look whether its image has become so; the size then.
+
+        Its guest is told. Raises `DiskError`, also for a size that is smaller.
+        """
+        await trio.lowlevel.checkpoint()
+        return self._desk.resize(lun, None if size is None else Size.parse(size))
+
+    async def insert_disc(self, lun: int, path: str | os.PathLike[str]) -> None:
+        """Put an ISO image into a DVD drive that is empty. Raises `DiskError`."""
+        await trio.lowlevel.checkpoint()
+        self._desk.insert(lun, Path(path))
+
+    async def eject_disc(self, lun: int, *, force: bool = False) -> None:
+        """Take the disc out of a DVD drive. Raises `DiskError`.
+
+        A guest that has it mounted holds it: then it is asked for it, and `DiskError` raised. `force` does not ask.
+        """
+        await trio.lowlevel.checkpoint()
+        self._desk.eject(lun, force=force)
+
+    @property
+    def _desk(self) -> DiskDesk:
+        return DiskDesk(self._managed, self._vmms.folder)
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
         """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 6 save, 9 pause, 11 reset.

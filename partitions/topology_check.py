@@ -12,8 +12,12 @@ import msgspec
 
 from hypervisor.pages import PAGE_SIZE
 from partitions.topology_schema import (
+    BLOCK_SIZES,
+    DVD_BLOCK_SIZE,
+    MAX_DISKS,
     Backend,
     DiskTable,
+    DiskType,
     Topology,
     TopologyFile,
     VmTable,
@@ -33,11 +37,8 @@ from partitions.topology_words import (
     what,
 )
 
-SECTOR = 512
 KERNEL_SCRIPT = "get-kernel"
 """A file of this name beside a topology fetches what no topology can carry with it."""
-MAX_DISKS = 64
-"""Disks on one SCSI controller, as Hyper-V has it."""
 LEAST_MEMORY = 1 << 20
 """A model guest's kernel needs its low pages, a heap for rings and a little more."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -200,7 +201,14 @@ class Check:
         return f'; did you mean "{near}"?' if near else ""
 
     def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
-        """One controller's worth."""
+        """One controller's worth, each at a place of its own."""
+        first: dict[int, int] = {}
+        for index, disk in enumerate(disks):
+            if disk.lun is None:
+                continue
+            if disk.lun in first:
+                self.problem((*keys, "disk", index, "lun"), f"{disk.lun} is the LUN of disk[{first[disk.lun]}] too")
+            first.setdefault(disk.lun, index)
         if len(disks) > MAX_DISKS:
             self.problem((*keys, "disk"), f"must be at most {MAX_DISKS} disks, are {len(disks)}")
 
@@ -208,9 +216,20 @@ class Check:
         """The rules of one disk."""
         if disk.iops is not None:
             self.problem((*keys, "iops"), "disk controls come later: remove iops")
-        if disk.size is not None and (disk.size == 0 or disk.size % SECTOR):
-            self.problem((*keys, "size"), f"must be a multiple of {SECTOR} bytes and not 0, is {disk.size}")
+        if disk.type is DiskType.DVD:
+            if disk.size is not None:
+                return self.problem((*keys, "size"), 'is for disks; a drive of type = "dvd" has a disc, or none')
+            if disk.block_size != BLOCK_SIZES[0]:
+                return self.problem((*keys, "block_size"), f"is for disks; a DVD has blocks of {DVD_BLOCK_SIZE} bytes")
+        elif disk.block_size not in BLOCK_SIZES:
+            known = " or ".join(map(str, BLOCK_SIZES))
+            return self.problem((*keys, "block_size"), f"must be {known}, is {disk.block_size}")
+        sector = block_size_of(disk)
+        if disk.size is not None and (disk.size == 0 or disk.size % sector):
+            self.problem((*keys, "size"), f"must be a multiple of {sector} bytes and not 0, is {disk.size}")
         if not disk.path:
+            if disk.type is DiskType.DVD:
+                return None  # a drive without a disc
             return self.problem((*keys, "path"), "is empty")
         try:
             return self.image(disk, self.folder / disk.path, keys)
@@ -219,12 +238,14 @@ class Check:
 
     def image(self, disk: DiskTable, path: Path, keys: KeyPath) -> None:
         """The file behind it: there or to be made, of a size that a disk can have."""
-        place = (*keys, "path")
+        place, sector = (*keys, "path"), block_size_of(disk)
+        never_written = disk.read_only or disk.type is DiskType.DVD
         if not path.exists():
             if disk.size is None:
                 near = nearest(path.name, siblings(path))
                 hint = f'; did you mean "{near}"?' if near else ""
-                return self.problem(place, f'there is no file "{path}"{hint} (with a size, it is made)')
+                made = " (with a size, it is made)" if disk.type is DiskType.DISK else ""
+                return self.problem(place, f'there is no file "{path}"{hint}{made}')
             if disk.read_only:
                 return self.problem(place, f'there is no file "{path}", and a new read-only disk would stay empty')
             if not path.parent.is_dir():
@@ -233,7 +254,7 @@ class Check:
                 words = f'cannot be made: the folder "{path.parent}" is read-only; {copy_hint(self.folder)}'
                 return self.problem(place, words)
             return None
-        if not disk.read_only and path.is_file() and not os.access(path, os.W_OK):
+        if not never_written and path.is_file() and not os.access(path, os.W_OK):
             words = f'"{path}" cannot be written; set read_only = true, or {copy_hint(self.folder)}'
             return self.problem(place, words)
         if path.is_block_device():
@@ -244,9 +265,9 @@ class Check:
         if disk.size is not None and there != disk.size:
             words = f"the file has {size_words(there)}, not {size_words(disk.size)}; remove the size or the file"
             return self.problem((*keys, "size"), words)
-        if there == 0 or there % SECTOR:
-            padded = max(1, -(-there // SECTOR)) * SECTOR
-            words = f'"{path}" has {there} bytes, not a multiple of {SECTOR}; pad a copy: truncate -s {padded} COPY'
+        if there == 0 or there % sector:
+            padded = max(1, -(-there // sector)) * sector
+            words = f'"{path}" has {there} bytes, not a multiple of {sector}; pad a copy: truncate -s {padded} COPY'
             return self.problem(place, words)
         return None
 
@@ -264,10 +285,16 @@ class Check:
             for index, disk in enumerate(vm.disk):
                 if disk.path:
                     image = os.path.realpath(self.folder / disk.path)
-                    users.setdefault(image, []).append((("vm", vm_index, "disk", index), disk.read_only))
+                    never_written = disk.read_only or disk.type is DiskType.DVD
+                    users.setdefault(image, []).append((("vm", vm_index, "disk", index), never_written))
         for disks in users.values():
             first = disks[0][0]
             for keys, read_only in disks[1:]:
                 if not (read_only and disks[0][1]):
                     words = f"{spell(self.raw, first)} has this image too; that works only if both are read_only"
                     self.problem((*keys, "path"), words)
+
+
+def block_size_of(disk: DiskTable) -> int:
+    """Bytes in a block of this disk or disc."""
+    return DVD_BLOCK_SIZE if disk.type is DiskType.DVD else disk.block_size

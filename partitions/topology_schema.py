@@ -7,7 +7,9 @@ files, sums) are in `partitions.topology`; tables whose feature is not built yet
 from __future__ import annotations
 
 import enum
+import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,13 +128,39 @@ class IopsTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     weight: Weight = 100
 
 
-class DiskTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A SCSI disk of the VM; the first is LUN 0."""
+class DiskType(enum.StrEnum):
+    """What a SCSI unit is to the guest."""
 
-    path: Annotated[str, Meta(description="Raw image, from the topology's folder if relative.")]
+    DISK = "disk"
+    DVD = "dvd"
+
+
+BLOCK_SIZES = (512, 4096)
+"""Bytes in a logical block of a disk; a DVD has 2048."""
+DVD_BLOCK_SIZE = 2048
+MAX_DISKS = 64
+"""Disks on one SCSI controller, as Hyper-V has it."""
+
+
+class DiskTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A SCSI disk or DVD drive of the VM."""
+
+    path: Annotated[
+        str, Meta(description="Raw or ISO image, from the topology's folder if relative; empty for an empty drive.")
+    ]
+    type: Annotated[DiskType, Meta(description='"disk", or "dvd" for a drive with an ISO image in it.')] = DiskType.DISK
+    lun: Annotated[int, Meta(ge=0, lt=MAX_DISKS, description="By default the lowest that is free.")] | None = None
     size: Annotated[Size, _size("The image is made with this size if it is missing.")] | None = None
+    block_size: Annotated[int, Meta(description="Bytes in a logical block: 512, or 4096.")] = 512
     read_only: Annotated[bool, Meta(description="Never written; several VMs may share it.")] = False
     iops: IopsTable | None = None
+
+
+def luns_of(disks: Sequence[DiskTable]) -> list[int]:
+    """The LUN of each: its own, else the lowest that is left."""
+    taken = {disk.lun for disk in disks if disk.lun is not None}
+    free = (lun for lun in itertools.count() if lun not in taken)
+    return [next(free) if disk.lun is None else disk.lun for disk in disks]
 
 
 class NicTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

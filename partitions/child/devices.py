@@ -164,7 +164,9 @@ class Devices:
     @contextlib.contextmanager
     def disk_changes(self) -> Iterator[trio.MemoryReceiveChannel[DiskChange]]:
         """Disks that come, go or change from now on."""
-        send, receive = trio.open_memory_channel[DiskChange](KEPT_CHANGES)
+        send: trio.MemorySendChannel[DiskChange]
+        receive: trio.MemoryReceiveChannel[DiskChange]
+        send, receive = trio.open_memory_channel(KEPT_CHANGES)
         self._followers.append(send)
         try:
             with send, receive:

@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
-from partitions.root.exits import CannotStart
-from partitions.topology_schema import DeviceTable, DiskTable, VmTable
+from partitions.root.disks import DeviceError, VmDisks
+from partitions.topology_schema import DeviceTable, VmTable
 from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, Offer
 from vmbus.server.saved import CannotRestore, CannotSave
-from vsp_vsc.storage.backends.base import BackendError
-from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
 from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
-from vsp_vsc.storage.scsi.target import ScsiTarget
-from vsp_vsc.storage.vsp import StorageVsp
 
 if TYPE_CHECKING:
     from vmbus.channel import Channel
@@ -30,15 +26,13 @@ if TYPE_CHECKING:
 _module_numbers: Final = itertools.count(1)
 
 
-class DeviceError(CannotStart):
-    """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
-
-
 class CountedDevice:
     """Passes everything on to a device, and remembers what went through its channels after they are closed."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, disks: VmDisks | None = None) -> None:
         self.device = device
+        self.disks = disks
+        """Of a storage controller."""
         self._serving: list[Channel] = []
         self._ended = ChannelStatistics()
         """The sum of all channels that are served no more: a guest opens and closes as often as it likes."""
@@ -96,33 +90,19 @@ def open_devices(
     with contextlib.ExitStack() as stack:
         devices: list[CountedDevice] = []
         if vm.disk:
-            targets: dict[int, ScsiTarget] = {}
-            for lun, disk in enumerate(vm.disk):
-                backend = open_image(disk, folder, inline=inline_io)
-                stack.callback(backend.close)
-                targets[lun] = ScsiTarget(backend)
-            name = f"{vm.name} {controller_name}"
-            sub_channels = min(vm.processors - 1, MAX_SUB_CHANNELS)  # a channel for each processor, as on Hyper-V
-            instance = instance_of(vm.name, controller_name)
-            controller = StorageVsp(targets, instance, trace, partition_id, name, max_sub_channels=sub_channels)
-            devices.append(CountedDevice(controller))
+            disks = stack.enter_context(VmDisks(folder, inline=inline_io))
+            controller = disks.make_controller(
+                vm.disk,
+                instance_of(vm.name, controller_name),
+                trace,
+                partition_id,
+                f"{vm.name} {controller_name}",
+                max_sub_channels=min(vm.processors - 1, MAX_SUB_CHANNELS),  # one for each processor, as on Hyper-V
+            )
+            devices.append(CountedDevice(controller, disks))
         for table in vm.device:
             devices.append(CountedDevice(load_vsp(table, folder)))
         yield devices
-
-
-def open_image(disk: DiskTable, folder: Path, *, inline: bool) -> RawFileBackend:
-    """A disk's image, made first where the topology gives a size. Raises `DeviceError`."""
-    path = folder / disk.path
-    try:
-        if disk.size is not None and not path.exists():
-            with contextlib.suppress(FileExistsError):  # a sibling on the same folder was faster
-                create_image(path, disk.size)
-        return RawFileBackend.open(path, read_only=disk.read_only, inline=inline)
-    except BackendError as error:
-        raise DeviceError(str(error)) from error
-    except OSError as error:
-        raise DeviceError(f"{path}: {error.strerror or error}") from error
 
 
 def load_vsp(table: DeviceTable, folder: Path) -> Device:

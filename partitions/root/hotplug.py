@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 import trio
 
-from partitions.root.devices import CountedDevice, DeviceError
+from partitions.root.devices import CountedDevice
+from partitions.root.disks import DeviceError
 from partitions.topology_schema import DeviceTable, DiskTable
 from vmbus.server.offers import Device
 

@@ -111,6 +111,8 @@ class ManagedVm:
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """Set, and replaced, at each change of state."""
     feed: Feed[VmStateChange] = attrs.field(factory=Feed, repr=False)
+    highest_lun: int = -1
+    """That a disk had which was added or removed while the host ran."""
 
     @restarts.default
     def _restarts(self) -> Restarts:

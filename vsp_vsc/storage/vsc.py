@@ -270,7 +270,7 @@ class Storage:
         """Task: look again whenever the host says so."""
         while True:
             await self.transactions.bus_changed.wait()
-            with contextlib.suppress(ScsiError, MemoryError):  # what cannot be looked at now is looked at next time
+            with contextlib.suppress(StorageError, MemoryError):  # what cannot be looked at now is looked at next time
                 await self.rescan()
 
     async def _examine(self, luns: Sequence[int]) -> list[DiskFacts]:

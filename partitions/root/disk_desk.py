@@ -1,0 +1,155 @@
+"""Changing a VM's disks, whether it is on or off: its settings, and the controller while there is one. Root side.
+
+What is added or removed stays so until the VM is forgotten: it is in the settings that the VM has when it starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from partitions.root.disks import DiskError, DiskState, VmDisks
+from partitions.root.hotplug import HotPlugError
+from partitions.topology_check import Check
+from partitions.topology_schema import MAX_DISKS, DiskTable, DiskType, luns_of
+
+if TYPE_CHECKING:
+    from partitions.root.hotplug import HotPlug
+    from partitions.root.management import ManagedVm
+
+CONTROLLER: Final = "storage"
+"""The name of the controller with the topology's disks."""
+
+
+class DiskDesk:
+    """Where the disks of one VM are changed."""
+
+    def __init__(self, managed: ManagedVm, folder: Path) -> None:
+        self._managed = managed
+        self._folder = folder
+
+    def states(self) -> dict[int, DiskState]:
+        """By LUN: of the running VM, or as its settings say."""
+        disks = self._running()
+        if disks is not None:
+            return disks.states()
+        return {lun: _planned(lun, table) for lun, table in sorted(self._tables().items())}
+
+    def add(self, table: DiskTable) -> int:
+        """A disk more; its LUN. Raises `DiskError`."""
+        tables = self._tables()
+        lun = self._free_lun(tables) if table.lun is None else table.lun
+        table = msgspec.structs.replace(table, lun=lun)
+        if lun in tables:
+            raise DiskError(f"LUN {lun} is taken; leave it out, and a free one is used")
+        if len(tables) == MAX_DISKS:
+            raise DiskError(f"a controller has at most {MAX_DISKS} disks")
+        self._check(table)
+        disks, hotplug = self._running(), self._hotplug()
+        if disks is not None:
+            disks.add(lun, table)
+        elif hotplug is not None:
+            try:
+                hotplug.add(CONTROLLER, [table])
+            except HotPlugError as error:
+                raise DiskError(str(error)) from error
+        self._settle([*self._numbered(), table])
+        self._managed.highest_lun = max(lun, self._managed.highest_lun)
+        return lun
+
+    async def remove(self, lun: int) -> None:
+        """A disk less; returns when nothing is under way on it. Raises `DiskError`."""
+        disks, tables = self._running(), self._tables()
+        if lun not in tables:
+            there = ", ".join(map(str, sorted(tables))) or "none"
+            raise DiskError(f"there is no disk at LUN {lun}; there are: {there}")
+        self._settle([table for table in self._numbered() if table.lun != lun])
+        self._managed.highest_lun = max(*tables, self._managed.highest_lun)
+        if disks is not None:
+            await disks.remove(lun)
+
+    def resize(self, lun: int, size: int | None) -> int:
+        """See `VmDisks.resize`."""
+        done = self._needed().resize(lun, size)
+        self._update(lun, size=None)
+        return done
+
+    def insert(self, lun: int, path: Path) -> None:
+        """See `VmDisks.insert`."""
+        self._needed().insert(lun, path)
+        self._update(lun, path=str(path))
+
+    def eject(self, lun: int, *, force: bool) -> None:
+        """See `VmDisks.eject`."""
+        self._needed().eject(lun, force=force)
+        self._update(lun, path="")
+
+    # --- inside
+
+    def _hotplug(self) -> HotPlug | None:
+        worker = self._managed.worker
+        if worker is None:
+            return None
+        if worker.hotplug is None:
+            raise DiskError(f"VM {self._managed.name!r} is {self._managed.state.value}: wait until it runs or is off")
+        return worker.hotplug
+
+    def _running(self) -> VmDisks | None:
+        """The controller's disks, while the VM is on and has one."""
+        hotplug = self._hotplug()
+        plugged = None if hotplug is None else hotplug.devices.get(CONTROLLER)
+        return None if plugged is None or plugged.leaving else plugged.device.disks
+
+    def _needed(self) -> VmDisks:
+        disks = self._running()
+        if disks is None:
+            state = self._managed.state.value
+            raise DiskError(f"VM {self._managed.name!r} is {state} or has no disks: this is for one that runs")
+        return disks
+
+    def _tables(self) -> dict[int, DiskTable]:
+        tables = self._managed.settings.disk
+        return dict(zip(luns_of(tables), tables, strict=True))
+
+    def _numbered(self) -> list[DiskTable]:
+        """The settings' disks with their LUNs written out: those that stay keep their places."""
+        return [msgspec.structs.replace(table, lun=lun) for lun, table in self._tables().items()]
+
+    def _settle(self, tables: Sequence[DiskTable]) -> None:
+        self._managed.settings = msgspec.structs.replace(self._managed.settings, disk=list(tables))
+
+    def _update(self, lun: int, **changes: object) -> None:
+        self._settle(
+            [msgspec.structs.replace(table, **changes) if table.lun == lun else table for table in self._numbered()]
+        )
+
+    def _free_lun(self, taken: dict[int, DiskTable]) -> int:
+        """One that no disk had so far, as long as there are some: a guest may still think of the old one there."""
+        highest = max([-1, self._managed.highest_lun, *taken])
+        if highest + 1 < MAX_DISKS:
+            return highest + 1
+        free = [lun for lun in range(MAX_DISKS) if lun not in taken]
+        if not free:
+            raise DiskError(f"a controller has at most {MAX_DISKS} disks")
+        return free[0]
+
+    def _check(self, table: DiskTable) -> None:
+        """By the topology's own rules. Raises `DiskError` with their words."""
+        check = Check({}, self._folder, programs=False)
+        check.disk(table, ())
+        for keys, reason in check.found.items():
+            raise DiskError(f"{'.'.join(map(str, keys))}: {reason}")
+
+
+def _planned(lun: int, table: DiskTable) -> DiskState:
+    return DiskState(
+        lun=lun,
+        path=table.path,
+        size=table.size or 0,
+        block_size=table.block_size,
+        read_only=table.read_only or table.type is DiskType.DVD,
+        type=table.type,
+    )
