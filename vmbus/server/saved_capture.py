@@ -40,6 +40,9 @@ def capture(server: VmbusServer) -> SavedBus:
     busy = unrest(server)
     if busy:
         raise CannotSave(busy)
+    for channel in state.channels.values():
+        if channel.reserved is not None:
+            raise CannotSave(f"{channel.offer} is open as a reserved channel")
     if state.agreed is None:
         return SavedBus()
     contact, multiclient = state.agreed

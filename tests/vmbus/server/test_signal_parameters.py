@@ -16,6 +16,8 @@ from vmbus.protocol.features import Feature
 from vmbus.protocol.messages import Message
 from vmbus.protocol.versions import Version
 from vmbus.server.limits import MAX_RESERVED_TARGETS
+from vmbus.server.saved import CannotSave
+from vmbus.server.saved_capture import capture
 
 __all__ = ["memory"]
 FAILURE = 0x8000FFFF
@@ -128,3 +130,11 @@ async def test_targets_of_reserved_channels_are_bounded(bus: Bench) -> None:
     assert len([out for out in bus.ports.messages if not out.closed]) == 1 + MAX_RESERVED_TARGETS
     await bus.server.reset()
     assert bus.ports.open == []
+
+
+async def test_a_reserved_channel_keeps_a_bus_from_being_saved(bus: Bench) -> None:
+    """A restored guest would have an ordinary channel in its place."""
+    await connect(bus, 0)
+    await bus.say(m.OpenReservedChannel(channel_id=1, target_vp=1, target_sint=5, gpadl_id=GPADL, downstream_page=4))
+    with pytest.raises(CannotSave, match="reserved"):
+        capture(bus.server)
