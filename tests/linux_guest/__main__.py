@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.linux_guest import distribution, hyperv_daemons, nested, parts
+from tests.linux_guest import distribution, hyperv_daemons, nested, parts, sg3_utils
 from tests.linux_guest.conftest import ASKED
 
 HERE = Path(__file__).parent
@@ -68,6 +68,7 @@ def main(options: list[str]) -> int:
         print(f"guest kernel: {parts.kernel(kernel).release}")
     print(f"guest distribution: {distribution.release()}")
     hyperv_daemons.fetch()
+    sg3_utils.fetch(())
     suite = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300", "-q"),
         *(options or [str(HERE)]),
