@@ -131,7 +131,10 @@ class KvmMachine:
         message = self._interrupts.get(key)
         if message is None:
             message = self._interrupts[key] = ioctls.MSI.pack(LOCAL_APIC_MSI | apic_id << 12, 0, vector, 0, 0)
-        fcntl.ioctl(self.fd, Request.SIGNAL_MSI, message)
+        try:
+            fcntl.ioctl(self.fd, Request.SIGNAL_MSI, message)
+        except PermissionError:
+            pass  # KVM's -1: the guest has turned this local APIC off, so the interrupt is lost, as it would be there
 
     def set_line(self, line: int, high: bool) -> None:
         """Drive an input of the interrupt controllers: COM1 is on line 4."""

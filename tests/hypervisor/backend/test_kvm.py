@@ -42,6 +42,19 @@ def test_an_ioctls_number_has_the_size_of_its_structure(request_: Request, layou
     assert request_ >> 16 & 0x3FFF == layout
 
 
+def test_an_interrupt_for_a_local_apic_that_is_off_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KVM_SIGNAL_MSI then fails with -1, which reads as EPERM. A guest chooses that; a timer of its would end the host."""
+
+    def refuse(fd: int, request: int, message: bytes) -> int:
+        assert request == Request.SIGNAL_MSI
+        raise PermissionError(errno.EPERM, "nobody takes it")
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    vm = object.__new__(machine.KvmMachine)
+    vm.fd, vm._interrupts = 3, {}
+    vm.interrupt(1, 0xED)
+
+
 def test_layouts_whose_size_is_in_no_number() -> None:
     assert ioctls.CPUID_ENTRY.size == 40
     assert ioctls.SEGMENT.size == 24
