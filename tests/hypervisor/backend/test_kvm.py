@@ -43,7 +43,7 @@ def test_an_ioctls_number_has_the_size_of_its_structure(request_: Request, layou
 
 
 def test_an_interrupt_for_a_local_apic_that_is_off_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KVM_SIGNAL_MSI then fails with -1, which reads as EPERM. A guest chooses that; a timer of its would end the host."""
+    """KVM_SIGNAL_MSI then fails with -1, which reads as EPERM; with a timer running, that would end the host."""
 
     def refuse(fd: int, request: int, message: bytes) -> int:
         assert request == Request.SIGNAL_MSI
