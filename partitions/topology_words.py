@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import types
 import typing
@@ -10,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from partitions.topology_schema import Backend, Restart
 from partitions.topology_source import KeyPath, nearest
 
 _TYPES = {
@@ -44,7 +44,7 @@ def what(raw: object) -> str:
 def reason_words(error: str, kind: Any, raw: object) -> str:
     """msgspec's reason in the words of a topology file."""
     reason = re.sub(r" - at `.*`$", "", error)
-    if isinstance(kind, type) and issubclass(kind, Backend | Restart):
+    if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
         known = [str(member) for member in kind]
         near = nearest(str(raw), known)
         hint = f'did you mean "{near}"?' if near else f"known are {', '.join(known)}"

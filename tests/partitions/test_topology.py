@@ -21,6 +21,7 @@ from partitions.topology import (
     schema,
     size_words,
 )
+from partitions.topology_schema import DiskType, luns_of
 from partitions.topology_source import line_of
 
 PROGRAM = "async def main(guest):\n    pass\n"
@@ -194,6 +195,43 @@ def test_all_keys(folder: Path) -> None:
         (
             VM + '[[vm.disk]]\npath = "new.img"\nsize = 1000\n',
             'line 6: vm[0] "web".disk[0].size: must be a multiple of 512 bytes and not 0, is 1000',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "data.img"\nblock_size = 1024\n',
+            'line 6: vm[0] "web".disk[0].block_size: must be 512 or 4096, is 1024',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "new.img"\nblock_size = 4096\nsize = 512\n',
+            'line 7: vm[0] "web".disk[0].size: must be a multiple of 4096 bytes and not 0, is 512',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "web.py"\ntype = "dvd"\n',
+            'line 5: vm[0] "web".disk[0].path: "FOLDER/web.py" has 32 bytes, not a multiple of 2048; '
+            "pad a copy: truncate -s 2048 COPY",
+        ),
+        (
+            VM + '[[vm.disk]]\npath = ""\ntype = "dvd"\nblock_size = 4096\n',
+            'line 7: vm[0] "web".disk[0].block_size: is for disks; a DVD has blocks of 2048 bytes',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = ""\ntype = "dvd"\nsize = 2048\n',
+            'line 7: vm[0] "web".disk[0].size: is for disks; a drive of type = "dvd" has a disc, or none',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "dta.img"\ntype = "dvd"\n',
+            'line 5: vm[0] "web".disk[0].path: there is no file "FOLDER/dta.img"; did you mean "data.img"?',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "data.img"\ntype = "dvds"\n',
+            'line 6: vm[0] "web".disk[0].type: must not be "dvds"; did you mean "dvd"?',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = "data.img"\nlun = 64\n',
+            'line 6: vm[0] "web".disk[0].lun: must be at most 63, is 64',
+        ),
+        (
+            VM + '[[vm.disk]]\npath = ""\ntype = "dvd"\nlun = 3\n[[vm.disk]]\npath = ""\ntype = "dvd"\nlun = 3\n',
+            'line 11: vm[0] "web".disk[1].lun: 3 is the LUN of disk[0] too',
         ),
         (
             VM + '[[vm.disk]]\npath = "data.img"\n[[vm.disk]]\npath = "./data.img"\nread_only = true\n',
@@ -379,6 +417,14 @@ def test_line_of_nested_tables() -> None:
     assert line_of(text, ("vm", 1, "disk", 0, "path")) == 8
     assert line_of(text, ("vm", 1, "name")) == 6
     assert line_of(text, ("host", "memory")) is None
+
+
+def test_luns_are_the_lowest_that_are_left(folder: Path) -> None:
+    """A disk that names its own has it; the others fill the gaps, in their order."""
+    disks = [DiskTable(path="", lun=lun) for lun in (None, 1, None, 0, None)]
+    assert luns_of(disks) == [2, 1, 3, 0, 4]
+    topology = parse_topology(VM + '[[vm.disk]]\npath = ""\ntype = "dvd"\n', folder)
+    assert topology.vm[0].disk == [DiskTable(path="", type=DiskType.DVD)]
 
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "topology.md"

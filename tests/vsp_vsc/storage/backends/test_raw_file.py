@@ -384,3 +384,27 @@ async def test_a_close_does_not_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyP
         await done.wait()
         await trio.to_thread.run_sync(thread.join)
     RawFileBackend.open(image).close()
+
+
+# --- another size
+
+
+async def test_an_image_grows(tmp_path: Path) -> None:
+    """By us, with zeros where nothing was, or by someone else, whom we have to look for; whole blocks count."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"d" * 1024)
+    backend = RawFileBackend.open(path)
+    backend.resize(2048)
+    assert (backend.size_bytes, path.stat().st_size) == (2048, 2048)
+    assert await read(backend, 0, 2048) == b"d" * 1024 + bytes(1024)
+    assert not backend.measure()
+    with path.open("ab") as image:
+        image.write(b"e" * 700)
+    assert backend.measure()
+    assert backend.size_bytes == 2560
+    assert await read(backend, 2048, 512) == b"e" * 512
+    with pytest.raises(ImageSizeError, match="1000 bytes"):
+        backend.resize(1000)
+    os.truncate(path, 0)
+    assert not backend.measure(), "a disk has a block at least"
+    backend.close()
