@@ -52,3 +52,20 @@ class Backend(Protocol):
 
     def set_line(self, line: int, high: bool) -> None:
         """Drive an input of the guest's interrupt controllers; nothing where it has none."""
+
+
+class SavableBackend(Backend, Protocol):
+    """A backend whose guests may be saved, and go on from a saved state."""
+
+    @property
+    def cannot_save(self) -> str:
+        """Why this guest cannot; empty if it can."""
+
+    async def run(
+        self,
+        partition: Partition,
+        *,
+        restored: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """With `restored` the partition's state is a saved guest's, which goes on."""

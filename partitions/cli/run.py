@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from partitions.cli.common import (
@@ -47,6 +48,21 @@ def add_parser(verbs: Verbs) -> None:
         default=None,
         help="print what guests print, line by line with their VM in front (on, unless --json is given)",
     )
+    parser.add_argument(
+        "--save",
+        action="append",
+        default=[],
+        metavar="VM=FILE",
+        help="save a VM to a file in place of ending it: at Ctrl-C, or when --save-after has passed",
+    )
+    parser.add_argument("--save-after", type=float, metavar="SECONDS", help="when to save what --save names")
+    parser.add_argument(
+        "--restore",
+        action="append",
+        default=[],
+        metavar="VM=FILE",
+        help="start a VM from a file of --save, where it goes on",
+    )
     parser.add_argument("--explain", action="store_true", help="say at the end how far each guest got")
     parser.add_argument("--trace", metavar="FILE", help="write every event to a file as JSON lines")
     parser.add_argument("--trace-filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control'")
@@ -85,6 +101,10 @@ def call(options: argparse.Namespace) -> int:
     """Run it."""
     topology = read(options)
     names = [vm.name for vm in topology.vm]
+    options.save = _files("--save", options.save, names)
+    options.restore = _files("--restore", options.restore, names)
+    if options.save_after is not None and not (options.save and options.save_after >= 0):
+        raise Refusal("--save-after takes a number of seconds, 0 or more, and a --save VM=FILE")
     if options.terminal is not None:
         if options.terminal not in names:
             raise Refusal(f"--console: {unknown_vm(options.terminal, names)}")
@@ -100,6 +120,19 @@ def call(options: argparse.Namespace) -> int:
             return TIMED_OUT
         case _:
             return OK if all(row.ok for row in outcome.vms) else FAILED
+
+
+def _files(option: str, items: list[str], names: list[str]) -> dict[str, Path]:
+    """VM names and files; the files as they are from here, since a topology's paths start elsewhere."""
+    found: dict[str, Path] = {}
+    for item in items:
+        vm, _, path = item.partition("=")
+        if not path:
+            raise Refusal(f"{option} {item}: must be VM=FILE, as in {option} {names[0]}={names[0]}.saved")
+        if vm not in names:
+            raise Refusal(f"{option}: {unknown_vm(vm, names)}")
+        found[vm] = Path(path).absolute()
+    return found
 
 
 def read(options: argparse.Namespace) -> Topology:

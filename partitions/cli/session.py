@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from math import inf
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 import msgspec
@@ -21,7 +23,7 @@ from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live
 from partitions.cli.terminal import Terminal, Wish
 from partitions.explain import HARMLESS, Explainer
 from partitions.explain_steps import Explanation, explain, lines
-from partitions.host import ExitReason, Host, StartFailed, Vm, open_host
+from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
 from partitions.topology_schema import Backend
 
@@ -267,6 +269,7 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
         host.turn_all_off()
 
     times = 0
+    saves: dict[str, Path] = viewer.options.save
 
     def interrupt() -> None:
         nonlocal ending, times
@@ -280,7 +283,22 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
             viewer.note("shutting down; once more to turn off")
             ending = Ending.INTERRUPTED
             starting.cancel()
-            watchers.start_soon(host.shut_down_all)
+            watchers.start_soon(save_and_shut_down)
+
+    async def save_all() -> None:
+        for name, path in saves.items():
+            try:
+                await host[name].save(path)
+            except (CannotSave, InvalidTransition) as error:
+                viewer.note(f"error: VM {name} is not saved: {error}")
+
+    async def save_and_shut_down() -> None:
+        await save_all()
+        await host.shut_down_all()
+
+    async def save_later(after: float) -> None:
+        await trio.sleep(after)
+        await save_all()
 
     async def interrupts() -> None:
         async for _ in received:
@@ -328,11 +346,14 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
             watchers.start_soon(expire, timeout)
         if viewer.screen.live:
             watchers.start_soon(viewer.redraw, host)
+        if saves and viewer.options.save_after is not None:
+            watchers.start_soon(save_later, viewer.options.save_after)
         with starting:
-            try:
-                await host.start_all()
-            except StartFailed:
-                pass  # the VM's record says why; the others go on
+            # A VM that does not start has a record that says why; the others go on.
+            for vm in host.values():
+                with contextlib.suppress(StartFailed):
+                    saved = viewer.options.restore.get(vm.name)
+                    await (vm.start() if saved is None else vm.restore(saved))
         await host.wait_all()
         watchers.cancel_scope.cancel()
     return ending

@@ -114,6 +114,15 @@ class Console:
         for reader in self._readers:
             reader.ring()
 
+    def recall(self, data: bytes) -> None:
+        """What its VM had printed before it was saved: kept, and not said again to those who follow."""
+        self.total_bytes += len(data)
+        self._bytes += data[-KEPT_BYTES:]
+        *ended, rest = data.split(b"\n")
+        for line in ended:
+            self._keep_line(_text(bytearray(line[-MAX_LINE:])))
+        self._open_line = bytearray(rest[-MAX_LINE:])
+
     def write(self, data: bytes) -> None:
         """Several bytes, in order."""
         for byte in data:
@@ -179,13 +188,17 @@ class Console:
         return bytes(self._bytes[-count:]) if count else b""
 
     def _end_line(self) -> None:
-        line = ConsoleLine(self._clock(), _text(self._open_line))
+        line = self._keep_line(_text(self._open_line))
         self._open_line.clear()
+        self._feed.put(line)
+
+    def _keep_line(self, text: str) -> ConsoleLine:
+        line = ConsoleLine(self._clock(), text)
         self._lines.append(line)
-        self._lines_charge += len(line.text) + _LINE_OVERHEAD
+        self._lines_charge += len(text) + _LINE_OVERHEAD
         while self._lines_charge > KEPT_BYTES:
             self._lines_charge -= len(self._lines.popleft().text) + _LINE_OVERHEAD
-        self._feed.put(line)
+        return line
 
 
 def _text(raw: bytearray) -> str:

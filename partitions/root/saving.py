@@ -20,7 +20,8 @@ from typing import Final
 import attrs
 import trio
 
-from hypervisor.memory import GuestMemory, MemoryBlock
+from hypervisor.blocks import MemoryBlock
+from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.saved_state.stream import StateResult
 from partitions.root.chipset.chipset import Chipset
@@ -138,7 +139,7 @@ def _restore_chipset(machine: Machine, saved: SavedChipset) -> None:
     machine.power.button = saved.power_button
     machine.exit_code.value = saved.exit_code
     if not machine.console.total_bytes:  # else it has said all this in front of the same people
-        machine.console.write(saved.console)
+        machine.console.recall(saved.console)
 
 
 def facts(machine: Machine) -> Facts:

@@ -15,13 +15,13 @@ import datetime
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import msgspec
 import trio
 
-from hypervisor.backend.base import Backend
+from hypervisor.backend.base import Backend, SavableBackend
 from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.crash import CrashReport
 from hypervisor.hypervisor import Hypervisor
@@ -370,7 +370,8 @@ class Worker:
                 async with trio.open_nursery() as nursery:
                     if self._saved is not None:
                         self._saved = None  # after a reset it boots as any other
-                        await nursery.start(functools.partial(backend.run, restored=True), built.partition)
+                        savable = cast("SavableBackend", backend)  # it was asked whether it is
+                        await nursery.start(functools.partial(savable.run, restored=True), built.partition)
                         self.resume()
                     else:
                         await nursery.start(backend.run, built.partition)

@@ -134,7 +134,7 @@ class _Replay:
         request = self._decode(saved.open_message, Direction.TO_ROOT)
         if not isinstance(request, m.OpenChannel | m.OpenChannel2) or request.channel_id != saved.channel_id:
             raise CannotRestore(f"channel {saved.channel_id}: its open message is another one")
-        moved: Any = msgspec.structs.replace(request, target_vp=saved.target_vp)
+        moved: Any = msgspec.structs.replace(request, target_vp=saved.target_vp)  # type: ignore[type-var]
         with self._server._slots.restoring(saved.channel_id, saved.device):
             self._say(moved.encode())
         live = self._state.channels[saved.channel_id]

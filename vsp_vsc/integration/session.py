@@ -82,7 +82,7 @@ class Session:
         """
         if self.state is State.NEGOTIATING and self._asked is None:
             return None
-        record = SavedComponent(self.state.value, tuple(self.framework), tuple(self.version), self._transaction)
+        record = SavedComponent(self.state.value, self.framework, self.version, self._transaction)
         return msgspec.msgpack.encode(record)
 
     @classmethod

@@ -1,0 +1,124 @@
+"""The example of a guest that sleeps in a file, by the API and by the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from partitions.examples import examples
+from partitions.host import ExitReason, VmState, open_host
+
+PAST = [f"counted {number}" for number in range(1, 6)]
+FUTURE = [f"counted {number}" for number in range(6, 11)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    source = next(example.folder for example in examples() if example.name == "06-save-restore")
+    return Path(shutil.copytree(source, tmp_path / "example", ignore=shutil.ignore_patterns("*.img", "*.saved")))
+
+
+async def sleep_and_wake(folder: Path, clock: str | None) -> None:
+    async with open_host(folder, clock=clock) as host:  # type: ignore[arg-type]
+        vm = host["counter"]
+        await vm.start()
+        async for line in vm.console.follow():
+            if line.text == PAST[-1]:
+                break
+        file = await vm.save()
+        assert vm.state is VmState.SAVED
+        assert vm.console.lines() == PAST
+    async with open_host(folder, clock=clock) as host:  # type: ignore[arg-type]
+        vm = host["counter"]
+        await vm.restore(file)
+        record = await vm.wait()
+        assert record.reason is ExitReason.POWERED_OFF, record
+        *said, first, last = vm.console.lines()
+        assert said[:5] == PAST
+        time = float(said[5].removeprefix("I slept before 6; the partition's time is ").partition(" s ")[0])
+        assert time >= 0.8 if clock is None else time == 0.8
+        assert said[6:] == FUTURE
+        assert (first, last) == ("number 1, written in life 1", "number 10, written in life 2")
+
+
+async def test_on_the_real_clock(folder: Path) -> None:
+    """Two hosts, one after the other; the file and the disk are all that passes between them."""
+    with trio.fail_after(30):
+        await sleep_and_wake(folder, None)
+
+
+async def test_on_the_virtual_clock(folder: Path, autojump_clock: MockClock) -> None:
+    """The same without waiting."""
+    await sleep_and_wake(folder, "virtual")
+
+
+async def test_many_lives(folder: Path, autojump_clock: MockClock) -> None:
+    """Saved after every number: what each life used is free for the next, and the disk has one line of each."""
+    async with open_host(folder, clock="virtual") as host:
+        vm = host["counter"]
+        await vm.start()
+        for number in range(1, 10):
+            with vm.console.follow() as lines:
+                if f"counted {number}" not in vm.console.lines():
+                    async for line in lines:
+                        if line.text == f"counted {number}":
+                            break
+            await vm.save()
+            await vm.start()
+        record = await vm.wait()
+        assert record.reason is ExitReason.POWERED_OFF, record
+        assert vm.console.lines()[-1] == "number 10, written in life 10"
+
+
+def partita(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "partitions.cli.main", "run", str(folder), "--clock", "virtual", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
+
+
+def test_by_the_command(folder: Path) -> None:
+    """The two lines of the README."""
+    first = partita(folder, "--save", "counter=here.saved", "--save-after", "0.9", "--json")
+    assert first.returncode == 0, first.stderr
+    (row,) = json.loads(first.stdout)["vms"]
+    assert (row["state"], row["exit"]) == ("saved", "saved")
+    second = partita(folder, "--restore", "counter=here.saved")
+    assert second.returncode == 0, second.stderr
+    said = [line.partition("| ")[2] for line in second.stdout.splitlines() if "| " in line]
+    assert [line for line in said if line.startswith("counted")] == FUTURE
+
+
+def test_a_file_that_was_changed(folder: Path) -> None:
+    """The VM does not start, and does not boot instead; the message names the reason."""
+    partita(folder, "--save", "counter=here.saved", "--save-after", "0.9")
+    file = folder / "here.saved"
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+    run = partita(folder, "--restore", "counter=here.saved")
+    assert run.returncode == 1
+    assert "cannot restore" in run.stderr
+    assert "here.saved: damaged" in run.stderr
+    assert "counted" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--save", "counter"], "--save counter: must be VM=FILE"),
+        (["--restore", "other=x"], "other"),
+        (["--save-after", "1"], "--save-after takes"),
+        (["--save", "counter=x", "--save-after", "-1"], "--save-after takes"),
+    ],
+)
+def test_options_that_make_no_sense(folder: Path, arguments: list[str], words: str) -> None:
+    """Usage errors, before anything starts."""
+    run = partita(folder, *arguments)
+    assert run.returncode == 2
+    assert words in run.stderr
