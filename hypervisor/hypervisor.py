@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hypervisor import cpuid, interception, msr_table
 from hypervisor.blocks import MemoryBlock
 from hypervisor.clock import Clock
+from hypervisor.event_log import ENABLE_PARTITION, EventLog, LogEvent
 from hypervisor.hypercall import dispatch
 from hypervisor.hypercall.ports import disconnect
 from hypervisor.intercept import InterceptAccess, InvalidRegister, memory_intercept_payload
@@ -61,6 +62,7 @@ class Hypervisor:
         self.timers = TimerQueue()
         """What waits for a moment of the clock; `hypervisor.timer_driver` fires it."""
         self.statistics = StatsMap(self)
+        self.event_log = EventLog(self)
         self.parked_processors = 0
         """Mask of the logical processors that the root wants no work on."""
         self.system_properties: dict[tuple[int, int], int] = {}
@@ -255,6 +257,7 @@ class Hypervisor:
         parent.charge(PageCost.PARTITION)
         child = self._add_partition(parent.id, parent.depth + 1)
         parent.children[child.id] = None
+        self.event_log.log(LogEvent.PARTITION_CREATED, ENABLE_PARTITION, child.id.to_bytes(8, "little"))
         self.partition_changed(child)
         return child
 
@@ -271,6 +274,7 @@ class Hypervisor:
         parent = self.partitions[partition.parent_id]
         del parent.children[partition.id]
         parent.discharge(PageCost.PARTITION)
+        self.event_log.log(LogEvent.PARTITION_DELETED, ENABLE_PARTITION, partition.id.to_bytes(8, "little"))
         self.partition_changed(partition)
 
     def teardown(self, partition: Partition) -> Iterator[object]:

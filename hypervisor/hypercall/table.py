@@ -6,8 +6,8 @@ refused before anything in the answer could tell which partitions exist.
 
 from __future__ import annotations
 
-from hypervisor.hypercall import layouts as wire
 from hypervisor.hypercall import (
+    event_log_rows,
     memory,
     messaging,
     partitions,
@@ -18,6 +18,7 @@ from hypervisor.hypercall import (
     statistics_rows,
     system_rows,
 )
+from hypervisor.hypercall import layouts as wire
 from hypervisor.hypercall.abi import CallCode
 from hypervisor.hypercall.call import ONLY_ACTIVE, Call, Who
 from hypervisor.partition import PartitionState
@@ -321,7 +322,7 @@ _ROWS: tuple[Call, ...] = (
 
 CALLS: tuple[Call, ...] = tuple(
     sorted(
-        (*_ROWS, *processor_rows.ROWS, *statistics_rows.ROWS, *system_rows.ROWS),
+        (*_ROWS, *event_log_rows.ROWS, *processor_rows.ROWS, *statistics_rows.ROWS, *system_rows.ROWS),
         key=lambda call: call.code,
     )
 )

@@ -8,14 +8,14 @@ from types import ModuleType
 import pytest
 
 from hypervisor import intercept, monitor_page
-from hypervisor.hypercall import layouts, processor_layouts, statistics_layouts, system_layouts
+from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, statistics_layouts, system_layouts
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
 from vmbus.protocol import messages
 from vsp_vsc.storage import protocol as storage
 
 DECLARED: dict[str, tuple[ModuleType, ...]] = {
-    "hypercalls": (layouts, processor_layouts, system_layouts, intercept),
+    "hypercalls": (layouts, processor_layouts, system_layouts, event_log_layouts, intercept),
     "monitor": (monitor_page,),
     "statistics": (statistics_layouts,),
     "timers": (timer_registers,),
