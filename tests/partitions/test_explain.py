@@ -87,7 +87,7 @@ def _rest(event: TraceEvent) -> tuple[object, ...]:
         (3, "The guest has to write HYPERCALL"),
         (4, "hv_vmbus is not loaded: the kernel never wrote SIMP."),
         (5, "SynIC is ready; INITIATE_CONTACT has not come."),
-        (6, "asked for VMBus 5.3 and this host refused; it speaks exactly 2.4, 3.0, 4.0,"),
+        (6, "asked for VMBus 5.3 and this host refused; it speaks exactly 0.13, 1.1, 2.4, 3.0, 4.0,"),
         (7, "VMBus 5.3 is agreed. The guest has to send REQUEST_OFFERS"),
         (8, "Offers are on their way"),
         (9, "channel 1 (storage): nobody opened it: hv_storvsc is not loaded"),
