@@ -193,6 +193,17 @@ def test_rescind_with_a_connection_is_as_of_any_other() -> None:
     assert not guest.state.offers
 
 
+def test_a_rescinded_one_outlives_nothing() -> None:
+    """Its device has gone, so there is nothing to keep for the next guest."""
+    guest = ScriptedGuest()
+    (handle,) = guest.connect(scsi(), version=Version.V4_0)
+    reserve(guest)
+    guest.rescind(handle)
+    assert guest.say(m.Unload()) == [m.UnloadComplete()]
+    assert not guest.state.channels
+    assert not guest.state.offers
+
+
 def test_rescind_without_a_connection_says_nothing() -> None:
     """Nobody is there to be told, and nobody holds the ID."""
     guest = ScriptedGuest()
