@@ -1,7 +1,7 @@
 """Reading and writing as disks do it (SBC-3): the commands that move or change blocks. Root side.
 
 READ and WRITE take a short way to the backend; the rest goes through `jobs.py`. Whatever must not have other writes in
-its middle is done alone (`ScsiTarget.alone`): writes that come in meanwhile wait until it is done.
+its middle is done alone (`ScsiTarget.change`): writes that come in meanwhile wait until it is done.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PROTECT = 0xE0
 """RDPROTECT, WRPROTECT and VRPROTECT: our disks carry no protection information."""
 _NACA = 0x04
-MAX_COMPARE_BLOCKS = 128
-"""Blocks that one COMPARE AND WRITE may compare; its buffer has twice as many."""
+MAX_COMPARE_BYTES = 64 << 10
+"""What one COMPARE AND WRITE may compare; its buffer has twice as many, and one SRB moves 256 KiB at most."""
 MAX_WRITE_SAME_BYTES = 64 << 20
 """What one WRITE SAME may write: some tenths of a second of writes by others wait for it."""
 _PIECE = 1 << 20
@@ -289,9 +289,10 @@ def write_same(disk: ScsiTarget, call: Call) -> ScsiResult | None:
     data = bytes(block) if without_data else call.parameters(block, field=count_field)
     moved = 0 if without_data else block
     if flags & 0x08 and not any(data):
-        disk.alone(call, _discard(disk, [(lba << disk.shift, count << disk.shift)], moved))
+        disk.change(call, _discard(disk, [(lba << disk.shift, count << disk.shift)], moved), alone=False)
     else:
-        disk.alone(call, _write_same(disk, lba, count, data, moved))
+        several = count << disk.shift > _PIECE
+        disk.change(call, _write_same(disk, lba, count, data, moved), alone=several)
     return None
 
 
@@ -321,14 +322,14 @@ def compare_and_write(disk: ScsiTarget, call: Call) -> ScsiResult | None:
     if flags & PROTECT:
         raise Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=7)
     disk.check_range(lba, count)
-    if count > MAX_COMPARE_BLOCKS:
+    if count > disk.max_compare:
         raise Refused(Reason.INVALID_FIELD_IN_CDB, field=13)
     disk.check_writable()
     size = count << disk.shift
     data = call.parameters(2 * size, field=13)
     if not count:
         return GOOD
-    disk.alone(call, _compare_and_write(disk, lba, data[:size], data[size:], bool(flags & FUA)))
+    disk.change(call, _compare_and_write(disk, lba, data[:size], data[size:], bool(flags & FUA)), alone=True)
     return None
 
 
@@ -350,7 +351,7 @@ def _compare_and_write(disk: ScsiTarget, lba: int, expected: bytes, data: bytes,
 
 def discard(disk: ScsiTarget, call: Call, ranges: list[tuple[int, int]], moved: int) -> None:
     """Give the room of byte ranges back, for UNMAP."""
-    disk.alone(call, _discard(disk, ranges, moved))
+    disk.change(call, _discard(disk, ranges, moved), alone=False)
 
 
 def _place(call: Call) -> tuple[int, int, int]:

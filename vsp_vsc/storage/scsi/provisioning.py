@@ -107,4 +107,4 @@ def _whole_blocks(extents: list[tuple[int, int, bool]], shift: int) -> list[tupl
             else:
                 runs.append((position, end, allocated))
             position = end
-    return runs
+    return runs or [(position, position + 1, True)]  # what was told ends within the first block

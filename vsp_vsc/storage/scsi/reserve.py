@@ -156,7 +156,6 @@ def release_old_style(unit: LogicalUnit, call: Call) -> ScsiResult:
 
 
 _IN, _OUT = "5E 00 00 00 00 00 00 FF FF 00", "5F 00 FF 00 00 FF FF FF FF 00"
-_PLAIN_OUT = "5F 00 00 00 00 FF FF FF FF 00"
 RESERVE_COMMANDS = (
     row("16 00 00 00 00 00", Access.FREE, reserve_old_style),
     row("17 00 00 00 00 00", Access.FREE, release_old_style),
@@ -166,12 +165,13 @@ RESERVE_COMMANDS = (
     row(_IN, Access.STATUS, read_reservation, action=ReserveIn.READ_RESERVATION),
     row(_IN, Access.STATUS, report_capabilities, action=ReserveIn.REPORT_CAPABILITIES),
     row(_IN, Access.STATUS, read_full_status, action=ReserveIn.READ_FULL_STATUS),
-    # Who may do these depends on keys, which the commands themselves look at.
-    row(_PLAIN_OUT, Access.STATUS, reserve_out, action=ReserveOut.REGISTER),
+    # Who may do these depends on keys, which the commands themselves look at. Scope and type, in byte 2, are to be
+    # ignored where they say nothing, so they are not checked there.
+    row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.REGISTER),
     row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.RESERVE),
     row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.RELEASE),
-    row(_PLAIN_OUT, Access.STATUS, reserve_out, action=ReserveOut.CLEAR),
+    row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.CLEAR),
     row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.PREEMPT),
     row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.PREEMPT_AND_ABORT),
-    row(_PLAIN_OUT, Access.STATUS, reserve_out, action=ReserveOut.REGISTER_AND_IGNORE),
+    row(_OUT, Access.STATUS, reserve_out, action=ReserveOut.REGISTER_AND_IGNORE),
 )

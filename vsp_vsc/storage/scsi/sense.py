@@ -72,9 +72,7 @@ class Reason(enum.Enum):
     RESERVATIONS_RELEASED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x04, "reservations released")
     REGISTRATIONS_PREEMPTED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x05, "registrations preempted")
     CAPACITY_CHANGED = (SenseKey.UNIT_ATTENTION, 0x2A, 0x09, "capacity data has changed")
-    COMMANDS_CLEARED = (SenseKey.UNIT_ATTENTION, 0x2F, 0x00, "commands cleared by another initiator")
     REPORTED_LUNS_DATA_HAS_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
-    INQUIRY_CHANGED = (SenseKey.UNIT_ATTENTION, 0x3F, 0x03, "inquiry data has changed")
 
     @property
     def key(self) -> SenseKey:

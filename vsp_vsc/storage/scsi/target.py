@@ -93,6 +93,7 @@ class ScsiTarget(LogicalUnit):
         self.write_through = False
         """Whether every write is on the medium before it ends."""
         self.max_unmap = MAX_UNMAP_BYTES >> self.shift
+        self.max_compare = blocks.MAX_COMPARE_BYTES >> self.shift
         self.max_write_same = blocks.MAX_WRITE_SAME_BYTES >> self.shift
         # Images rest on pages of 4 KiB, and guests align to what is said here: logical blocks to a physical one.
         self._physical_exponent = 12 - self.shift if backend.size_bytes % _PHYSICAL_BYTES == 0 else 0
@@ -136,18 +137,20 @@ class ScsiTarget(LogicalUnit):
         if self.protected:
             raise self.protected_by()
 
-    def alone(self, call: Call, steps: Steps) -> None:
-        """Perform what must not have another write in its middle: after what is so now, and before what comes then."""
+    def change(self, call: Call, steps: Steps, *, alone: bool) -> None:
+        """Perform what changes blocks; `alone` if other writes, which wait then, must not come between its steps."""
         if self.busy_alone:
 
             def later(done: Done) -> None:
                 call.done = done
-                self.alone(call, steps)
+                self.change(call, steps, alone=alone)
 
             self.wait_until_alone_is_over(call.nexus, call.tag, call.done, later)
-            return
-        self.busy_alone = True
-        perform(call, self.backend, steps, self._alone_is_over)
+        elif alone:
+            self.busy_alone = True
+            perform(call, self.backend, steps, self._alone_is_over)
+        else:
+            perform(call, self.backend, steps)
 
     def wait_until_alone_is_over(
         self, nexus: Nexus, tag: Tag, done: Done, start: Callable[[Done], ScsiResult | None]
@@ -188,7 +191,7 @@ class ScsiTarget(LogicalUnit):
         """60 bytes: no limits for reading and writing, those of the commands that change more than they carry."""
         granularity = 1 << self._physical_exponent
         # WSNZ: WRITE SAME of 0 blocks, which would be all that there are, is refused.
-        body = bytes((1, blocks.MAX_COMPARE_BLOCKS)) + granularity.to_bytes(2, "big") + bytes(12)
+        body = bytes((1, self.max_compare)) + granularity.to_bytes(2, "big") + bytes(12)
         if self.thin:
             body += self.max_unmap.to_bytes(4, "big") + MAX_UNMAP_DESCRIPTORS.to_bytes(4, "big")
             body += granularity.to_bytes(4, "big") + (1 << 31).to_bytes(4, "big")  # granules begin at block 0

@@ -81,11 +81,14 @@ class LogicalUnit:
     def connect(self, initiator: str, *, transport_id: bytes | None = None, attention: Reason | None = None) -> Nexus:
         """A nexus for an initiator, named by its port. ValueError if it has one.
 
+        Who comes when nobody is there finds the unit as after power on, but for persistent reservations.
         `attention` is what a new nexus is told first; a transport that has its own way to tell of a restart, as VMBus
         has, leaves it out. `transport_id` is what others see of the initiator where reservations are listed.
         """
         if initiator in self.nexuses:
             raise ValueError(f"{initiator} is connected already")
+        if not self.nexuses:
+            self._power_on()
         nexus = Nexus(self, initiator, transport_id or _transport_id(initiator))
         self.nexuses[initiator] = nexus
         if attention is not None:
@@ -121,13 +124,17 @@ class LogicalUnit:
         """
         for nexus in self.nexuses.values():
             nexus.abort_all()
+        self._power_on()
+        self.look_at_all()
+        self.attend(reason)
+
+    def _power_on(self) -> None:
+        """What does not last."""
         self.reservations.forget_old_style()
         self.modes.restore()
         self.modes_changed()
         self.stopped = False
         self.preventing.clear()
-        self.look_at_all()
-        self.attend(reason)
 
     def modes_changed(self) -> None:
         """Mode parameters have new values; for kinds of units that act by them."""

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.doubles.scsi import BLOCKS, PATTERN, SIZE, Initiator, assert_sense, cdb, initiator, words
 from tests.doubles.storage import SlowBackend
 from vsp_vsc.storage.backends.memory import MemoryBackend
-from vsp_vsc.storage.scsi.blocks import MAX_COMPARE_BLOCKS
 from vsp_vsc.storage.scsi.cdb import ScsiStatus, describe_cdb, read_cdb, unmap_cdb, unmap_parameters, write_cdb
 from vsp_vsc.storage.scsi.sense import Reason, decode_sense
 from vsp_vsc.storage.scsi.target import ScsiTarget
@@ -200,7 +199,7 @@ def test_compare_and_write() -> None:
 def test_compare_and_write_refusals() -> None:
     """Too many blocks, too little data, past the end, protection, read-only."""
     disk = initiator()
-    assert disk.sense(compare(0, MAX_COMPARE_BLOCKS + 1), data=bytes(2048)).field == 13
+    assert disk.sense(compare(0, 129), data=bytes(2048)).field == 13
     assert disk.sense(compare(0, 2), data=bytes(2047)).field == 13
     assert disk.sense(compare(0, 1, 0x20), data=bytes(1024)).field == 1
     assert_sense(disk.sense(compare(BLOCKS, 1), data=bytes(1024)), Reason.LBA_OUT_OF_RANGE)
@@ -241,6 +240,19 @@ def test_nothing_is_written_between_compare_and_write(writing: tuple[bytes, byte
         assert late.status == ScsiStatus.GOOD
         assert bytes(slow.data[2560:3072]) != b"1" * 512
     assert disk.unit.under_way == 0
+
+
+@pytest.mark.parametrize("blocks", [2048, 2049])
+def test_a_long_write_same_is_not_mixed_with_other_writes(blocks: int) -> None:
+    """Of several steps, that is; one that is a single step needs no protection, and nobody waits for it."""
+    slow = SlowBackend(bytes(4 << 20))
+    disk = Initiator(ScsiTarget(slow))
+    disk.run(transfer(0x93, 0, blocks), data=b"s" * 512)
+    disk.run(write_cdb(0, 1), data=b"w" * 512)
+    assert len(slow.jobs) == (2 if blocks == 2048 else 1)
+    while slow.finish():
+        pass
+    assert bytes(slow.data[: blocks * 512]) == b"w" * 512 + b"s" * 512 * (blocks - 1)
 
 
 def test_a_write_that_waits_can_be_aborted() -> None:
@@ -289,6 +301,8 @@ def test_blocks_of_4_kib() -> None:
     disk.good(transfer(0x93, 5, 2), data=b"s" * 4096)
     assert contents(disk)[20480:28672] == b"s" * 8192
     limits = disk.good(cdb(0x12, 1, 0xB0, 0, 255), 255)
+    assert limits[5] == 16
+    assert disk.sense(compare(0, 17), data=bytes(34 * 4096)).field == 13
     assert struct.unpack(">HIIII", limits[6:8] + limits[20:36]) == (1, 0x10000, 255, 1, 1 << 31)
     assert disk.good(cdb(0x1A, 0, 8, 0, 255), 255)[4:12] == (SIZE // 4096).to_bytes(4, "big") + bytes((0, 0, 16, 0))
 

@@ -108,6 +108,17 @@ def test_holes_of_a_real_file(image: RawFileBackend, size: int) -> None:
     assert status(disk, 9 * per_page, 24) == [(9 * per_page, 15 * per_page, DEALLOCATED)]
 
 
+def test_a_block_that_has_any_room_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the host's granules are smaller: what is called deallocated must be zeros."""
+    monkeypatch.setattr("vsp_vsc.storage.backends.memory._PAGE", 512)
+    contents = bytearray(8 * 4096)
+    for sector in (0, 23, 40):  # the first of block 0, the last of block 2, the first of block 5
+        contents[sector * 512] = 1
+    disk = initiator(contents=bytes(contents), block_size=4096)
+    assert status(disk) == [(0, 1, 0), (1, 1, 1), (2, 1, 0), (3, 2, 1), (5, 1, 0), (6, 2, 1)]
+    assert status(disk, 2, 24) == [(2, 1, 0)], "of which the first granule is a hole"
+
+
 def test_a_file_that_is_all_hole(tmp_path: Path) -> None:
     """As a new image is; the end of the file is the end."""
     path = tmp_path / "new.raw"

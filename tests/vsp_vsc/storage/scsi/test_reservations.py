@@ -170,7 +170,7 @@ def test_registering() -> None:
     assert held.keys == {"one": OTHER}
     one.good(*out(6, 999, KEY))
     one.good(*out(0, KEY, 0))
-    one.good(*out(6, 999, 0))
+    one.good(*out(6, 999, 0, kind=0x1F))
     assert held.keys == {}
     assert held.generation == 4
 

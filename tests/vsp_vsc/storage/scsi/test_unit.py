@@ -226,6 +226,23 @@ def test_an_initiator_that_is_gone() -> None:
     assert list(one.unit.nexuses) == ["two"]
 
 
+def test_who_comes_when_nobody_is_there() -> None:
+    """A guest that restarts finds the disk as after power on: started, and with the settings of the first day."""
+    one, other = two()
+    one.good(cdb(0x15, 0x10, 0, 0, 24), data=bytes(4) + bytes((8, 18)) + bytes(18))
+    one.good(cdb(0x5F, 6, *bytes(6), 24), data=bytes(15) + b"\x05" + bytes(8))
+    one.good(cdb(0x1B, 0, 0, 0, 4))
+    one.nexus.close()
+    again = Initiator(one.unit, "one")
+    assert_sense(again.sense(UNIT_READY), Reason.STOPPED)
+    again.nexus.close()
+    other.nexus.close()
+    last = Initiator(one.unit, "one")
+    last.good(UNIT_READY)
+    assert not one.unit.write_through
+    assert one.unit.reservations.keys == {"one": 5}
+
+
 # --- start and stop
 
 
