@@ -1,8 +1,9 @@
 """Monitored notifications: looking at the pages in which partitions set triggers instead of signaling. Hypervisor.
 
 A page is looked at while a monitor connection names it, each enabled group about as often as the lowest latency that
-it gives, never more often than `SHORTEST`. With no such connection there is nothing to look at and no timer. Trio's
-timers tick in milliseconds on a real clock, which is what "about" comes to there.
+it gives, never more often than `SHORTEST`. Where nothing has come for long it is looked at less often: the rate is the
+hypervisor's to choose, and a silent channel must not keep the host busy. With no such connection there is nothing to
+look at and no timer. Trio's timers tick in milliseconds on a real clock, which is what "about" comes to there.
 
 What a trigger signals may fail in every way that HvSignalEvent can fail; nobody is told, it is counted. Both partitions
 can write the page, so a trigger reaches ports of the connection's receiver only: else a guest that changes the
@@ -23,7 +24,9 @@ from hypervisor.synic.ports import Connection, PortType
 SHORTEST: Final = 500
 """50 us in 100 ns units: no guest makes the host look more often by writing a lower latency."""
 LONGEST: Final = 100_000
-"""10 ms: how often a group is looked at that is not enabled, or gives no latency."""
+"""10 ms: how often a group is looked at that is not enabled, gives no latency, or was long without a trigger."""
+PATIENCE: Final = 8
+"""A group in which nothing was set for a while is looked at after an eighth of that while."""
 
 
 def watch(connection: Connection) -> None:
@@ -42,12 +45,14 @@ def unwatch(connection: Connection) -> None:
 class _Watch:
     """One page: when each of its groups is due, and the look at it."""
 
-    __slots__ = ("_connection", "_due", "_hypervisor")
+    __slots__ = ("_connection", "_due", "_found", "_hypervisor")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._hypervisor = connection.owner.hypervisor
         self._due = [self._hypervisor.clock()] * GROUPS
+        self._found = list(self._due)
+        """When each group had a trigger set."""
         self._hypervisor.timers.set(self, self._due[0])
 
     def fire(self) -> None:
@@ -72,8 +77,11 @@ class _Watch:
             if not enabled >> group & 1:
                 self._due[group] = now + LONGEST
                 continue
-            self._due[group] = now + max(SHORTEST, page.latency(group) or LONGEST)
             pending = page.take_pending(group)
+            if pending:
+                self._found[group] = now
+            idle = min((now - self._found[group]) // PATIENCE, LONGEST)
+            self._due[group] = now + max(SHORTEST, page.latency(group) or LONGEST, idle)
             while pending:
                 lowest = pending & -pending
                 pending ^= lowest

@@ -62,7 +62,7 @@ async def send_unsignaled(rings: Rings, guest: BoundaryGuest, number: int) -> No
 async def trigger(guest: BoundaryGuest, number: int = 0) -> None:
     """Set a bit, and let the hypervisor look."""
     await guest.write(TO_ROOT + 8 + 8 * (number // 32), struct.pack("<I", 1 << number % 32))
-    await guest.do("advance", ticks=4 * LATENCY)
+    await guest.do("advance", ticks=2 * LONGEST)
 
 
 def counters(guest: BoundaryGuest) -> tuple[int, int]:
@@ -111,7 +111,6 @@ def test_bits_that_nobody_has(tmp_path: Path) -> None:
             await guest.write(TO_ROOT, struct.pack("<I", 0xF))
             for number in range(1, TRIGGERS):
                 await trigger(guest, number)
-                await guest.do("advance", ticks=LONGEST)
             assert counters(guest) == (0, TRIGGERS - 1)
             await send_unsignaled(rings, guest, 1)
             await trigger(guest)
@@ -174,7 +173,7 @@ def test_parameters_that_name_others(tmp_path: Path) -> None:
             for connection in [*root.connections][:64]:
                 await guest.write(TO_CHILD + PARAMETER, struct.pack("<I", connection))
                 await guest.write(TO_CHILD + 8, struct.pack("<I", 1))
-                await guest.do("advance", ticks=4 * LATENCY)
+                await guest.do("advance", ticks=2 * LONGEST)
             child = guest.host.hypervisor.partitions[guest.host["evil"].partition_id or 0]
             signaled = [port for port in child.ports.values() if port.post_count]
             assert root.counters["monitor_signals"] <= len(child.ports)

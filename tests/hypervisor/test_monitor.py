@@ -146,6 +146,24 @@ def test_a_group_is_looked_at_at_its_lowest_latency(host: Host) -> None:
     assert host.signals() == (1, 0)
 
 
+def test_a_silent_group_is_looked_at_less_often(host: Host) -> None:
+    """After an eighth of the time without a trigger, `LONGEST` at most; one trigger, and the latency holds again."""
+    host.page.set_up(0, LATENCY, MonitorParameter(0x2001))
+    host.page.enable_groups(1)
+    host.connect()
+    watch: Any = host.child.connections[3].watch
+    began, looks = host.time, 0
+    while host.time < began + 10 * 10_000_000:
+        host.look()
+        assert watch._due[0] - host.time == min(LONGEST, max(LATENCY, (host.time - began) // 8))
+        host.time, looks = watch._due[0], looks + 1
+    assert looks < 1100
+    host.page.trigger(0)
+    host.look()
+    assert host.signals() == (1, 0)
+    assert watch._due[0] == host.time + LATENCY
+
+
 def test_a_group_that_is_not_enabled_keeps_its_bits(host: Host) -> None:
     """They count as soon as it is: that is how notifications are held back during a save."""
     host.page.set_up(0, LATENCY, MonitorParameter(0x2001))
@@ -290,7 +308,7 @@ async def test_the_watch_sleeps_until_there_is_a_page(autojump_clock: MockClock)
         host.connect()
         await trio.sleep(0.01)
         host.page.trigger(0)
-        await trio.sleep(0.000_11)
+        await trio.sleep(0.001_3)  # an eighth of what was waited before
         assert host.signals() == (1, 0)
         host.disconnect()
         await trio.sleep(0.001)
