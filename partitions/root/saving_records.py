@@ -86,10 +86,12 @@ def difference(saved: Facts, here: Facts) -> str:
         ("name", saved.vm, here.vm),
         ("memory in bytes", saved.memory, here.memory),
         ("processors", saved.processors, here.processors),
-        ("rights", hex(saved.privileges), hex(here.privileges)),
     ):
         if was != now:
             return f"its {name}: {was} in the file, {now} here"
+    lacking = saved.privileges & ~here.privileges
+    if lacking:  # more than it had do no harm
+        return f"it had rights that it has not here: {lacking:#x}"
     then = {(device.interface, device.instance): device for device in saved.devices}
     now_there = {(device.interface, device.instance): device for device in here.devices}
     for key in then.keys() ^ now_there.keys():
