@@ -15,12 +15,14 @@ import trio.testing
 
 from tests.doubles.storage import SlowBackend, StoragePair, serving
 from tests.doubles.storage_guest import Completion, ask, command, handshake
+from vmbus.channel import SENT
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
 from vsp_vsc.storage.protocol import MAX_AT_DISK, Operation, PacketHeader, SrbStatus, Version
-from vsp_vsc.storage.scsi.cdb import ScsiStatus, read_cdb
+from vsp_vsc.storage.scsi.cdb import ScsiStatus, read_cdb, report_luns_cdb
 from vsp_vsc.storage.scsi.dvd import DvdDrive
+from vsp_vsc.storage.scsi.sense import Reason
 from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.vsc import ChangeKind, DiskGone, DiskKind, ScsiError, Storage, open_storage
 
@@ -371,3 +373,75 @@ async def test_a_drive_and_its_disc() -> None:
             await unit.write(0, bytes(2048))
         assert told[-1] == "changed 1"
         assert ChangeKind("changed") in told[-1]
+
+
+# --- what the disks have to say
+
+
+def drive() -> DvdDrive:
+    return DvdDrive(MemoryBackend(2048 * 4, read_only=True), identity="drive")
+
+
+def told_by(pair: StoragePair, lun: int) -> tuple[Reason, ...]:
+    (nexus,) = pair.vsp.disks[lun].nexuses.values()
+    return nexus.attentions
+
+
+async def test_who_tells_of_what() -> None:
+    """Disks of each other, a new one of its power on; a drive not, where it would pass for another disc."""
+    async with serving({0: memory(), 1: drive()}) as pair:
+        await ask(pair.guest_end, *handshake())
+        pair.vsp.add_disk(2, memory())
+        assert told_by(pair, 0) == (Reason.REPORTED_LUNS_DATA_HAS_CHANGED,)
+        assert told_by(pair, 1) == ()
+        assert told_by(pair, 2) == (Reason.POWER_ON_OR_RESET,)
+
+
+async def test_who_has_asked_need_not_be_told() -> None:
+    """REPORT LUNS takes away what tells to ask it, and nothing else."""
+    async with serving({0: memory()}) as pair:
+        await ask(pair.guest_end, *handshake())
+        pair.vsp.add_disk(2, memory())
+        await settle()
+        pair.guest_end.try_receive_batch()
+        await ask(pair.guest_end, command(report_luns_cdb(64), [3], 64))
+        assert told_by(pair, 0) == ()
+        assert told_by(pair, 2) == (Reason.POWER_ON_OR_RESET,)
+
+
+async def test_a_closed_channel_ends_what_disks_knew_of_the_guest() -> None:
+    """Whoever opens it next is not told of the past, and holds no disc."""
+    async with serving({0: memory(), 1: drive()}) as pair:
+        await ask(pair.guest_end, *handshake())
+        await ask(pair.guest_end, command(bytes.fromhex("1E0000000100").ljust(16, b"\0"), lun=1))
+        pair.vsp.add_disk(2, memory())
+        assert pair.vsp.disks[1].preventing
+        pair.scope.cancel()
+        await pair.ended.wait()
+        assert [told_by(pair, lun) for lun in (0, 1, 2)] == [(), (), ()]
+        assert not pair.vsp.disks[1].preventing
+
+
+async def test_reads_of_4_kib_blocks_move_what_was_asked_for() -> None:
+    """By the short way too, which counts in the disk's own blocks."""
+    backend = MemoryBackend(MIB)
+    disks = {0: ScsiTarget(backend, block_size=4096)}
+    async with serving(disks) as pair, open_storage(pair.guest_end, pair.platform) as storage:
+        before = backend.statistics().bytes_read
+        for block in range(10):
+            await storage.disks[0].read(block)
+        assert backend.statistics().bytes_read - before == 10 * 4096
+
+
+@pytest.mark.parametrize("version", Version)
+async def test_the_guest_asks_for_as_much_sense_data_as_its_version_has(version: Version) -> None:
+    """18 bytes before Windows 8, 20 since."""
+    async with (
+        serving({0: memory()}) as pair,
+        open_storage(pair.guest_end, pair.platform, versions=[version]) as storage,
+    ):
+        sent: list[Packet] = []
+        pair.guest_end.on_packets = lambda way, packets: sent.extend(packets) if way == SENT else None
+        await storage.disks[0].read(0)
+        await storage.disks[0].flush()
+        assert {packet.payload[12 + 9] for packet in sent} == {18 if version < Version.WIN8 else 20}
