@@ -48,6 +48,8 @@ class Register(enum.IntEnum):
     TPR = 0x00090012
     VP_ASSIST_PAGE = 0x00090013
     REFERENCE_TSC = 0x00090017
+    STATS_PARTITION_RETAIL = 0x00090020
+    STATS_VP_INTERNAL = 0x00090023
     SINT0 = 0x000A0000
     SCONTROL = 0x000A0010
     SVERSION = 0x000A0011
@@ -63,6 +65,7 @@ class Register(enum.IntEnum):
 _BY_MSR: dict[int, int] = {
     **{Register.CRASH_P0 + n: Msr.CRASH_P0 + n for n in range(6)},
     **{Register.SINT0 + n: Msr.SINT0 + n for n in range(16)},
+    **{Register.STATS_PARTITION_RETAIL + n: Msr.STATS_PARTITION_RETAIL_PAGE + n for n in range(4)},
     **{Register.STIMER0_CONFIG + n: Msr.STIMER0_CONFIG + n for n in range(2 * TIMER_COUNT)},
     **{
         Register[name]: Msr[name]

@@ -16,6 +16,7 @@ from hypervisor.partition import Partition
 from hypervisor.privileges import Privilege
 from hypervisor.statistics import REFRESH, HypervisorCounter, PartitionCounter, ProcessorCounter, VpCounter
 from hypervisor.status import HvStatus
+from hypervisor.vp_registers import Register
 from tests.doubles.hypercaller import Machine
 
 STATS = int(Privilege.ACCESS_STATS_MSR)
@@ -203,3 +204,15 @@ def test_reset_takes_the_pages_away(machine: Machine) -> None:
     assert not machine.hypervisor.timers
     assert machine.hypervisor.read_msr(vp, Msr.STATS_VP_RETAIL_PAGE) == 0
     assert child.memory.read(5 << PAGE_SHIFT, 2 * PAGE_SIZE) == bytes(2 * PAGE_SIZE)
+
+
+def test_by_register_name(machine: Machine) -> None:
+    """Names 90020h to 90023h, for a parent that needs none of the child's privileges."""
+    child = machine.child()
+    vp = child.vps[0]
+    names = range(Register.STATS_PARTITION_RETAIL, Register.STATS_VP_INTERNAL + 1)
+    for gpn, name in enumerate(names, 5):
+        vp.set_register(name, gpn << PAGE_SHIFT | 1)
+        assert vp.get_register(name) == gpn << PAGE_SHIFT | 1
+    assert counters(child, 5)[PartitionCounter.PARTITION_ID] == child.id
+    assert not any(counters(child, 6))
