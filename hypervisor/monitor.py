@@ -58,24 +58,23 @@ class _Watch:
     def fire(self) -> None:
         """Look at every group that is due, and come back for the next."""
         connection, now = self._connection, self._hypervisor.clock()
+        if not connection.port.alive:
+            return
+        following = now + LONGEST
         try:
             page = MonitorPage(connection.owner.memory.view(connection.monitor_address, PAGE_SIZE))
         except GpaFault:
-            self._due = [now + LONGEST] * GROUPS  # the page is gone for now
+            pass  # the page is gone for now
         else:
-            if not connection.port.alive:
-                return
-            self._look(page, now)
+            following = self._look(page, now)
         if connection.watch is self:  # a signal may have brought its end
-            self._hypervisor.timers.set(self, min(self._due))
+            self._hypervisor.timers.set(self, following)
 
-    def _look(self, page: MonitorPage, now: int) -> None:
+    def _look(self, page: MonitorPage, now: int) -> int:
+        """Returns when to look again. A group that is not enabled is looked at with the others, as far as that goes."""
         enabled = page.enabled_groups
         for group in range(GROUPS):
-            if self._due[group] > now:
-                continue
-            if not enabled >> group & 1:
-                self._due[group] = now + LONGEST
+            if self._due[group] > now or not enabled >> group & 1:
                 continue
             pending = page.take_pending(group)
             if pending:
@@ -86,6 +85,7 @@ class _Watch:
                 lowest = pending & -pending
                 pending ^= lowest
                 self._signal(page, group * GROUP_SIZE + lowest.bit_length() - 1)
+        return min((self._due[group] for group in range(GROUPS) if enabled >> group & 1), default=now + LONGEST)
 
     def _signal(self, page: MonitorPage, number: int) -> None:
         sender = self._connection.owner
