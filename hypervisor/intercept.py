@@ -42,16 +42,6 @@ class InterceptType(enum.IntEnum):
     """(Vector)"""
 
 
-@wire(size=16, spec="HV_X64_SEGMENT_REGISTER; hvgdk.h")
-class Segment(Wire):
-    """In intercept messages; model guests have flat segments that nobody names."""
-
-    base: u64 = at(0x00, default=0)
-    limit: u32 = at(0x08, default=0)
-    selector: u16 = at(0x0C, default=0)
-    attributes: u16 = at(0x0E, default=0)
-
-
 @wire(size=88, spec="HV_X64_IO_PORT_INTERCEPT_MESSAGE behind its header, TLFS 2.0a 14.9; hvgdk.h")
 class IoPortIntercept(Wire):
     """IN or OUT; the header says which."""

@@ -39,7 +39,7 @@ class Intercepted(VpStopped):
 
 
 class Machine(Protocol):
-    """One virtual processor. Everything but `halt`, `idle`, `sleep_until` and `work` is a trap: synchronous and atomic."""
+    """One virtual processor. What is not a coroutine is a trap: synchronous and atomic."""
 
     @property
     def vp_index(self) -> int:
