@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vsp_vsc.storage.scsi.answer import GOOD, Conflict, Refused, ScsiResult
+from vsp_vsc.storage.scsi.answer import GOOD, Refused, ScsiResult
 from vsp_vsc.storage.scsi.cdb import ReserveIn, ReserveOut
 from vsp_vsc.storage.scsi.primary import row
 from vsp_vsc.storage.scsi.reservations import Access, Kind, Outcome
@@ -76,8 +76,6 @@ def reserve_out(unit: LogicalUnit, call: Call) -> ScsiResult:
     """All service actions: their parameters are alike."""
     action = ReserveOut(call.cdb[1] & 0x1F)
     held, initiator = unit.reservations, call.nexus.initiator
-    if held.reserved_by not in (None, initiator):
-        raise Conflict
     key, other_key = _parameters(call, action)
     match action:
         case ReserveOut.REGISTER | ReserveOut.REGISTER_AND_IGNORE:

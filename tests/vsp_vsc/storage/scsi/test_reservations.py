@@ -231,7 +231,8 @@ def test_releasing(kind: Kind) -> None:
     one.good(*out(2, KEY, kind=kind))
     one.good(*out(1, KEY, kind=kind))
     wrong = next(other for other in Kind if other is not kind)
-    assert_sense(one.sense(*out(2, KEY, kind=wrong)), Reason.INVALID_RELEASE)
+    for unlike in (wrong, 0x0F, 0x10 | kind):
+        assert_sense(one.sense(*out(2, KEY, kind=unlike)), Reason.INVALID_RELEASE)
     if not kind.held_by_all:
         two.good(*out(2, OTHER, kind=kind))
         assert one.unit.reservations.kind is kind
