@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from hypervisor.hypercall.processor_layouts import FlushExInput, FlushInput, SwitchAddressSpaceInput
 from hypervisor.hypercall.processor_set import in_set
-from hypervisor.status import HvError, HvStatus
 from hypervisor.processor_registers import ProcessorRegister
+from hypervisor.status import HvError, HvStatus
 
 if TYPE_CHECKING:
     from hypervisor.hypercall.call import Reps
