@@ -216,7 +216,8 @@ class Rings:
         while position < length:
             total = struct.unpack_from("<H", raw, position + 4)[0] * 8
             packets.append((raw[position : position + 16], raw[position + 16 : position + total]))
-            assert raw[position + total : position + total + 8] == struct.pack("<Q", (self._read + position) << 32)
+            place = (self._read + position) % self.in_size
+            assert raw[position + total : position + total + 8] == struct.pack("<Q", place << 32)
             position += total + 8
         self._read = end
         await guest.write(self.in_page + 4, struct.pack("<I", end))

@@ -28,7 +28,7 @@ from partitions.root.saving_file import MAGIC, VERSION, FileHeader, SectionHeade
 from partitions.root.saving_records import CannotRestore
 from partitions.topology import Topology, parse_topology
 from partitions.topology_schema import VmTable
-from tests.doubles.boundary_guest import DATA, BoundaryGuest, Rings, boundary_guest, run
+from tests.doubles.boundary_guest import DATA, RINGS, BoundaryGuest, Rings, boundary_guest, run
 from tests.doubles.storage_guest import command, control, handshake
 from vmbus.pipe import frame, unframe
 from vmbus.ring import Packet
@@ -78,8 +78,8 @@ def read_sector(lba: int, gpn: int) -> Packet:
     return command(read_cdb(lba, 1), [gpn], 512)
 
 
-async def storage_channel(guest: BoundaryGuest) -> tuple[int, Rings]:
-    """Boot, connect, open the controller, agree on a version."""
+async def storage_channel(guest: BoundaryGuest, *, outgoing_pages: int = 4) -> tuple[int, Rings]:
+    """Boot, connect, open the controller, agree on a version. Both rings together have eight pages."""
     await guest.boot()
     offers = await guest.connect()
     channel = next(
@@ -87,7 +87,10 @@ async def storage_channel(guest: BoundaryGuest) -> tuple[int, Rings]:
         for offer in offers
         if offer[8:24].hex() == "d96361baa104294db60572e2ffb1dc7f"
     )
-    rings = await guest.open_channel(channel)
+    first = RINGS >> 12
+    await guest.gpadl(channel, 0xE1E10, range(first, first + 8))
+    assert await guest.open(channel, 0xE1E10, outgoing_pages) == [struct.pack("<IIIII", 6, 0, channel, channel, 0)]
+    rings = Rings(guest, RINGS, outgoing_pages << 12, (8 - outgoing_pages) << 12, 0x2000 | channel)
     for number, packet in enumerate(handshake(), 1):
         await send(rings, packet, number)
     assert len(await rings.received()) == 4
@@ -176,7 +179,7 @@ def test_an_incoming_ring_that_is_full(folder: Path) -> None:
 
     async def before() -> Rings:
         async with boundary_guest(topology(folder)) as guest:
-            _, rings = await storage_channel(guest)
+            _, rings = await storage_channel(guest, outgoing_pages=6)
             for number in range(count):
                 await send(rings, read_sector(number, DATA >> 12), 1000 + number)
             await guest.host["web"].save("full.saved")
@@ -185,6 +188,8 @@ def test_an_incoming_ring_that_is_full(folder: Path) -> None:
     async def after(rings: Rings) -> None:
         async with boundary_guest(topology(folder), restore=folder / "full.saved") as guest:
             rings = rings.go_on_as(guest)
+            (end, start) = struct.unpack("<II", await guest.read(rings.in_page, 8))
+            assert (start - end) % rings.in_size < 100, "the ring is full"
             got: list[int] = []
             while more := await rings.received():
                 got += map(transaction, more)
