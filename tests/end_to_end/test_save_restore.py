@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,19 @@ def test_options_that_make_no_sense(folder: Path, arguments: list[str], words: s
     run = partita(folder, *arguments)
     assert run.returncode == 2
     assert words in run.stderr
+
+
+def test_an_interrupt_saves(folder: Path) -> None:
+    """Ctrl-C with --save: the VM sleeps in its file and is not asked to power off."""
+    command = [sys.executable, "-u", "-m", "partitions.cli.main", "run", str(folder), "--save", "counter=here.saved"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.rstrip().endswith("counted 2"):
+                run.send_signal(signal.SIGINT)
+                break
+        rest, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "saved" in rest
+    assert (folder / "here.saved").exists()
+    assert partita(folder, "--restore", "counter=here.saved").returncode == 0
