@@ -177,7 +177,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory, evidence: Callable[[str, str]
 
 def without_names(words: str) -> str:
     """What a tool prints below its lines about vendor and product."""
-    return "\n".join(line for line in words.splitlines() if not re.match(r"  (PARTITA|Peripheral)", line)).strip()
+    return "\n".join(line for line in words.splitlines() if not re.match(r" *(PARTITA|Peripheral)", line)).strip()
 
 
 def test_what_the_disk_is(boot: Boot) -> None:
