@@ -22,6 +22,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.msr import Msr
 from partitions.boundary.backend import BoundaryBackend
 from partitions.host import CannotSave, Host, ReturnCode, StartFailed, VmState, open_host
+from partitions.root import saving
 from partitions.root.exits import ExitReason
 from partitions.root.saving import SavedVm
 from partitions.root.saving_file import MAGIC, VERSION, FileHeader, SectionHeader, decode_file, encode_file, read_file
@@ -687,3 +688,26 @@ def test_todays_file_is_read_tomorrow(folder: Path) -> None:
             assert (await guest.do("rdmsr", msr=int(Msr.SINT2)))["value"] == 0xF3
 
     run(after)
+
+
+def test_turned_off_while_it_is_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turning off interrupts everything: the save fails and says so, and the VM is off with nothing of it left."""
+
+    async def attempt() -> None:
+        async with boundary_guest(topology(folder)) as guest:
+            await guest.boot()
+            vm = guest.host["web"]
+
+            async def quiesce(server: object) -> None:
+                assert vm.state is VmState.SAVING
+                await vm.turn_off()
+
+            monkeypatch.setattr(saving, "quiesce", quiesce)
+            with pytest.raises(CannotSave, match="it has ended meanwhile"):
+                await vm.save()
+            assert vm.state is VmState.OFF
+            assert vm.exit is not None
+            assert vm.exit.reason is ExitReason.TURNED_OFF
+
+    run(attempt)
+    assert [path.name for path in folder.iterdir()] == ["disk.img"]
