@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.linux_guest import distribution, hyperv_daemons, nested, parts, sg3_utils
+from tests.linux_guest import discs, distribution, hyperv_daemons, nested, parts, sg3_utils
 from tests.linux_guest.conftest import ASKED
 
 HERE = Path(__file__).parent
@@ -69,6 +69,7 @@ def main(options: list[str]) -> int:
     print(f"guest distribution: {distribution.release()}")
     hyperv_daemons.fetch()
     sg3_utils.fetch(())
+    discs.fetch()
     suite = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300", "-q"),
         *(options or [str(HERE)]),
