@@ -26,8 +26,8 @@ from tests.linux_guest import parts
 OUTER_MODULES = ("virtio_pci", "virtio_blk", "ext4", "9p", "9pnet_virtio", "overlay", "kvm-amd")
 OUTER_MEMORY = "6144"
 OUTER_CLOCK = "tsc=reliable"
-"""Emulated processors share one counter, but a busy host makes them look out of step, and Linux then takes the HPET for
-its clock: each reading leaves the emulation's fast path, and now and then the outer machine's time stood still for good."""
+"""Emulated processors share one counter, but a busy host makes them look out of step, and Linux then takes the HPET:
+each reading leaves the emulation's fast path, and now and then the outer machine's time stood still for good."""
 NO_STATUS = 125
 """The command never came to its end: the outer machine did not boot, or its time was up."""
 OUT = parts.BUILD / "out"
