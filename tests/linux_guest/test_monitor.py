@@ -30,7 +30,8 @@ FIELDS = (
 SHOW = f"for field in {' '.join(FIELDS)}; do cat $field; done"
 STEPS = {
     "bind": f"all; echo {INTERFACE} > /sys/bus/vmbus/drivers/uio_hv_generic/new_id && await 5 test -c /dev/uio0",
-    "open": f"exec 3<>/dev/uio0 && await 5 grep -qx 40 {CHANNEL}/read_avail && cd /sys/bus/vmbus/devices/{DICE} && {SHOW}",
+    "open": f"exec 3<>/dev/uio0 && await 5 grep -qx 40 {CHANNEL}/read_avail"
+    f" && cd /sys/bus/vmbus/devices/{DICE} && {SHOW}",
     "heartbeat": f"cd /sys/bus/vmbus/devices/{HEARTBEAT} && basename $(readlink driver) && {SHOW}",
     "beats": "sleep 5",
 }

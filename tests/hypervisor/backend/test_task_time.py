@@ -1,4 +1,4 @@
-"""What a model processor's time is: run time that is right at any moment, idle without taking, the end of interrupts."""
+"""A model processor's time: run time that is right at any moment, idle without taking, the end of interrupts."""
 
 from __future__ import annotations
 
