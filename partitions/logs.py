@@ -1,7 +1,8 @@
 """Sinks for trace events, on structlog: lines for people, JSON lines for scripts, and the filter in front. Root side.
 
 A sink is a function that takes a `TraceEvent`; `Trace.add_sink` attaches it. Nothing here is attached unless somebody
-asks to see something, so a silent run costs one attribute test a trace point.
+asks to see something, so a silent run costs one attribute test a trace point, and does not even import structlog, which
+brings asyncio and logging along.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import IO, Any, TextIO
 
 import msgspec
-import structlog
 
 from hypervisor.clock import seconds
 from hypervisor.trace import Layer, Level, Sink, Trace, TraceEvent
@@ -162,16 +162,22 @@ class _Unflushed:
 def human_sink(stream: TextIO, trace: Trace, *, colour: bool | None = None) -> Sink:
     """Aligned lines on a text stream; colours by default only where the stream is a terminal that wants them."""
     renderer = HumanRenderer(colour=wants_colour(stream) if colour is None else colour)
+    import structlog
+
     return _sink(structlog.PrintLogger(stream), trace, renderer)
 
 
 def json_sink(file: IO[bytes], trace: Trace, *, flush: bool = False) -> Sink:
     """JSON lines on a binary file. Without `flush` the file's buffer is written when full and at close."""
+    import structlog
+
     logger = structlog.BytesLogger(file if flush else _Unflushed(file))  # type: ignore[arg-type]  # write and flush do
     return _sink(logger, trace, JsonRenderer())
 
 
 def _sink(logger: object, trace: Trace, renderer: Callable[[object, str, EventDict], str | bytes]) -> Sink:
+    import structlog
+
     names = trace.names
     # The base class, which has no methods for levels: what is wanted was asked before, and lazy proxies cost a lot.
     write = structlog.BoundLoggerBase(logger, [unpack_event, renderer], {})._proxy_to_logger

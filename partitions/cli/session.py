@@ -1,4 +1,7 @@
-"""One run of a topology for a person or a script: the host, the watchers around it, and how it ended. Root side."""
+"""One run of a topology for a person or a script: the host, the watchers around it, and how it ended. Root side.
+
+A person waits for the first guest's first instruction, so what only some runs show is imported by those.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,6 @@ from partitions.cli.common import INTERRUPTED, Refusal, print_json
 from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.explain import HARMLESS, Explainer
-from partitions.explain_steps import Explanation, explain, lines
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
 from partitions.topology_schema import Backend
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import argparse
 
     from hypervisor.trace import TraceEvent
+    from partitions.explain import Explainer
+    from partitions.explain_steps import Explanation
     from partitions.topology import Topology
 
 REDRAW_SECONDS = 0.25
@@ -76,7 +79,7 @@ class Viewer:
         self.console: bool = not options.json if options.console is None else options.console
         self.outlets = Outlets()
         self.terminal = None if options.terminal is None else Terminal(options.terminal)
-        self.explainers = {name: Explainer() for name in vms} if options.explain or options.explain_only else {}
+        self.explainers = _explainers(vms) if options.explain or options.explain_only else {}
         if self.terminal is not None:
             self.console = False
         live = not options.json and options.clock == "real" and self.terminal is None and can_redraw(sys.stdout)
@@ -152,6 +155,10 @@ class Viewer:
 
     def explanations(self, host: Host) -> list[Explanation]:
         """How far each guest got, as of now; nothing where nobody asked."""
+        if not self.explainers:
+            return []
+        from partitions.explain_steps import explain
+
         return [
             explain(
                 explainer,
@@ -176,7 +183,7 @@ class Viewer:
         """Keep the block fresh. Never on the virtual clock, where its sleep would make time pass."""
         while True:
             if self.options.explain_only:
-                self.screen.draw([line for told in self.explanations(host) for line in lines(told)])
+                self.screen.draw([line for told in self.explanations(host) for line in _lines(told)])
             else:
                 self.screen.draw(live_block(host))
             await trio.sleep(REDRAW_SECONDS)
@@ -217,7 +224,7 @@ class Viewer:
             return
         shown = [] if self.options.explain_only else table(outcome.vms)
         for told in outcome.explanations:
-            shown += [*([""] if shown else []), *lines(told)]
+            shown += [*([""] if shown else []), *_lines(told)]
         for line in shown:
             self.screen.line(line)
 
@@ -378,7 +385,21 @@ async def _show(viewer: Viewer, vm: Vm, *, task_status: trio.TaskStatus[None]) -
 
 def _mistakes(host: Host) -> int:
     """How many a guest made, without the probes for devices that a kernel for PCs makes wherever it runs."""
+    from partitions.explain import HARMLESS
+
     return sum(count for (_, event), count in host.trace.warnings.items() if event not in HARMLESS)
+
+
+def _explainers(vms: Sequence[str]) -> dict[str, Explainer]:
+    from partitions.explain import Explainer
+
+    return {name: Explainer() for name in vms}
+
+
+def _lines(told: Explanation) -> list[str]:
+    from partitions.explain_steps import lines
+
+    return lines(told)
 
 
 def _signals() -> list[signal.Signals]:
