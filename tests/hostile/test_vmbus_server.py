@@ -12,6 +12,7 @@ from tests.doubles.campaign import examples
 from tests.doubles.vmbus_guest import ScriptedGuest, scsi
 from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
 from vmbus.protocol import messages as m
+from vmbus.protocol.identifiers import SINT
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import Direction, decode_message
 from vmbus.protocol.versions import IMPLEMENTED, Version
@@ -52,6 +53,8 @@ class HostileGuest(RuleBasedStateMachine):
             match action:
                 case act.SendMessage(message):
                     self.judge(message)
+                case act.SendReserved(m.VersionResponse(supported=0), _, sint):
+                    assert sint != SINT  # a contact that was for somebody else
                 case act.SendReserved(message, _, _):
                     assert isinstance(message, m.OpenChannelResult | m.CloseReservedResponse)
                     running = isinstance(message, m.OpenChannelResult) and message.status == 0

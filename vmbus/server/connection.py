@@ -18,7 +18,7 @@ from vmbus.protocol.messages import (
     VersionResponse2,
 )
 from vmbus.protocol.pages import ConnectionPages
-from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities
+from vmbus.protocol.versions import IMPLEMENTED, Ability, Version, abilities
 
 Contact = InitiateContactLegacy | InitiateContact | InitiateContact2
 
@@ -52,12 +52,37 @@ class AfterDisconnect(enum.Enum):
     """The guest made a new contact: answer it."""
 
 
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A contact that is meant for another server. There is none, and it changes nothing here."""
+
+    words: str
+    """What it is meant for, for people."""
+    answer_at: tuple[int, int] | None
+    """VP and SINT that wait for a refusal; None for another trust level, whose own server would be the one to speak."""
+
+
+def addressee(contact: Contact, *, multiclient: bool) -> Elsewhere | None:
+    """None for a contact that is meant for this server: all those that did not come by connection ID 4.
+
+    Raises a `WireError` where no answer is due: a client ID is announced and missing.
+    """
+    if isinstance(contact, InitiateContactLegacy):
+        return None
+    announced = contact.version >= Version.V6_0 and contact.features & Feature.CLIENT_ID
+    if announced and not isinstance(contact, InitiateContact2):
+        raise BadValue("INITIATE_CONTACT announces a client ID and is too short to hold it")
+    if multiclient and contact.version >= Version.V5_1 and contact.target_vtl:
+        return Elsewhere(f"VTL {contact.target_vtl}", None)
+    if multiclient and contact.target_sint != SINT:
+        return Elsewhere(f"SINT {contact.target_sint}", (contact.target_vp, contact.target_sint))
+    return None
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The answer to a contact."""
 
     response: VersionResponse | VersionResponse2
     target_vp: int
-    target_sint: int
     """Where the answer, and all that follows, goes."""
     version: int | None = None
     """The connection's, if there is one now."""
@@ -67,46 +92,33 @@ class Verdict(msgspec.Struct, frozen=True):
     """Why there is none, for people."""
 
 
-def judge(
-    contact: Contact, *, multiclient: bool, max_version: int, usable: Callable[[ConnectionPages], bool]
-) -> Verdict:
-    """Decide on a contact. `multiclient` says that it came by connection ID 4, where the target SINT counts.
+def judge(contact: Contact, *, max_version: int, usable: Callable[[ConnectionPages], bool]) -> Verdict:
+    """Decide on a contact that is meant for this server.
 
     `usable` says whether the guest has the pages that it names. A page that it has not fails the connection, which
-    below 2.4 can only be told as a refusal of the version.
-
-    Only an exact match with an implemented version is accepted. Raises a `WireError` where no answer is due: a client
-    ID is announced and missing.
+    below 2.4 can only be told as a refusal of the version. Only an exact match with an implemented version is accepted.
     """
     version = contact.version
     can = abilities(version)
     vp = contact.target_vp if Ability.MESSAGE_TARGET in can or version not in IMPLEMENTED else 0
-    unsupported = VersionResponse(supported=0)
     if version not in IMPLEMENTED or version > max_version:
-        return Verdict(unsupported, vp, SINT, refusal="version not supported")
-    sint, requested = SINT, 0
-    if not isinstance(contact, InitiateContactLegacy):
-        if multiclient:
-            sint = contact.target_sint
-        if sint != SINT:
-            return Verdict(unsupported, vp, sint, refusal=f"SINT {sint}")
-        if Ability.CONTACT_VTL in can and contact.target_vtl:
-            return Verdict(unsupported, vp, sint, refusal=f"VTL {contact.target_vtl}")
-        if Ability.FEATURES in can:
-            requested = contact.features
-        if requested & Feature.CLIENT_ID and not isinstance(contact, InitiateContact2):
-            raise BadValue("INITIATE_CONTACT announces a client ID and is too short to hold it")
+        return Verdict(VersionResponse(supported=0), vp, refusal="version not supported")
+    granted = 0
+    if Ability.FEATURES in can and not isinstance(contact, InitiateContactLegacy):
+        granted = int(contact.features & SUPPORTED_FEATURES)
     pages = _pages(contact, can)
     problem = pages_problem(pages, usable)
-    if problem:
-        failed = VersionResponse(supported=1, connection_state=ConnectionState.FAILED_UNKNOWN_FAILURE)
-        return Verdict(failed if Ability.CONNECTION_STATE in can else unsupported, vp, sint, refusal=problem)
+    if problem and Ability.CONNECTION_STATE not in can:
+        return Verdict(VersionResponse(supported=0), vp, refusal=problem)
+    state = ConnectionState.FAILED_UNKNOWN_FAILURE if problem else ConnectionState.SUCCESSFUL
     detail = MESSAGE_CONNECTION if Ability.CONTACT_TARGET in can else version
-    if Ability.FEATURES not in can:
-        return Verdict(VersionResponse(supported=1, detail=detail), vp, sint, version, pages=pages)
-    granted = int(requested & SUPPORTED_FEATURES)
-    response = VersionResponse2(supported=1, detail=detail, features=granted)
-    return Verdict(response, vp, sint, version, granted, pages)
+    response: VersionResponse | VersionResponse2
+    response = VersionResponse(supported=1, connection_state=state, detail=detail)
+    if Ability.FEATURES in can:
+        response = VersionResponse2(supported=1, connection_state=state, detail=detail, features=granted)
+    if problem:
+        return Verdict(response, vp, refusal=problem)
+    return Verdict(response, vp, version, granted, pages)
 
 
 def pages_problem(pages: ConnectionPages, usable: Callable[[ConnectionPages], bool]) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from hypervisor.wire import WireError
 from vmbus.protocol import messages as m
-from vmbus.protocol.identifiers import MAX_CHANNELS, ChannelStatus, ConnectionState
+from vmbus.protocol.identifiers import MAX_CHANNELS, SINT, ChannelStatus, ConnectionState
 from vmbus.protocol.messages import Message
 from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.table import Direction, decode_message, describe
@@ -25,8 +25,8 @@ from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channel_rules import ChannelRules
-from vmbus.server.channels import ChannelState, DeviceActivity, ServerChannel
-from vmbus.server.connection import AfterDisconnect, Contact, Phase, judge, pages_problem
+from vmbus.server.channels import ChannelState, DeviceActivity, ReservedTarget, ServerChannel
+from vmbus.server.connection import AfterDisconnect, Contact, Phase, addressee, judge, pages_problem
 from vmbus.server.offers import Offer, OfferKey, check_offer
 
 _LATE_RELEASE = int(m.MessageType.REL_ID_RELEASED).to_bytes(4, "little")
@@ -75,7 +75,7 @@ class ServerState(ChannelRules):
 
     def _dispatch(self, message: Message, data: bytes, multiclient: bool) -> None:
         if isinstance(message, _CONTACTS):
-            self._initiate_contact(message, multiclient)
+            self._take_contact(message, multiclient)
             return
         if isinstance(message, m.Unload):
             self._disconnect(AfterDisconnect.UNLOAD)
@@ -120,16 +120,21 @@ class ServerState(ChannelRules):
             case _:
                 raise AssertionError(f"{describe(message)} has no handler")
 
+    def _take_contact(self, contact: Contact, multiclient: bool) -> None:
+        other = addressee(contact, multiclient=multiclient)
+        if other is None:
+            self._initiate_contact(contact, multiclient)
+            return
+        self._fault("refused_contact", f"{describe(contact)}: {other.words}")
+        if other.answer_at is not None:
+            self._send_reserved(m.VersionResponse(supported=0), ReservedTarget(*other.answer_at))
+
     def _initiate_contact(self, contact: Contact, multiclient: bool) -> None:
         if self.phase is not Phase.DISCONNECTED:
             # A new kernel took over without a word: whatever the old one had is closed and released first.
             self._disconnect(AfterDisconnect.RECONNECT, (contact, multiclient))
             return
-        try:
-            verdict = judge(contact, multiclient=multiclient, max_version=self.max_version, usable=self._usable)
-        except WireError as error:
-            self._fault("malformed_message", str(error))
-            return
+        verdict = judge(contact, max_version=self.max_version, usable=self._usable)
         if verdict.version is None:
             self._fault("refused_contact", f"{describe(contact)}: {verdict.refusal}")
         else:
@@ -137,7 +142,7 @@ class ServerState(ChannelRules):
             self._enter(Phase.CONNECTED)
             self.agreed = contact, multiclient
             self._set_pages(verdict.pages)
-        self._actions.append(act.SetMessageTarget(verdict.target_vp, verdict.target_sint))
+        self._actions.append(act.SetMessageTarget(verdict.target_vp, SINT))
         self._send(verdict.response)
 
     def _modify_connection(self, message: m.ModifyConnection) -> None:

@@ -82,7 +82,7 @@ def test_pages_that_cannot_be(version: int, pages: ConnectionPages) -> None:
     guest = ScriptedGuest()
     guest.state._usable = lambda pages: 0x9000 not in pages.addresses
     (answer,) = guest.say(m.initiate_contact(version, pages=pages))
-    assert isinstance(answer, m.VersionResponse)
+    assert isinstance(answer, m.VersionResponse2 if version >= Version.V6_0 else m.VersionResponse)
     assert (answer.supported, answer.connection_state) == ((1, 2) if version >= Version.V2_4 else (0, 0))
     assert (guest.state.phase, guest.faults) == (Phase.DISCONNECTED, ["refused_contact"])
     assert guest.asked(act.UsePages) == []

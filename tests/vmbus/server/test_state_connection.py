@@ -86,26 +86,51 @@ def test_a_wrong_sint_counts_on_the_multiclient_connection_only() -> None:
     """Refused toward the SINT that was named; on connection 1 the field is ignored."""
     contact = m.InitiateContact(version=Version.V5_0, target_vp=1, target_sint=5)
     guest = ScriptedGuest()
-    assert guest.say(contact, multiclient=True) == [m.VersionResponse()]
-    assert guest.last(act.SetMessageTarget) == act.SetMessageTarget(1, 5)
+    assert guest.say(contact, multiclient=True) == []
+    assert guest.last(act.SendReserved) == act.SendReserved(m.VersionResponse(), 1, 5)
     assert guest.say(contact) == [m.VersionResponse(supported=1, detail=1)]
     assert guest.last(act.SetMessageTarget) == act.SetMessageTarget(1, 2)
 
 
-def test_another_vtl_is_refused_from_5_1_on() -> None:
+def test_another_vtl_counts_on_the_multiclient_connection_from_5_1_on() -> None:
+    """Its server would answer, and there is none; on connection 1 the field is ignored."""
     guest = ScriptedGuest()
-    assert guest.say(m.InitiateContact(version=Version.V5_1, target_vtl=2)) == [m.VersionResponse()]
-    assert guest.say(m.InitiateContact(version=Version.V5_0, target_vtl=2)) == [
-        m.VersionResponse(supported=1, detail=1)
-    ]
+    assert guest.say(m.InitiateContact(version=Version.V5_1, target_vtl=2), multiclient=True) == []
+    assert guest.faults == ["refused_contact"]
+    assert guest.state.version is None
+    welcome = [m.VersionResponse(supported=1, detail=1)]
+    assert guest.say(m.InitiateContact(version=Version.V5_1, target_vtl=2)) == welcome
+    assert guest.say(m.InitiateContact(version=Version.V5_0, target_vtl=2), multiclient=True) == welcome
+
+
+@pytest.mark.parametrize(
+    "contact",
+    [
+        m.InitiateContact(version=Version.V5_3, target_sint=5),
+        m.InitiateContact(version=Version.V5_3, target_vtl=2),
+        m.InitiateContact(version=Version.V6_0, features=Feature.CLIENT_ID),
+    ],
+)
+def test_a_contact_that_is_not_for_this_server_leaves_the_connection_alone(contact: m.InitiateContact) -> None:
+    """Another client's contact on the multiclient connection, and one that cannot be read, are not a new kernel's."""
+    guest = ScriptedGuest()
+    guest.connect(scsi(1))
+    assert guest.say(contact, multiclient=True) == []
+    assert guest.state.version == Version.V5_3
+    assert 1 in guest.state.channels
 
 
 def test_one_monitor_page_of_two_is_a_failed_connection() -> None:
-    """The version is fine, the state is "unknown failure", and there is no connection."""
+    """The version is fine, the state is "unknown failure", and there is no connection; all else is as if it were."""
     guest = ScriptedGuest()
     (answer,) = guest.say(m.InitiateContact(version=Version.V5_3, parent_to_child_monitor_page=0x1000))
-    assert answer == m.VersionResponse(supported=1, connection_state=2)
+    assert answer == m.VersionResponse(supported=1, connection_state=2, detail=1)
     assert guest.state.version is None
+    granted = Feature.PAUSE_RESUME
+    asked = m.InitiateContact(version=Version.V6_0, features=granted, parent_to_child_monitor_page=0x1000)
+    assert guest.say(asked) == [m.VersionResponse2(supported=1, connection_state=2, detail=1, features=granted)]
+    asked_4_1 = m.InitiateContactLegacy(version=Version.V4_1, parent_to_child_monitor_page=0x1000)
+    assert guest.say(asked_4_1) == [m.VersionResponse(supported=1, connection_state=2, detail=Version.V4_1)]
 
 
 def test_offers_come_in_a_stable_order_with_the_lowest_ids() -> None:
