@@ -173,7 +173,8 @@ class VirtualProcessor:
         running = any(not vp.explicit_suspend for vp in (*partition.vps.values(), self))
         if running != partition.reference_time.running:
             partition.reference_time.set_running(running)
-            refresh_tsc_page(partition)  # the TSC went on while reference time stood
+            if running:
+                refresh_tsc_page(partition)  # the TSC went on while reference time stood
         self._suspension_changed(was)
 
     def stop_on_intercept(self) -> None:

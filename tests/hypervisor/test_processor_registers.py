@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -112,8 +114,10 @@ class FakeVcpu:
     def set_special_registers(self, special: bytearray) -> None:
         self.special = special
 
-    def come_out(self) -> None:
+    @contextmanager
+    def outside(self) -> Iterator[None]:
         self.kicks += 1
+        yield
 
     def pause(self, paused: bool) -> None:
         self.paused = paused

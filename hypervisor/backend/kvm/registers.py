@@ -48,12 +48,13 @@ _U64 = struct.Struct("<Q")
 def get_register(vcpu: Vcpu, name: int) -> int | None:
     """A register; None for one that is not read. Takes the vCPU out of KVM_RUN for a moment where it is there."""
     if ProcessorRegister.RAX <= name <= ProcessorRegister.RFLAGS:
-        vcpu.come_out()
-        general: int = vcpu.registers()[_GENERAL[name - ProcessorRegister.RAX]]
+        with vcpu.outside():
+            general: int = vcpu.registers()[_GENERAL[name - ProcessorRegister.RAX]]
         return general
     if not _is_special(name):
         return None
-    special = vcpu.special_registers()
+    with vcpu.outside():
+        special = vcpu.special_registers()
     if name in _CONTROL:
         return int(_U64.unpack_from(special, ioctls.SREGS_CR0 + 8 * _CONTROL[ProcessorRegister(name)])[0])
     if name in _TABLES:
@@ -70,14 +71,22 @@ def get_register(vcpu: Vcpu, name: int) -> int | None:
 def put_register(vcpu: Vcpu, name: int, value: int) -> bool:
     """Write a register; False for one that is not written."""
     if ProcessorRegister.RAX <= name <= ProcessorRegister.RFLAGS:
-        vcpu.come_out()
-        registers = vcpu.registers()
-        registers[_GENERAL[name - ProcessorRegister.RAX]] = value
-        vcpu.set_registers(registers)
+        with vcpu.outside():
+            registers = vcpu.registers()
+            registers[_GENERAL[name - ProcessorRegister.RAX]] = value
+            vcpu.set_registers(registers)
         return True
     if not _is_special(name):
         return False
-    special = vcpu.special_registers()
+    with vcpu.outside():
+        special = vcpu.special_registers()
+        _put_special(special, name, value)
+        vcpu.set_special_registers(special)
+    return True
+
+
+def _put_special(special: bytearray, name: int, value: int) -> None:
+    """Into struct kvm_sregs."""
     if name in _CONTROL:
         _U64.pack_into(special, ioctls.SREGS_CR0 + 8 * _CONTROL[ProcessorRegister(name)], value)
     elif name in _TABLES:
@@ -92,8 +101,6 @@ def put_register(vcpu: Vcpu, name: int, value: int) -> bool:
             *(base, limit, selector, bits & 15, present, bits >> 5 & 3, bits >> 14 & 1, bits >> 4 & 1),
             *(bits >> 13 & 1, bits >> 15, bits >> 12 & 1, 1 - present, 0),
         )
-    vcpu.set_special_registers(special)
-    return True
 
 
 def _is_special(name: int) -> bool:

@@ -14,7 +14,8 @@ Why no interleaving breaks it:
 
 - The kvm_run page, and ioctls on the vCPU, are the Trio thread's from `run_sync_soon` to `answer`, and the vCPU
   thread's at all other times. Both hand-overs are locks, which order memory. KVM locks a vCPU while it runs, so an
-  ioctl at the wrong moment would wait for the guest; `handed_over` and `paused` say when it does not.
+  ioctl at the wrong moment would wait for the guest, for ever if that has nothing to do. Within `outside` it does not:
+  the thread waits before KVM_RUN, and not only comes out of it for a moment.
 - Pausing and stopping change a flag first and then send `KICK_SIGNAL`. The thread has that signal blocked everywhere
   but inside KVM_RUN (KVM_SET_SIGNAL_MASK), so a kick at any other moment stays pending and makes the next KVM_RUN
   return -EINTR before the guest executes anything. The thread then takes the signal out, and only after that looks at
@@ -45,7 +46,8 @@ import signal
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import clock_gettime_ns, perf_counter_ns, pthread_getcpuclockid
 from typing import TYPE_CHECKING
 
@@ -168,7 +170,7 @@ class Vcpu:
             self._run_time = clock_gettime_ns(pthread_getcpuclockid(thread.ident)) // 100
         return self._run_time
 
-    # --- what the Trio thread does with a vCPU that waits for it, or has not started
+    # --- what the Trio thread does with a vCPU that waits for it, is `outside`, or has not started
 
     def exit_reason(self) -> Exit:
         """Why KVM_RUN came back."""
@@ -193,7 +195,6 @@ class Vcpu:
 
     def special_registers(self) -> bytearray:
         """struct kvm_sregs."""
-        self.come_out()
         buffer = bytearray(ioctls.SREGS_SIZE)
         ioctls.ioctl(self.fd, Request.GET_SREGS, buffer)
         return buffer
@@ -202,10 +203,19 @@ class Vcpu:
         """All of struct kvm_sregs."""
         ioctls.ioctl(self.fd, Request.SET_SREGS, special)
 
-    def come_out(self) -> None:
-        """KVM makes an ioctl wait until the vCPU has left KVM_RUN: see that this is soon."""
-        if not (self.handed_over or self.paused):
-            self.kick()
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Keep the thread out of KVM_RUN as long as the block lasts; ioctls in it wait for a moment at most."""
+        if self.handed_over or self.paused:
+            yield
+            return
+        self._resumed.clear()
+        self.kick()
+        try:
+            yield
+        finally:
+            if not self.paused:
+                self._resumed.set()
 
     def answer_msr(self, value: int) -> None:
         """The value that RDMSR returns."""
@@ -229,9 +239,9 @@ class Vcpu:
 
     def read_tsc(self) -> int:
         """The guest's TSC now."""
-        self.come_out()
         buffer = bytearray(_ONE_MSR.pack(1, 0, _IA32_TSC, 0, 0))
-        ioctls.ioctl(self.fd, Request.GET_MSRS, buffer)
+        with self.outside():
+            ioctls.ioctl(self.fd, Request.GET_MSRS, buffer)
         return int(_ONE_MSR.unpack(buffer)[4])
 
     def set_cpuid(self, entries: bytes) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -32,6 +33,8 @@ class FakeKvm:
         self.vcpu: Vcpu
         self.stray: list[str] = []
         """What must never be seen."""
+        self._runs_alone = threading.Lock()
+        """KVM's lock of a vCPU: whoever runs it holds it, ioctls take it."""
         monkeypatch.setattr(ioctls, "ioctl", self._ioctl)
         monkeypatch.setattr(ioctls, "run", self._run)
 
@@ -40,9 +43,19 @@ class FakeKvm:
             page = os.memfd_create("vcpu")
             os.ftruncate(page, RUN_SIZE)
             return page
+        if request == Request.GET_MSRS:
+            time.sleep(0.02)  # a busy machine: the thread is in KVM_RUN again, if it may, before this thread is in KVM
+            if not self._runs_alone.acquire(timeout=1):
+                self.stray.append("an ioctl waited for the guest")
+                return 0
+            self._runs_alone.release()
         return 0
 
     def _run(self, fd: int) -> int:
+        with self._runs_alone:
+            return self._run_alone()
+
+    def _run_alone(self) -> int:
         vcpu = self.vcpu
         self.runs += 1
         if vcpu.handed_over:
@@ -75,6 +88,23 @@ async def stopped(vcpu: Vcpu) -> None:
     with trio.fail_after(10):
         await vcpu.ended_or_never_started()
     vcpu.close()
+
+
+async def test_reading_a_running_processor_does_not_wait_for_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: a kicked thread was back in KVM_RUN before the ioctl came, and an idle guest never left it again."""
+    fake, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
+    vcpu.start()
+    for _ in range(5):
+        await trio.sleep(0.01)
+        vcpu.read_tsc()
+    vcpu.pause(True)
+    vcpu.read_tsc()
+    await trio.sleep(0.01)
+    runs = fake.runs
+    await trio.sleep(0.01)
+    assert fake.runs == runs, "a paused processor stays out"
+    await stopped(vcpu)
+    assert fake.stray == []
 
 
 async def test_run_time_is_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
