@@ -38,7 +38,7 @@ from hypervisor.trace import Sink, Trace
 from partitions.lifecycle import InvalidTransition, ReturnCode, VmEvent, VmState
 from partitions.root.console import Console, ConsoleLine
 from partitions.root.disk_desk import DiskDesk
-from partitions.root.disks import DiskError, DiskState
+from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
 from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
-from partitions.root.disks import DeviceError, VmDisks
+from partitions.root.disk_state import DeviceError
 from partitions.topology_schema import DeviceTable, VmTable
 from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, Offer
 from vmbus.server.saved import CannotRestore, CannotSave
-from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
 
 if TYPE_CHECKING:
+    from partitions.root.disks import VmDisks
     from vmbus.channel import Channel
     from vmbus.server.opened import OpenedChannel
 
@@ -90,6 +90,10 @@ def open_devices(
     with contextlib.ExitStack() as stack:
         devices: list[CountedDevice] = []
         if vm.disk:
+            # A VM without disks starts without the storage stack.
+            from partitions.root.disks import VmDisks
+            from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
+
             disks = stack.enter_context(VmDisks(folder, inline=inline_io))
             controller = disks.make_controller(
                 vm.disk,

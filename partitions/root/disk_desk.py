@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from partitions.root.disks import DiskError, DiskState, VmDisks
+from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.hotplug import HotPlugError
 from partitions.topology_check import Check
 from partitions.topology_schema import MAX_DISKS, DiskTable, DiskType, luns_of
 
 if TYPE_CHECKING:
+    from partitions.root.disks import VmDisks
     from partitions.root.hotplug import HotPlug
     from partitions.root.management import ManagedVm
 

@@ -15,7 +15,7 @@ import attrs
 
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
-from partitions.root.exits import CannotStart
+from partitions.root.disk_state import DeviceError, DiskError, DiskState
 from partitions.topology_schema import DVD_BLOCK_SIZE, DiskTable, DiskType, luns_of
 from vsp_vsc.storage.backends.base import BackendError, check_size
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
@@ -23,28 +23,6 @@ from vsp_vsc.storage.scsi.dvd import DvdDrive
 from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.scsi.unit import LogicalUnit
 from vsp_vsc.storage.vsp import StorageVsp
-
-
-class DeviceError(CannotStart):
-    """A device that this host cannot give to the VM: an image in use or missing, a VSP that does not load."""
-
-
-class DiskError(Exception):
-    """A disk that cannot be added, removed or changed. The message says why, and what to do about it."""
-
-
-@attrs.frozen
-class DiskState:
-    """A disk of a running VM."""
-
-    lun: int
-    path: str
-    """Of its image; empty for a DVD drive without a disc."""
-    size: int
-    """Bytes."""
-    block_size: int
-    read_only: bool
-    type: DiskType
 
 
 @attrs.define(eq=False)

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from partitions.root.devices import CountedDevice
-from partitions.root.disks import DeviceError
+from partitions.root.disk_state import DeviceError
 from partitions.topology_schema import DeviceTable, DiskTable
 from vmbus.server.offers import Device
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -45,7 +45,9 @@ from partitions.root.winhv import WinHv
 from vmbus.server.saved import CannotRestore as BusCannotRestore
 from vmbus.server.saved import CannotSave
 from vmbus.server.service import VmbusServer
-from vsp_vsc.storage.vsp import StorageVsp
+
+if TYPE_CHECKING:
+    from vsp_vsc.storage.vsp import StorageVsp
 
 __all__ = ["CannotRestore", "CannotSave", "Machine", "SavedVm", "capture", "quiesce", "restore"]
 
@@ -144,6 +146,9 @@ def _restore_chipset(machine: Machine, saved: SavedChipset) -> None:
 
 def facts(machine: Machine) -> Facts:
     """What has to be the same there and here."""
+    # A VM without disks starts without the storage stack; here it must be known.
+    from vsp_vsc.storage.vsp import StorageVsp
+
     partition = machine.built.partition
     devices = []
     for channel in machine.server.offered:
