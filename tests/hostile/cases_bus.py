@@ -274,7 +274,7 @@ PAGE = DATA >> 12
 READ = srb(bytes.fromhex("28000000000000000800"), 4096, 1)
 OUTSIDE = MEMORY >> 12
 INVALID = "IO_DEVICE_ERROR, SRB INVALID_REQUEST; served"
-CHECKED = "IO_DEVICE_ERROR, SRB ERROR, CHECK_CONDITION; served"
+CHECKED = "IO_DEVICE_ERROR, SRB INVALID_REQUEST, CHECK_CONDITION; served"
 
 for _number, _what, _answer, _act in (
     (55, "write index past the ring", STOPPED, control(into=0x3000)),

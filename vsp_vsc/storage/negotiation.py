@@ -120,7 +120,7 @@ class Negotiation:
         match operation:
             case Operation.FCHBA_DATA:
                 return NtStatus.SUCCESS, FcHbaData().encode()
-            case Operation.CREATE_SUB_CHANNELS:
+            case Operation.CREATE_SUB_CHANNELS if self.version >= Version.WIN8 and not self.sub_channels:
                 return self._create_sub_channels(payload)
             case Operation.END_INITIALIZATION:
                 self.state = State.READY

@@ -39,9 +39,9 @@ from vsp_vsc.storage.protocol import (
     SrbStatus,
     Version,
 )
-from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
+from vsp_vsc.storage.scsi.cdb import DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
 from vsp_vsc.storage.scsi.nexus import Nexus
-from vsp_vsc.storage.scsi.sense import Reason, decode_sense
+from vsp_vsc.storage.scsi.sense import Reason, SenseKey, decode_sense
 from vsp_vsc.storage.scsi.target import ScsiResult, absent_inquiry, report_luns
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ _IN = int(Direction.IN)
 _AT_TARGET = 0xFFFF
 _RESETS = {Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS}
 _INTO_GUEST, _FROM_GUEST = Access.WRITE, Access.READ
-_COMMANDS = tuple((CDB_LENGTH[code], DIRECTION[code]) for code in range(256))
-"""By operation code: the least CDB length, and the direction of the data if we know the command."""
+_DIRECTIONS = tuple(DIRECTION[code] for code in range(256))
+"""By operation code: the direction of the data if we know the command."""
 
 # operation, SRB length, port with path, target and LUN as one word, CDB length, sense length, direction, bytes, CDB
 _SRB = "I8xH2xIBBBxI16s"
@@ -248,12 +248,12 @@ class StorageSession:
         if byte_offset + byte_count > pages << PAGE_SHIFT:
             raise BadValue(f"a GPA range of {byte_count} bytes at {byte_offset} in {pages} pages")
         opcode = cdb[0]
-        least_cdb, proper = _COMMANDS[opcode]
+        proper = _DIRECTIONS[opcode]
         if (
             srb_length != self._srb_size
             or sense_length > SENSE_SIZE
             or wanted > MAX_TRANSFER
-            or not least_cdb <= cdb_length <= CDB_SIZE
+            or not 0 < cdb_length <= CDB_SIZE
             or (direction != proper and proper is not None and wanted)
         ):
             return self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}, data {wanted}")
@@ -345,11 +345,7 @@ class StorageSession:
         _, srb_length, where, cdb_length, sense_length, _, wanted, cdb = _inband_srb(payload)
         if wanted:
             raise BadValue(f"a transfer of {wanted} bytes without a GPA range")
-        if (
-            srb_length != self._srb_size
-            or sense_length > SENSE_SIZE
-            or not CDB_LENGTH[cdb[0]] <= cdb_length <= CDB_SIZE
-        ):
+        if srb_length != self._srb_size or sense_length > SENSE_SIZE or not 0 < cdb_length <= CDB_SIZE:
             self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}")
             return
         if self._trace.on:
@@ -460,7 +456,10 @@ class StorageSession:
 
     def _checked(self, result: ScsiResult) -> bytes:
         if result.status == ScsiStatus.CHECK_CONDITION:
-            return self._encode(SrbStatus.ERROR, result.status, result.transferred, result.sense)
+            # As Microsoft's hosts tell a command that cannot be from a disk that cannot; guests go by the sense data.
+            refused = decode_sense(result.sense).key == SenseKey.ILLEGAL_REQUEST
+            status = SrbStatus.INVALID_REQUEST if refused else SrbStatus.ERROR
+            return self._encode(status, result.status, result.transferred, result.sense)
         return self._encode(SrbStatus.ERROR, result.status, result.transferred, b"")
 
     def _end(self, packet: Packet, status: SrbStatus) -> None:

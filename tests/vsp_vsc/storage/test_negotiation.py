@@ -106,14 +106,23 @@ def test_properties_say_how_many_subchannels_there_may_be(version: Version) -> N
     assert (properties.max_channel_count, properties.flags) == ((3, 1) if known else (0, 0))
 
 
-@pytest.mark.parametrize("state", [State.END, State.READY])
-def test_subchannels_are_counted_in_all(state: State) -> None:
+def test_subchannels_are_counted_in_all() -> None:
     """The most that was ever asked for; more than there may be is refused and changes nothing."""
-    negotiation = in_state(state, most=3)
+    negotiation = in_state(State.READY, most=3)
     for count, status, wanted in [(2, 0, 2), (1, 0, 2), (0, 0, 2), (4, NtStatus.INVALID_PARAMETER, 2), (3, 0, 3)]:
         answer = negotiation.control(13, packet(13, SubChannelCount(count).encode()))
         assert answer == (status, b"")
-        assert (negotiation.sub_channels, negotiation.state) == (wanted, state)
+        assert (negotiation.sub_channels, negotiation.state) == (wanted, State.READY)
+
+
+def test_subchannels_are_asked_for_once_before_the_end() -> None:
+    """A second time is out of order, and so is any at a version that has none."""
+    negotiation = in_state(State.END, most=3)
+    for count, status in [(4, NtStatus.INVALID_PARAMETER), (2, 0), (2, NtStatus.INVALID_DEVICE_STATE)]:
+        assert negotiation.control(13, packet(13, SubChannelCount(count).encode())) == (status, b"")
+        assert negotiation.state is State.END
+    old = in_state(State.END, most=3, version=Version.WIN7)
+    assert old.control(13, packet(13, SubChannelCount(0).encode())) == (NtStatus.INVALID_DEVICE_STATE, b"")
 
 
 @pytest.mark.parametrize("version", [Version.WIN6, Version.WIN7])

@@ -113,12 +113,13 @@ async def test_writes_come_from_the_guests_pages() -> None:
 
 
 async def test_sense_data_comes_with_the_autosense_bit() -> None:
-    """SRB status 84h, SCSI status 2, 18 bytes of sense where the CDB was, NT status of a failed device."""
+    """SRB status 86h for a command that cannot be, SCSI status 2, 18 bytes of sense where the CDB was, NT status of a
+    failed device."""
     async with serving({0: disk()}) as pair:
         await started(pair)
         (completion,) = await ask(pair.guest_end, command(read_cdb(1 << 20, 1), [3], 512))
         assert completion.status == NtStatus.IO_DEVICE_ERROR
-        assert (completion.srb.srb_status, completion.srb.scsi_status) == (0x84, 2)
+        assert (completion.srb.srb_status, completion.srb.scsi_status) == (0x86, 2)
         assert completion.srb.sense_length == 20
         assert "out of range" in decode_sense(completion.srb.cdb_or_sense).words
 
@@ -139,12 +140,21 @@ async def test_units_that_are_not_there() -> None:
             assert page(pair, 3, 1) == b"\x7f"
             for completion in (read, ready):
                 assert (completion.status, completion.srb.srb_status) == (NtStatus.DEVICE_DOES_NOT_EXIST, 0x20)
-            assert page_83.srb.srb_status == 0x84
+            assert page_83.srb.srb_status == 0x86
         for place, luns in (({"lun": 77}, [0, 5]), ({"target": 1}, [])):
             (report,) = await ask(pair.guest_end, command(report_luns_cdb(64), [6], 64, **place))
             assert report.srb.data_transfer_length == 8 + 8 * len(luns)
             listed = page(pair, 6, report.srb.data_transfer_length)
             assert [listed[8 + 8 * index + 1] for index in range(len(luns))] == luns
+
+
+async def test_report_luns_as_other_hosts_take_it() -> None:
+    """No allocation length, in a CDB that is said to be shorter than it is: the buffer counts, and all 16 bytes."""
+    async with serving({0: disk(), 5: disk()}) as pair:
+        await started(pair)
+        (report,) = await ask(pair.guest_end, command(bytes((0xA0,)).ljust(16, b"\0"), [6], 4096, cdb_length=10))
+        assert (report.srb.srb_status, report.srb.data_transfer_length) == (SrbStatus.SUCCESS, 24)
+        assert page(pair, 6, 24) == bytes((0, 0, 0, 16)) + bytes(12 + 1) + bytes((5,)) + bytes(6)
 
 
 # --- slow disks, a slow guest

@@ -300,8 +300,12 @@ ScsiTarget.commands = CommandSet(
 
 
 def report_luns(luns: Iterable[int], cdb: bytes, views: Views, length: int) -> ScsiResult:
-    """REPORT LUNS, which any logical unit answers for all of its target. LUNs below 256."""
+    """REPORT LUNS, which any logical unit answers for all of its target. LUNs below 256.
+
+    Where the CDB gives no allocation length the buffer is what counts, as with hosts that look at nothing else.
+    """
     _, select, allocation, _ = LUNS_12.unpack_from(cdb)
+    allocation = allocation or length
     if select > 2:
         return failed(Reason.INVALID_FIELD_IN_CDB, field=2)
     if min(allocation, length) < 8:
