@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import OK, TARGET_HELP, Refusal, Verbs, read_topology, unknown_vm
+from partitions.cli.common import OK, TARGET_HELP, Refusal, Verbs, collect_garbage, read_topology, unknown_vm
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +48,7 @@ def call(options: argparse.Namespace) -> int:
     seed = topology.host.seed if options.seed is None else options.seed
     if seed is not None and seed < 0:
         raise Refusal("--seed must not be negative")
+    collect_garbage()
     try:
         determinism.run(stdio.speak, topology, options.trace, clock="virtual", seed=seed, autojump=False)
     except determinism.NotRepeatable as error:

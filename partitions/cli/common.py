@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,6 +54,13 @@ def unknown_vm(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names)}"
     return f'no VM is called "{name}"; {hint}'
+
+
+def collect_garbage() -> None:
+    """From now on, but not among what there is: a verb that runs for long calls this when it has started."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def print_json(document: object) -> None:

@@ -20,7 +20,7 @@ import trio
 
 from hypervisor.clock import seconds
 from hypervisor.trace import Level
-from partitions.cli.common import INTERRUPTED, Refusal, print_json
+from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_json
 from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
@@ -361,6 +361,7 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
                 with contextlib.suppress(StartFailed):
                     saved = viewer.options.restore.get(vm.name)
                     await (vm.start() if saved is None else vm.restore(saved))
+                collect_garbage()
         await host.wait_all()
         watchers.cancel_scope.cancel()
     return ending
