@@ -25,6 +25,7 @@ from vmbus.gpadl import encode_gpadl, page_range
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import Feature
 from vmbus.protocol.messages import Message
+from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.table import Direction, decode_message
 from vmbus.protocol.versions import Version
 from vmbus.server.offers import Offer
@@ -439,6 +440,59 @@ def test_another_sint_is_told_so_on_that_sint(tmp_path: Path) -> None:
         slot = await guest.read(guest.message_page + 3 * 256, 32)
         assert slot[16:32] == m.VersionResponse().encode()
         assert await bus.say(contact) == [m.VersionResponse(supported=1, detail=1)]
+
+    on_a_bus(sequence, tmp_path)
+
+
+def test_another_trust_level_is_not_spoken_for(tmp_path: Path) -> None:
+    """test_version_negotiation_multiclient_vtl: silence by connection 4; the classic port ignores the field."""
+
+    async def sequence(bus: Bus) -> None:
+        contact = m.InitiateContact(version=Version.V5_1, target_vtl=2)
+        assert await bus.say(contact, connection=4) == []
+        assert await bus.say(m.RequestOffers()) == []
+        assert await bus.say(contact) == [m.VersionResponse(supported=1, detail=1)]
+        assert await bus.say(m.RequestOffers()) == [m.AllOffersDelivered()]
+
+    on_a_bus(sequence, tmp_path)
+
+
+def test_another_clients_contact_leaves_an_open_channel_alone(tmp_path: Path) -> None:
+    """A contact by connection 4 for another SINT is refused there; what this guest has goes on, UNLOAD included."""
+
+    async def sequence(bus: Bus) -> None:
+        guest = bus.guest
+        await guest.wrmsr(Msr.SINT2 + 1, 0xF4)
+        await bus.connect()
+        rings = await guest.open_channel()
+        for target in ({"target_sint": 3}, {"target_vtl": 1}):
+            assert await bus.say(m.InitiateContact(version=Version.V5_3, **target), connection=4) == []
+        assert (await guest.read(guest.message_page + 3 * 256, 32))[16:] == m.VersionResponse().encode()
+        await rings.send(BEGIN_INITIALIZATION)
+        assert len(await rings.received()) == 1
+        assert await bus.say(m.Unload()) == [m.UnloadComplete()]
+
+    on_a_bus(sequence, tmp_path, disk=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "response"),
+    [
+        (Version.V1_1, m.VersionResponse()),
+        (Version.V2_4, m.VersionResponse(supported=1, connection_state=2, detail=Version.V2_4)),
+        (Version.V5_3, m.VersionResponse(supported=1, connection_state=2, detail=1)),
+        (Version.V6_0, m.VersionResponse2(supported=1, connection_state=2, detail=1, features=0x20)),
+    ],
+)
+def test_a_connection_that_fails(tmp_path: Path, version: int, response: Message) -> None:
+    """One monitor page of two. The answer is that of a connection, but for its state, and there is none after it."""
+
+    async def sequence(bus: Bus) -> None:
+        bus.version = version
+        contact = m.initiate_contact(version, features=0x20, pages=ConnectionPages(to_child=0x6000))
+        assert await bus.say(contact, connection=4 if version >= Version.V5_0 else 1) == [response]
+        assert await bus.say(m.RequestOffers()) == []
+        assert await bus.connect(version) == []
 
     on_a_bus(sequence, tmp_path)
 
