@@ -278,7 +278,7 @@ def decode(line: bytes) -> AnyCommand:
         if (unknown := re.fullmatch(r"Invalid value '(.*)'", reason, re.DOTALL)) and field == "op":
             reason = _unknown_op(unknown[1])
         raise BadLine(reason, field, _id_of(line)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLine(f"not JSON: {error}") from None
 
 
@@ -292,7 +292,7 @@ def _id_of(line: bytes) -> Id:
     """The id of a line that is JSON but no command, so that the speaker can tell which it was."""
     try:
         found = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     found = found.get("id") if isinstance(found, dict) else None
     return found if isinstance(found, int | str) and not isinstance(found, bool) else None

@@ -124,6 +124,12 @@ def test_a_session_is_a_function_of_its_input(tmp_path: Path) -> None:
     [
         (b"{", {"id": None, "message": "not JSON: Input data was truncated"}),
         (b"\xff\xfe", {"id": None, "message": "not JSON: JSON is malformed: invalid character (byte 0)"}),
+        # Text that is no UTF-8 was once an exception, in the command's name and anywhere else.
+        (
+            b'{"op":"\x80"}',
+            {"id": None, "message": "not JSON: 'utf-8' codec can't decode byte 0x80 in position 0: invalid start byte"},
+        ),
+        (b'{"\x80":1,"id":2}', {"id": None, "message": "Object missing required field `op`", "field": "op"}),
         (b"[]", {"id": None, "message": "Expected `object`, got `array`"}),
         (b'{"id":1}', {"id": 1, "message": "Object missing required field `op`", "field": "op"}),
         (b'{"id":1,"op":"raed"}', {"id": 1, "message": 'Unknown op "raed"; did you mean "read"?', "field": "op"}),
