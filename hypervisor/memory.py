@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -253,7 +253,7 @@ class GuestMemory:
     def _replace(self, gpn: int, count: int, new: list[_Extent]) -> None:
         """Put `new` in the place of a range. Only its neighbours are looked at: the root has an extent for each VM."""
         end = gpn + count
-        low = bisect_right(self._starts, gpn)
+        low = bisect_left(self._starts, gpn)
         if low and self._extents[low - 1].end >= gpn:
             low -= 1
         high = bisect_right(self._starts, end)
@@ -303,7 +303,7 @@ def _joined(extents: Sequence[_Extent]) -> list[_Extent]:
         ):
             start, count = last.block_page << PAGE_SHIFT, last.count + extent.count
             view = last.block.view[start : start + (count << PAGE_SHIFT)]
-            joined[-1] = attrs.evolve(last, count=count, view=view)
+            joined[-1] = _Extent(last.gpn, count, last.block, last.block_page, last.rights, view)
         else:
             joined.append(extent)
     return joined
