@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-import attrs
+import msgspec
 
 from hypervisor.privileges import Privilege
 
@@ -50,8 +50,7 @@ DEPRECATE_AUTO_EOI = 1 << 9
 NEVER_SPIN_NOTIFY = 0xFFFFFFFF
 
 
-@attrs.frozen
-class CpuidFeatures:
+class CpuidFeatures(msgspec.Struct, frozen=True):
     """What a backend lets its partitions see, beyond their privileges."""
 
     privileges: int = (1 << 64) - 1

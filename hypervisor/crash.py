@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
+import msgspec
 
 from hypervisor.memory import GpaFault
 from hypervisor.msr import (
@@ -25,8 +25,7 @@ CRASH_CAPABILITIES = CRASH_NOTIFY | CRASH_MESSAGE | CRASH_NO_DUMP
 _DEFINED = CRASH_CAPABILITIES | CRASH_PRE_OS_MASK << CRASH_PRE_OS_SHIFT
 
 
-@attrs.frozen
-class CrashReport:
+class CrashReport(msgspec.Struct, frozen=True):
     """One crash, as the guest told it. Everything in it is a guest's word and data only."""
 
     partition_id: int

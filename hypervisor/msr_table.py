@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import attrs
+import msgspec
 
 from hypervisor.cpuid import GUEST_IDLE_AVAILABLE, UNHALTED_TIMER_AVAILABLE
 from hypervisor.crash import CRASH_CAPABILITIES, report_crash
@@ -34,8 +34,7 @@ Reader = Callable[["VirtualProcessor"], int]
 Writer = Callable[["VirtualProcessor", int], None]
 
 
-@attrs.frozen
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One synthetic MSR."""
 
     privilege: int

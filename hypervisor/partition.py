@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
+import msgspec
 
 from hypervisor.blocks import MemoryBlock
 from hypervisor.cpuid import DEFAULT_FEATURES, CpuidFeatures
@@ -101,8 +102,7 @@ def pool_pages(*, memory_pages: int, vps: int, ports: int = 0, connections: int 
     )
 
 
-@attrs.frozen
-class DepositedRun:
+class DepositedRun(msgspec.Struct, frozen=True):
     """Adjacent pages in a pool: where they were in the depositor's GPA space, and the memory behind them."""
 
     gpn: int
@@ -146,7 +146,7 @@ class MemoryPool:
         count = min(count, run.count)
         kept = run.count - count
         if kept:
-            self.deposits.append(attrs.evolve(run, count=kept))
+            self.deposits.append(msgspec.structs.replace(run, count=kept))
         self.deposited -= count
         run.block.deposited -= count
         return DepositedRun(run.gpn + kept, count, run.block, run.block_page + kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-import attrs
+import msgspec
 
 from hypervisor.privileges import CHILD_PRIVILEGES
 
@@ -31,8 +31,7 @@ class Property(enum.IntEnum):
     GUEST_OS_ID = 0x00070000
 
 
-@attrs.frozen
-class PropertyRule:
+class PropertyRule(msgspec.Struct, frozen=True):
     """What a property may hold. Ranges include both ends."""
 
     default: int = 0

@@ -13,7 +13,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import attrs
+import msgspec
 import trio
 
 from vmbus.bell import Bell
@@ -29,8 +29,7 @@ class ChannelClosed(trio.EndOfChannel, trio.BrokenResourceError):
     """The bus or the peer has closed the channel. To a receiver it is the end, to a sender a broken channel."""
 
 
-@attrs.frozen
-class ChannelStatistics:
+class ChannelStatistics(msgspec.Struct, frozen=True):
     """Counts since the channel was opened."""
 
     packets_in: int = 0
@@ -48,7 +47,7 @@ class ChannelStatistics:
 
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         """The counts of two channels together."""
-        return ChannelStatistics(*map(operator.add, attrs.astuple(self), attrs.astuple(other)))
+        return ChannelStatistics(*map(operator.add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 class Channel(trio.abc.Channel[Packet]):

@@ -12,7 +12,7 @@ import enum
 import zlib
 from typing import Any
 
-import attrs
+import msgspec
 import msgspec.structs
 
 from hypervisor.pages import PAGE_SHIFT
@@ -65,8 +65,7 @@ class BadStream(Exception):
         self.result = result
 
 
-@attrs.frozen
-class SavedPartition:
+class SavedPartition(msgspec.Struct, frozen=True):
     """What a stream says. Orders within the tuples are the stream's."""
 
     header: StreamHeader

@@ -19,6 +19,7 @@ message itself is in the queue of its SINT, its sender this `Timer`.
 from __future__ import annotations
 
 import attrs
+import msgspec
 
 from hypervisor.synic.messages import LEAST_VECTOR
 from hypervisor.synic.timer_registers import CONFIG_BITS, SINT_SHIFT, TIMER_COUNT, VECTOR_SHIFT, TimerConfig
@@ -118,8 +119,7 @@ class Timer:
         return due, 0
 
 
-@attrs.frozen
-class Expiration:
+class Expiration(msgspec.Struct, frozen=True):
     """What a timer has to tell."""
 
     index: int

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-import attrs
+import msgspec
 import trio
 
 from hypervisor.blocks import MemoryBlock
@@ -60,8 +60,7 @@ _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _MOST_CONSOLE: Final = 1 << 20
 
 
-@attrs.frozen
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """The parts of a running VM that have state."""
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import attrs
+import msgspec
 
 from vmbus.server.limits import BusUse
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from vmbus.server.service import VmbusServer
 
 
-@attrs.frozen
-class VmStatistics:
+class VmStatistics(msgspec.Struct, frozen=True):
     """Counts since the VM was started; a reset does not set them back."""
 
     messages: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 import attrs
+import msgspec
 
 from vmbus.protocol.messages import OpenChannel, OpenChannel2
 from vmbus.server.offers import Offer
@@ -37,8 +38,7 @@ class ChannelState(enum.Enum):
     """The guest holds it no longer, but the device has yet to answer an open."""
 
 
-@attrs.frozen
-class ReservedTarget:
+class ReservedTarget(msgspec.Struct, frozen=True):
     """Where the answers about a reserved channel go, connection or not; the guest's words, checked when used."""
 
     vp: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import attrs
 import msgspec
 
 from vmbus.protocol.identifiers import MAX_CHANNELS
@@ -20,8 +19,7 @@ MAX_RESERVED_TARGETS: Final = 16
 """Message targets of reserved channels that are kept connected; the one not used for longest makes room."""
 
 
-@attrs.frozen
-class BusUse:
+class BusUse(msgspec.Struct, frozen=True):
     """What a guest has taken of its bus at one moment, and how often it was at a limit since its start."""
 
     channels: int = 0

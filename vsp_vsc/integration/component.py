@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, assert_never
 
-import attrs
+import msgspec
 import trio
 
 from hypervisor.clock import seconds, ticks
@@ -65,8 +65,7 @@ class Unavailable(NoAnswer):
     """It was not even asked: the guest has no driver for this component, or they have not agreed yet."""
 
 
-@attrs.frozen
-class PartitionTime:
+class PartitionTime(msgspec.Struct, frozen=True):
     """A partition's own time, which stands still while it is paused."""
 
     now: Callable[[], int]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 
-import attrs
 import msgspec
 
 from hypervisor.wire import BadValue
@@ -38,8 +37,7 @@ class State(enum.Enum):
     """The guest speaks none of our versions."""
 
 
-@attrs.frozen
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What the guest said to a question."""
 
     status: int

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 import attrs
+import msgspec
 
 from hypervisor.memory import GuestMemory
 from partitions import ports
@@ -44,8 +45,7 @@ class BootError(CannotStart):
     """A kernel, initrd or command line that cannot be started; the text says which file, why and what to do."""
 
 
-@attrs.frozen
-class ProcessorStart:
+class ProcessorStart(msgspec.Struct, frozen=True):
     """How VP 0 begins: long mode, paging on."""
 
     entry: int

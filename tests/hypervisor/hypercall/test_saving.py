@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
+import msgspec
 import pytest
 
 from hypervisor.hypercall import layouts
@@ -39,7 +39,7 @@ def machine() -> Machine:
 def new_child(machine: Machine, *indices: int) -> Partition:
     """A partition as a restore needs it: memory and processors, nothing else."""
     child = machine.active()
-    child.cpuid_features = attrs.evolve(child.cpuid_features, features=0x500)
+    child.cpuid_features = msgspec.structs.replace(child.cpuid_features, features=0x500)
     for index in indices or (0,):
         machine.must(CallCode.CREATE_VP, layouts.CreateVpInput(child.id, index))
     ram, _ = machine.hypervisor.add_root_block(16 * PAGE_SIZE, "ram")
@@ -405,7 +405,7 @@ def other_clock(machine: Machine) -> Partition:
 
 def fewer_features(machine: Machine) -> Partition:
     child = new_child(machine)
-    child.cpuid_features = attrs.evolve(child.cpuid_features, features=0)
+    child.cpuid_features = msgspec.structs.replace(child.cpuid_features, features=0)
     return child
 
 

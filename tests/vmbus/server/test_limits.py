@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import attrs
+import msgspec
 import pytest
 
 from hypervisor.memory import GuestMemory
@@ -34,7 +34,7 @@ def test_the_document_has_the_table() -> None:
 
 
 def test_each_row_names_a_constant_and_a_count() -> None:
-    fields = {field.name for field in attrs.fields(BusUse)}
+    fields = {field.name for field in msgspec.structs.fields(BusUse)}
     for row in LIMITS:
         assert getattr(limits, row.name) == row.value
         assert row.counter in fields | {"-"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Final, assert_never
 
-import attrs
+import msgspec
 
 from hypervisor.clock import ticks
 from hypervisor.wire import ShortMessage
@@ -44,8 +44,7 @@ class HeartbeatState(enum.Enum):
                 assert_never(self)
 
 
-@attrs.frozen
-class Heartbeat:
+class Heartbeat(msgspec.Struct, frozen=True):
     """The state of a VM's heartbeat at a moment."""
 
     state: HeartbeatState = HeartbeatState.NO_CONTACT
@@ -76,7 +75,7 @@ class HeartbeatVsp(IntegrationVsp):
             except NoAnswer:
                 if not self.ready:
                     return
-                self.heartbeat = attrs.evolve(
+                self.heartbeat = msgspec.structs.replace(
                     self.heartbeat, state=HeartbeatState.LOST, missed=self.heartbeat.missed + 1
                 )
             left = begin + ticks(PERIOD) - self._time.now()
@@ -89,7 +88,7 @@ class HeartbeatVsp(IntegrationVsp):
         untrusted_sequence = int.from_bytes(answer.body[:ANSWER_SIZE], "little")
         if untrusted_sequence != sent + 1 & SEQUENCE_MASK:
             raise NoAnswer(f"beat {sent} was answered with {untrusted_sequence}")
-        self.heartbeat = attrs.evolve(
+        self.heartbeat = msgspec.structs.replace(
             self.heartbeat,
             state=HeartbeatState.OK,
             sequence=untrusted_sequence,
@@ -100,7 +99,7 @@ class HeartbeatVsp(IntegrationVsp):
 
     def _lost(self) -> None:
         state = HeartbeatState.LOST if self._stopped else HeartbeatState.NO_CONTACT
-        self.heartbeat = attrs.evolve(self.heartbeat, state=state)
+        self.heartbeat = msgspec.structs.replace(self.heartbeat, state=state)
 
 
 def _application_state(body: bytes) -> ApplicationState:
