@@ -228,11 +228,17 @@ async def serve(
 ) -> None:
     """A whole session: `topology` has one VM, `lines` come without their ends, None for one that is too long.
 
-    Needs Trio's `MockClock`. Raises `CannotStart`.
+    Needs Trio's `MockClock`. Raises `CannotStart`. Ends where `write` finds that nobody reads any more.
     """
+    read = True
 
     def send(line: Line) -> None:
-        write(protocol.encode(line) + b"\n")
+        nonlocal read
+        if read:
+            try:
+                write(protocol.encode(line) + b"\n")
+            except BrokenPipeError:
+                read = False  # not raised here: an interrupt is told from deep within the root
 
     backends = Backends(send)
     (table,) = topology.vm
@@ -250,7 +256,7 @@ async def serve(
             else:
                 async for line in lines:
                     await session.handle(line)
-                    if session.over:
+                    if session.over or not read:
                         break
             nursery.cancel_scope.cancel()
     if failed is not None:  # raised here, where no nursery wraps it

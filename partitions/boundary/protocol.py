@@ -26,6 +26,10 @@ class Word(int):
     """An unsigned 64-bit number, written as a JSON number or as text such as `"0x40000083"`."""
 
 
+class PortSize(int):
+    """Bytes that an IN or OUT moves: 1, 2 or 4."""
+
+
 class Octets(bytes):
     """Bytes, written as hexadecimal digits; blanks between them are allowed."""
 
@@ -90,7 +94,7 @@ class PortIn(Command, tag="in"):
     """IN, an intercept."""
 
     port: Word
-    size: Literal[1, 2, 4] = 1
+    size: PortSize = PortSize(1)
     vp: VpIndex = 0
 
 
@@ -99,7 +103,7 @@ class PortOut(Command, tag="out"):
 
     port: Word
     value: Word
-    size: Literal[1, 2, 4] = 1
+    size: PortSize = PortSize(1)
     vp: VpIndex = 0
 
 
@@ -240,6 +244,10 @@ class BadLine(Exception):
 def _hook(kind: type, value: Any) -> Any:
     if kind is Word:
         return _word(value)
+    if kind is PortSize:
+        if type(value) is not int or value not in (1, 2, 4):
+            raise ValueError("Expected 1, 2 or 4")
+        return PortSize(value)
     assert kind is Octets, kind
     if not isinstance(value, str):
         raise ValueError("Expected hexadecimal digits as text")

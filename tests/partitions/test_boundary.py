@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -167,7 +168,7 @@ def test_a_session_is_a_function_of_its_input(tmp_path: Path) -> None:
             {"id": 2, "message": "Expected an even number of hexadecimal digits", "field": "data"},
         ),
         (b'{"id":2,"op":"in","port":65536}', {"id": 2, "message": "Expected a number of 16 bits", "field": "port"}),
-        (b'{"id":2,"op":"in","port":1,"size":3}', {"id": 2, "message": "Invalid enum value 3", "field": "size"}),
+        (b'{"id":2,"op":"in","port":1,"size":3}', {"id": 2, "message": "Expected 1, 2 or 4", "field": "size"}),
         (
             b'{"id":2,"op":"out","port":1,"value":256}',
             {"id": 2, "message": "Expected a number of 8 bits", "field": "value"},
@@ -336,6 +337,27 @@ def test_a_vm_that_cannot_start_is_told(tmp_path: Path) -> None:
     (tmp_path / "disk.img").unlink()
     with pytest.raises(driver.CannotStart, match=re.escape("disk.img")):
         converse(topology, [])
+
+
+def test_a_reader_that_goes_away_ends_the_session(topology: Topology) -> None:
+    """Quietly, after the command whose answer could not be told; what is in the input after it is not done."""
+    taken: list[int] = []
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        for number in range(3):
+            taken.append(number)
+            yield b'{"op":"settle"}'
+
+    def write(line: bytes) -> None:
+        if b'"ok"' in line and len(taken) == 2:
+            raise BrokenPipeError
+
+    async def serve() -> None:
+        async with aclosing(lines()) as all_lines:
+            await driver.serve(topology, all_lines, write)
+
+    determinism.run(serve, clock="virtual", autojump=False)
+    assert taken == [0, 1]
 
 
 MEMBERS = st.sampled_from(
