@@ -27,7 +27,7 @@ from hypervisor.crash import CrashReport
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.partition import Partition
 from hypervisor.privileges import Privilege
-from hypervisor.synic.messages import MessageType
+from hypervisor.synic.messages import InterceptHeader, MessageType
 from partitions.lifecycle import VmEvent
 from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
 from partitions.root import saving
@@ -449,6 +449,8 @@ def _headline(text: str) -> str:
 
 
 def _message_words(message: HypervisorMessage) -> str:
+    if message.message_type == MessageType.UNRECOVERABLE_EXCEPTION:
+        return f"on processor {InterceptHeader.decode(message.payload).vp_index}"
     try:
         return MessageType(message.message_type).name.lower().replace("_", " ")
     except ValueError:

@@ -16,7 +16,7 @@ _FILES = {
     "ld-linux-x86-64.so.2": f"{_LIBRARIES}/ld-linux-x86-64.so.2",
 }
 INSTALL = f"""
-mkdir -p /{_LIBRARIES} /lib64 /usr/sbin /etc
+mkdir -p /{_LIBRARIES} /lib64 /usr/sbin /etc /var/lib
 ip link set lo up; hostname {HOST_NAME}; echo "127.0.0.1 {HOST_NAME}" >/etc/hosts
 echo "hosts: files" >/etc/nsswitch.conf
 mv /libc.so.6 /{_LIBRARIES}/ && mv /ld-linux-x86-64.so.2 /lib64/ && mv /hv_kvp_daemon /usr/sbin/

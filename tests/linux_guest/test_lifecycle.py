@@ -38,7 +38,8 @@ async def test_a_panic_is_a_crash_with_the_kernels_words(tmp_path: Path, evidenc
     assert record.crash is not None
     assert "Kernel panic - not syncing: sysrq triggered crash" in record.crash.text
     assert "Kernel panic" in record.detail
-    assert any("words before the end" in line for line in record.console_tail)
+    assert "words before the end" in vm.console.text
+    assert any("do_syscall_64" in line for line in record.console_tail), "the last lines are the panic's"
     evidence("panic", f"{record}\n" + "\n".join(record.crash.text.splitlines()[-3:]))
 
 
