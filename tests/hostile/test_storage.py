@@ -71,7 +71,6 @@ def disks() -> dict[int, ScsiTarget]:
         pytest.param(read(length=MAX_TRANSFER + 512, pages=list(range(200, 266))), id="85 more than a transfer may be"),
         pytest.param(read(data_in=Direction.OUT), id="86 read that says it writes"),
         pytest.param(command(WRITE, [3], 4096, Direction.IN), id="86 write that says it reads"),
-        pytest.param(read(data_in=Direction.NONE), id="86 read without direction"),
         pytest.param(read(data_in=77), id="86 no direction at all"),
         pytest.param(command(bytes(6), [3], 512), id="86 data for a command without"),
         pytest.param(read(sense_length=21), id="89 sense length 21"),

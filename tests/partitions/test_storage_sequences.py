@@ -300,6 +300,42 @@ def test_what_cannot_be_done(tmp_path: Path, cdb: bytes, length: int, sense: tup
     on_a_controller(sequence, tmp_path)
 
 
+def test_a_direction_that_is_not_given(tmp_path: Path) -> None:
+    """2, as programs that pass commands through leave it: the command itself says which way its data goes."""
+
+    async def sequence(storage: Storage) -> None:
+        await storage.negotiate()
+        await storage.guest.write(DATA, bytes([9]) * 512)
+        assert (await storage.scsi(write_10(5, 1), 512, 2)).srb_status == _SUCCESS
+        read = await storage.scsi(read_10(5, 1), 512, 2, gpa=DATA + 4096)
+        assert (read.srb_status, read.moved) == (_SUCCESS, 512)
+        assert await storage.guest.read(DATA + 4096, 512) == bytes([9]) * 512
+
+    on_a_controller(sequence, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cdb", "srb_status", "data"),
+    [
+        (b"\x12\x00\x00\x00\x24\x00", _SUCCESS, b"\x7f"),
+        (b"\x12\x01\x00\x00\x24\x00", _INVALID_REQUEST | _AUTOSENSE, b"\0"),
+        (b"\x12\x00\x80\x00\x24\x00", _INVALID_REQUEST | _AUTOSENSE, b"\0"),
+        (b"\x03\x00\x00\x00\x12\x00", _INVALID_LUN, b"\0"),
+        (read_10(0, 1), _INVALID_LUN, b"\0"),
+    ],
+)
+def test_a_disk_that_is_not_there(tmp_path: Path, cdb: bytes, srb_status: int, data: bytes) -> None:
+    """INQUIRY says that it could be there and is not; of its pages there are none, and all else is INVALID_LUN."""
+
+    async def sequence(storage: Storage) -> None:
+        await storage.negotiate()
+        answer = await storage.scsi(cdb, 512, lun=1)
+        assert answer.srb_status == srb_status
+        assert await storage.guest.read(DATA, 1) == data
+
+    on_a_controller(sequence, tmp_path)
+
+
 @pytest.mark.parametrize("operation", [4, 5, 6])
 def test_resets(tmp_path: Path, operation: int) -> None:
     """Well, with nothing under way; what follows is told once, or not at all."""

@@ -53,7 +53,7 @@ _CACHED_COMPLETIONS = 1024
 _COMPLETE, _INBAND, _GPA_DIRECT = int(PacketType.COMPLETION), int(PacketType.INBAND), int(PacketType.GPA_DIRECT)
 _EXECUTE_SRB = int(Operation.EXECUTE_SRB)
 _READ_10, _REPORT_LUNS, _INQUIRY = int(Opcode.READ_10), int(Opcode.REPORT_LUNS), int(Opcode.INQUIRY)
-_IN = int(Direction.IN)
+_IN, _UNSPECIFIED = int(Direction.IN), int(Direction.NONE)
 _AT_TARGET = 0xFFFF
 _RESETS = {Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS}
 _INTO_GUEST, _FROM_GUEST = Access.WRITE, Access.READ
@@ -249,6 +249,8 @@ class StorageSession:
             raise BadValue(f"a GPA range of {byte_count} bytes at {byte_offset} in {pages} pages")
         opcode = cdb[0]
         proper = _DIRECTIONS[opcode]
+        if direction == _UNSPECIFIED and proper is not None:
+            direction = proper  # who passes a program's command through may not know, but the command says it
         if (
             srb_length != self._srb_size
             or sense_length > SENSE_SIZE

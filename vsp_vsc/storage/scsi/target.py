@@ -316,8 +316,10 @@ def report_luns(luns: Iterable[int], cdb: bytes, views: Views, length: int) -> S
 
 def absent_inquiry(lun: int, cdb: bytes, views: Views, length: int) -> ScsiResult:
     """INQUIRY of a unit that is not there: an answer that says so. The vendor is named on LUN 0 only."""
-    _, flags, _, allocation, _ = CDB_6.unpack_from(cdb)
+    _, flags, page, allocation, _ = CDB_6.unpack_from(cdb)
     if flags & 1:
         return failed(Reason.LUN_NOT_SUPPORTED)
+    if page:
+        return failed(Reason.INVALID_FIELD_IN_CDB, field=2)
     vendor = b"PARTITA " if lun == 0 else bytes(8)
     return give(standard_inquiry(_NO_DEVICE, vendor, bytes(16), bytes(4)), allocation, views, length)
