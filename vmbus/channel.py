@@ -126,6 +126,11 @@ class Channel(trio.abc.Channel[Packet]):
         """Packets that have left the ring and that `receive` has not given out."""
         return len(self._ahead)
 
+    @property
+    def unread(self) -> bool:
+        """Whether the peer has yet to take packets that were sent, as far as it says so."""
+        return self._closed is None and not self._writer.empty
+
     def statistics(self) -> ChannelStatistics:
         """What went through so far; works after the end too."""
         return ChannelStatistics(

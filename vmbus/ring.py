@@ -310,6 +310,11 @@ class RingWriter(_Ring):
         """Room for packets in bytes; eight are kept free so that a full ring differs from an empty one. `RingError`."""
         return (self._index(_OUT, "out") - self._in - 8) % self.size
 
+    @property
+    def empty(self) -> bool:
+        """Whether the peer has taken all. `RingError`."""
+        return self._index(_OUT, "out") == self._in
+
     def write_batch(self, packets: Sequence[Packet]) -> int:
         """Put in as many packets as there is room for, publish them together, and return how many that were.
 

@@ -51,6 +51,12 @@ class CountedDevice:
             self._serving.remove(channel)
             self._ended += channel.statistics()
 
+    async def leave(self) -> None:
+        """The device's own; nothing if it has none."""
+        leave = getattr(self.device, "leave", None)
+        if leave is not None:
+            await leave()
+
     def save(self, channel_id: int) -> bytes | None:
         """The device's own; `CannotSave` if it has none."""
         save = getattr(self.device, "save", None)

@@ -80,15 +80,20 @@ class HotPlug:
     async def remove(self, name: str) -> None:
         """Take a device from the bus, whatever the guest is doing with it. Raises `HotPlugError`.
 
-        Returns when it serves the guest no longer and has closed what it held; the guest may take as long as it likes
-        to notice. Cancelled, the device goes all the same, and what it holds is closed with the VM.
+        A device that wants to take its leave of the guest has a bounded time for it. Returns when it serves the guest
+        no longer and has closed what it held; the guest may take as long as it likes to notice. Cancelled, the device
+        goes all the same, and what it holds is closed with the VM.
         """
         plugged = self._plugged.get(name)
         if plugged is None or plugged.leaving:
             there = ", ".join(repr(known) for known, other in self._plugged.items() if not other.leaving) or "none"
             raise HotPlugError(f"there is no device {name!r}; there are: {there}")
         plugged.leaving = True
-        self._server.rescind(plugged.offered)
+        try:
+            await plugged.device.leave()
+        finally:
+            if self._plugged.get(name) is plugged:  # the VM has not ended meanwhile
+                self._server.rescind(plugged.offered)
         await self._server.wait_stopped(plugged.device)
         plugged.opened.close()
         if self._plugged.get(name) is plugged:

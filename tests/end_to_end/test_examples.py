@@ -130,14 +130,14 @@ def test_the_hotplug_script_shows_a_disk_come_and_go(folder: Path) -> None:
     done = subprocess.run([sys.executable, "plug.py"], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     said = done.stdout.splitlines()
-    assert said[:6] == [
+    assert [line for line in said if "thermometer" not in line][:5] == [
         "desk | devices at the start: 0",
         "desk | came: storage, on channel 1",
         "desk | disk: 64 KiB, and our mark is on it",
         "host | plugged in: spare",
         "host | the guest was here",
-        "desk | went: storage",
     ]
+    assert "desk | went: storage" in said[5:]  # a thermometer may have come meanwhile
     assert said[-1] == "powered off"
 
 

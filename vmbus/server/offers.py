@@ -77,6 +77,9 @@ class Device(Protocol):
         A device whose guests can be saved while its channel is open has two methods more. `save(channel_id)` gives
         bytes that describe the session, or None while something that it took off the ring is not answered. `load(data)`
         checks such bytes, raises `WireError`, and returns what `serve` finds in `OpenedChannel.restored`.
+
+        A device that needs notice before it is taken off the bus has an async `leave()`: it answers what it owes, and
+        ends on its own, in bounded time. After it the device is rescinded.
         """
 
 

@@ -107,10 +107,15 @@ class Controller:
     def remove(self, lun: int) -> Unit:
         """A disk goes; what it has under way ends as it would have. KeyError if there is none."""
         unit = self.units.pop(address(lun))
-        for session in self.sessions:
-            session.forget()
-        self._inventory_changed()
+        self._gone()
         return unit
+
+    def remove_all(self) -> list[Unit]:
+        """All disks go at once, which the guest hears once."""
+        units = list(self.units.values())
+        self.units.clear()
+        self._gone()
+        return units
 
     def announce(self) -> None:
         """Have the guest look again."""
@@ -143,6 +148,11 @@ class Controller:
             raise ValueError(f"LUN {lun} is taken")
         unit = self.units[address(lun)] = Unit(lun, target.connect(self._initiator))
         return unit
+
+    def _gone(self) -> None:
+        for session in self.sessions:
+            session.forget()
+        self._inventory_changed()
 
     def _inventory_changed(self, but: Unit | None = None) -> None:
         """Each disk tells, but for those with removable media: there a guest would take it for another medium."""

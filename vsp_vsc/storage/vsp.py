@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 5.0
 """How long a close waits for the host's storage. A job that takes longer keeps its pages alive until it ends."""
+LOOK_SECONDS, SILENT_LOOKS = 0.1, 10
+"""How a controller that leaves finds out that its guest is done: nothing new and nothing open, so many times."""
 
 
 @attrs.frozen
@@ -184,6 +186,31 @@ class StorageVsp:
         unit.nexus.close()
         return unit.target
 
+    async def leave(self) -> None:
+        """The controller is about to be taken off the bus: its disks go, and the guest has time to let go of them.
+
+        A rescind comes at once at the guest's end: Linux reads no answer after it and drops what it would have sent,
+        and whoever waits for either waits for ever. So all that the guest asks for has its answer before, which from
+        now on is that there is no such disk; a guest that hears that its disks have changed looks, and drops them.
+
+        Returns when the guest has had nothing to say for `SILENT_LOOKS`, or after `CLOSE_SECONDS`.
+        """
+        units = self._controller.remove_all()
+        try:
+            with trio.move_on_after(CLOSE_SECONDS):
+                await self._silence()
+        finally:
+            for unit in units:
+                unit.nexus.close()
+
+    async def _silence(self) -> None:
+        silent = 0
+        while self._connections and silent < SILENT_LOOKS:
+            before = self._counters.requests
+            await trio.sleep(LOOK_SECONDS)
+            busy = self._counters.requests != before or any(connection.busy for connection in self._connections)
+            silent = 0 if busy else silent + 1
+
     def disk_changed(self) -> None:
         """A disk has another size or medium, and has told so itself: have the guest look."""
         self._controller.announce()
@@ -232,6 +259,14 @@ class _Connection:
         """Whether something that the guest asked for has no answer yet."""
         session = self.session
         return self._taking or session.unanswered > len(session.outbox)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is unanswered, or an answer unread."""
+        try:
+            return self._taking or self.session.unanswered > 0 or self._channel.unread
+        except WireError:
+            return False  # the guest has spoiled its ring: nothing more will come of it
 
     @property
     def unsent(self) -> list[Packet]:

@@ -239,6 +239,75 @@ async def test_a_vm_that_is_off_has_no_devices(tmp_path: Path) -> None:
                 await act
 
 
+@attrs.define
+class Polite(Silent):
+    """Takes its leave, for so many seconds."""
+
+    leave_taking: float = 1.0
+    log: list[str] = attrs.field(factory=list)
+
+    async def leave(self) -> None:
+        self.log.append(f"leaves, serving {self.serving}")
+        await trio.sleep(self.leave_taking)
+        self.log.append(f"has left, serving {self.serving}")
+
+
+async def test_a_device_takes_its_leave_before_the_guest_is_told(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """It serves meanwhile, and the name is taken; nobody can remove it a second time."""
+    device = Polite()
+    async with open_host(machine(tmp_path, OPENS), clock="virtual") as host:
+        vm = await up(host)
+        await vm.add_device("polite", device)
+        await says(vm, "open 1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vm.remove_device, "polite")
+            await trio.sleep(0.5)
+            await says(vm, "open 1")
+            with pytest.raises(HotPlugError, match="there is no device 'polite'"):
+                await vm.remove_device("polite")
+        assert device.log == ["leaves, serving 1", "has left, serving 1"]
+        await says(vm, "gone")
+        assert list(vm.devices) == []
+
+
+async def test_a_removal_that_is_cancelled_is_a_removal(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """In the middle of the device's leave: it goes without one."""
+    device = Polite(leave_taking=9.0)
+    async with open_host(machine(tmp_path, OPENS), clock="virtual") as host:
+        vm = await up(host)
+        await vm.add_device("polite", device)
+        await says(vm, "open 1")
+        with trio.move_on_after(1) as scope:
+            await vm.remove_device("polite")
+        assert scope.cancelled_caught
+        await says(vm, "gone")
+        assert device.serving == 0
+
+
+@pytest.mark.parametrize("act", [Vm.turn_off, Vm.reset])
+async def test_an_end_or_a_reset_in_the_middle_of_a_leave(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, act: Callable[[Vm], object]
+) -> None:
+    """A VM that is off has no bus to take it from; one that was reset boots without the device."""
+    device = Polite()
+    async with open_host(machine(tmp_path, OPENS), clock="virtual") as host:
+        vm = await up(host)
+        await vm.add_device("polite", device)
+        await says(vm, "open 1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vm.remove_device, "polite")
+            await wait_all_tasks_blocked()
+            await act(vm)  # type: ignore[misc]
+        assert list(vm.devices) == []
+        assert device.serving == 0
+        if act is Vm.reset:
+            await vm.turn_off()
+        assert vm.exit is not None
+        vm.exit.raise_worker_failure()
+
+
 async def test_power_off_in_the_middle_of_a_removal(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """The removal ends with the VM, and the image is closed."""
     async with open_host(machine(tmp_path, OPENS), clock="virtual") as host:
