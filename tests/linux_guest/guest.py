@@ -111,14 +111,20 @@ class Plan:
     """Keep the host's warnings; every packet is traced then, which costs."""
 
 
+def script(steps: Mapping[str, str], ending: str = "poweroff -f") -> str:
+    """An init that goes through steps, each between its marks."""
+    lines = INIT
+    for name, step in steps.items():
+        lines += f"echo '{BEGIN}{name}'\n(\n{step}\n) 2>&1\necho '{END}{name}' $?\n"
+    return lines + f"sync\necho {OVER}\n{ending}\nsleep 1000\n"
+
+
 def topology(plan: Plan, folder: Path) -> Topology:
     """One VM called linux with the plan's kernel, and its initramfs made in `folder`."""
     kernel = parts.kernel(plan.kernel)
-    script = INIT
-    for name, lines in plan.steps.items():
-        script += f"echo '{BEGIN}{name}'\n(\n{lines}\n) 2>&1\necho '{END}{name}' $?\n"
-    script += f"sync\necho {OVER}\n{plan.ending}\nsleep 1000\n"
-    image = parts.initramfs(folder / "init.img", script, kernel.modules(plan.modules), plan.extra)
+    image = parts.initramfs(
+        folder / "init.img", script(plan.steps, plan.ending), kernel.modules(plan.modules), plan.extra
+    )
     vm = VmTable(
         name="linux",
         backend=Backend.KVM,
