@@ -66,7 +66,7 @@ class LinuxImage:
     memory_bytes: int
     """The VM's RAM, one run from GPA 0."""
     header: bytes = attrs.field(repr=False)
-    payload: bytes = attrs.field(repr=False)
+    payload: memoryview = attrs.field(repr=False)
     initrd: bytes = attrs.field(repr=False)
     initrd_gpa: int
     command_line: bytes
@@ -79,7 +79,7 @@ class LinuxImage:
         """Read the files. Raises `BootError`."""
         image = _read(kernel, "kernel")
         header = _header_of(image, kernel)
-        payload = image[((header[0] or 4) + 1) * 512 :]
+        payload = memoryview(image)[((header[0] or 4) + 1) * 512 :]
         (init_size,) = struct.unpack_from("<I", header, 0x260 - 0x1F1)
         end = KERNEL_GPA + max(init_size, len(payload))
         if memory_bytes > MOST_MEMORY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -316,3 +317,25 @@ def test_a_real_run_leaves_test_tools_alone(topology: MakeTopology) -> None:
     call = [sys.executable, "-c", code, "run", str(topology(web="pass"))]
     done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_guest_starts_before_what_it_does_not_need(topology: MakeTopology) -> None:
+    """What only some runs show or have is imported by those: each millisecond counts until the first instruction."""
+    unneeded = ("structlog", "asyncio", "partitions.explain", "partitions.explain_steps", "vsp_vsc.storage.vsp")
+    body = f"import sys\nprint([name for name in {unneeded} if name in sys.modules])"
+    code = "import sys; from partitions.cli.main import main; main(sys.argv[1:])"
+    call = [sys.executable, "-c", code, "run", str(topology(web=body))]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[0] == "web | []"
+
+
+def test_no_garbage_is_looked_for_until_a_guest_runs(topology: MakeTopology, capsys: Capture) -> None:
+    """A verb's start makes modules, which stay; a guest may run for days. Afterwards the collector is as it was."""
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    folder = topology(web="import gc\nprint(gc.isenabled(), gc.get_freeze_count() > 10_000)")
+    assert main(["run", str(folder), "--clock", "virtual"]) == 0
+    assert "web | True True\n" in capsys.readouterr().out
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, frozen)
+    assert main(["schema"]) == 0
+    assert gc.isenabled()
