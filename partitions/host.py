@@ -159,6 +159,11 @@ class Vm:
         worker = self._managed.worker
         return None if worker is None or worker.partition is None else worker.partition.id
 
+    def try_messages_again(self) -> bool:
+        """If channel messages wait for room, post them now, not when it is time to. Says whether any waited."""
+        worker = self._managed.worker
+        return worker is not None and worker.server is not None and worker.server.try_again()
+
     def statistics(self) -> VmStatistics:
         """Counters of this run so far, or of the last one."""
         return self._managed.statistics

@@ -74,6 +74,8 @@ class Session:
         except _Refuse as refusal:
             answer = refusal.answer
         await settle()
+        if self._vm.try_messages_again():
+            await settle()  # a guest that has made room need not let time pass for what waits for it
         self._write(answer)
 
     async def _act(self, command: protocol.AnyCommand) -> Line:

@@ -79,6 +79,7 @@ class VmbusServer:
         self._performing = False
         self._replaying = False
         self._bell = Bell()
+        self._try_again = Bell()
         self._phase_changed = trio.Event()
         self._messages: MessageConnection | None = None
         self._reserved: dict[tuple[int, int], MessageConnection] = {}
@@ -118,6 +119,12 @@ class VmbusServer:
     def features(self) -> int:
         """The negotiated `Feature` bits."""
         return self._state.features
+
+    def try_again(self) -> bool:
+        """If messages wait for room in the guest's port, try now, not when it is time to. Says whether any do."""
+        if self._outbox:
+            self._try_again.ring()
+        return bool(self._outbox)
 
     @property
     def channels(self) -> Mapping[int, ServerChannel]:
@@ -246,7 +253,8 @@ class VmbusServer:
             retry, turn = _FIRST_RETRY, 0
             while True:
                 if not self._flush():
-                    await trio.sleep(retry)
+                    with trio.move_on_after(retry):
+                        await self._try_again.wait()
                     retry = min(2 * retry, _LAST_RETRY)
                     continue
                 retry = _FIRST_RETRY
