@@ -48,8 +48,8 @@ $b mount -t tmpfs cover /cover
 $b mkdir /cover/upper /cover/scratch
 $b mount -t overlay -o lowerdir=/host,upperdir=/cover/upper,workdir=/cover/scratch overlay /all
 $b mount -t proc proc /all/proc; $b mount -t sysfs sys /all/sys; $b mount -t devtmpfs dev /all/dev
-$b mkdir -p /all/dev/shm /allOUT
-$b mount -t tmpfs shm /all/dev/shm
+$b mkdir -p /all/dev/shm /all/dev/pts /allOUT
+$b mount -t tmpfs shm /all/dev/shm; $b mount -t devpts terminals /all/dev/pts
 $b mount -t 9p -o $share out /allOUT
 if [ -b /dev/vda ]; then $b mkdir -p /allSCRATCH; $b mount -t ext4 /dev/vda /allSCRATCH; fi
 $b ip link set lo up
