@@ -105,6 +105,16 @@ class GuestMemory:
             return None
         return extent.block, extent.block_page + gpn - extent.gpn, Access(extent.rights)
 
+    def sources(self, gpn: int, count: int) -> list[tuple[int, MemoryBlock, int, int, Access]]:
+        """What is behind a run of pages, up to the first that is not mapped: page, block, block page, pages, rights."""
+        found = []
+        end = gpn + count
+        while gpn < end and (extent := self._find(gpn)) is not None:
+            here = min(end, extent.end) - gpn
+            found.append((gpn, extent.block, extent.block_page + gpn - extent.gpn, here, Access(extent.rights)))
+            gpn += here
+        return found
+
     def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
         """Every extent as (gpn, block, block page, pages, rights), by address."""
         return [(e.gpn, e.block, e.block_page, e.count, Access(e.rights)) for e in self._extents]

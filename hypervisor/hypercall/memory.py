@@ -21,7 +21,6 @@ from hypervisor.hypercall.layouts import (
     WithdrawMemoryInput,
 )
 from hypervisor.hypercall.partitions import check_proximity
-from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from hypervisor.partition import DepositedRun, Partition
 from hypervisor.status import HvError, HvStatus
@@ -59,23 +58,6 @@ def page_runs(pages: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
     yield start, pages[start], count - start
 
 
-def segments(memory: GuestMemory, gpn: int, count: int) -> list[tuple[int, MemoryBlock, int, int, Access]]:
-    """What is behind a run, as (page, block, block page, count, rights), up to the first page that is not mapped."""
-    try:
-        views = memory.page_views(range(gpn, gpn + count), 0, count << PAGE_SHIFT, Access.NONE)
-    except GpaFault as fault:
-        mapped = (fault.gpa >> PAGE_SHIFT) - gpn
-        return segments(memory, gpn, mapped) if mapped else []
-    found = []
-    for view in views:
-        source = memory.source(gpn)
-        assert source is not None, "page_views has found the page"
-        pages = len(view) >> PAGE_SHIFT
-        found.append((gpn, source[0], source[1], pages, source[2]))
-        gpn += pages
-    return found
-
-
 def _pages(reps: Reps) -> tuple[int, ...]:
     return struct.unpack(f"<{reps.count}Q", reps.data)
 
@@ -91,7 +73,7 @@ def deposit_memory(
     done = 0
     for _, first, count in page_runs(_pages(reps)):
         taken = 0
-        for gpn, block, block_page, pages, rights in segments(giver.memory, first, count):
+        for gpn, block, block_page, pages, rights in giver.memory.sources(first, count):
             free = _unshared(hypervisor, giver, gpn, block, block_page, pages) if rights == Access.ALL else 0
             if free:
                 giver.memory.unmap(gpn, free)
@@ -165,7 +147,7 @@ def _map_run(caller: Partition, target: Partition, gpn: int, source: int, count:
         _refuse(HvStatus.INVALID_PARAMETER, caller, target, gpn, source, max(0, GPA_SPACE_PAGES - gpn), rights)
     if target is caller and source != gpn:
         raise HvError(HvStatus.INVALID_PARAMETER)  # the root is mapped one to one; only rights change
-    found = segments(caller.memory, source, count)
+    found = caller.memory.sources(source, count)
     mapped = sum(segment[3] for segment in found)
     paid = mapped if target is caller else target.charge_mapping(gpn, mapped)
     done = 0
