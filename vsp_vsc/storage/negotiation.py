@@ -97,7 +97,7 @@ class Negotiation:
                     return _REFUSED
                 self.state = State.END
                 most = self.max_sub_channels
-                flags = ChannelFlags.MULTI_CHANNEL if most else 0
+                flags = ChannelFlags.MULTI_CHANNEL if self.version >= Version.WIN8 else 0
                 return NtStatus.SUCCESS, ChannelProperties(max_channel_count=most, flags=flags).encode()
             case State.END:
                 return self._before_the_end(operation, payload)

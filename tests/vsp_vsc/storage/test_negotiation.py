@@ -92,9 +92,9 @@ def test_another_version_is_refused_and_the_guest_may_ask_again(version: int) ->
 
 
 def test_properties_offer_no_subchannels() -> None:
-    """256 KiB a transfer, one channel."""
+    """256 KiB a transfer, one channel; the flag is the version's, and the count says that there are none."""
     _, body = in_state(State.QUERY_PROPERTIES).control(10, packet(10))
-    assert ChannelProperties.decode(body) == ChannelProperties(max_channel_count=0, flags=0, max_transfer_bytes=0x40000)
+    assert ChannelProperties.decode(body) == ChannelProperties(max_channel_count=0, flags=1, max_transfer_bytes=0x40000)
 
 
 @pytest.mark.parametrize("version", Version)
