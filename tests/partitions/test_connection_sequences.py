@@ -154,11 +154,12 @@ def test_a_connection_that_fails(tmp_path: Path, version: int, response: Message
 
 
 @pytest.mark.parametrize("version", [0, 0x50004, 0x60001, 0xFFFFFFFF])
-def test_versions_that_are_none(tmp_path: Path, version: int) -> None:
-    """test_version_negotiation_not_supported: told so, and nothing has changed."""
+@pytest.mark.parametrize("vp", [0, 2])
+def test_versions_that_are_none(tmp_path: Path, version: int, vp: int) -> None:
+    """test_version_negotiation_not_supported: told so, on VP 0 if there is none of that number; nothing has changed."""
 
     async def sequence(bus: Bus) -> None:
-        assert await bus.contact(version) == [m.VersionResponse()]
+        assert await bus.say(m.initiate_contact(version, target_vp=vp)) == [m.VersionResponse()]
         assert await bus.connect() == []
 
     on_a_bus(sequence, tmp_path)

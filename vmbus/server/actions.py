@@ -28,6 +28,8 @@ class SetMessageTarget(msgspec.Struct, frozen=True):
 
     vp: int
     sint: int
+    or_first: bool = False
+    """To VP 0 if there is no such VP: where a version is not spoken here, its idea of a VP may be another too."""
 
 
 class DropMessageTarget(msgspec.Struct, frozen=True):

@@ -340,8 +340,10 @@ class VmbusServer:
                     self._outbox.append((message, message.encode()))
             case act.SendReserved(message, vp, sint):
                 self._send_reserved(message, vp, sint)
-            case act.SetMessageTarget(vp, sint):
+            case act.SetMessageTarget(vp, sint, or_first):
                 self._set_message_target(vp, sint)
+                if or_first and vp and self._messages is None:
+                    self._set_message_target(0, sint)
             case act.DropMessageTarget():
                 self._drop_message_target()
             case act.UsePages(pages):

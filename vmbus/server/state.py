@@ -142,7 +142,7 @@ class ServerState(ChannelRules):
             self._enter(Phase.CONNECTED)
             self.agreed = contact, multiclient
             self._set_pages(verdict.pages)
-        self._actions.append(act.SetMessageTarget(verdict.target_vp, SINT))
+        self._actions.append(act.SetMessageTarget(verdict.target_vp, SINT, or_first=verdict.version is None))
         self._send(verdict.response)
 
     def _modify_connection(self, message: m.ModifyConnection) -> None:
