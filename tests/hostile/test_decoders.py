@@ -374,7 +374,7 @@ REACHED = {
     "hypervisor.monitor": "hostile/test_monitor_pages.py",
     "vmbus.server.": "hostile/test_bus_machine.py",
     "vsp_vsc.integration.": "pairs/test_integration_pair.py",
-    "vsp_vsc.storage.": "hostile/test_storage.py",
+    "vsp_vsc.storage.": "hostile/test_storage_machine.py",
 }
 """Modules with `untrusted` values and no decoder: by which test any values reach them."""
 

@@ -319,7 +319,7 @@ class _Connection:
                     await trio.lowlevel.checkpoint()
             while session.unanswered >= MAX_AT_CHANNEL:
                 await self._progress.wait()
-                self._send()  # it may be that only answers are left, and `send_soon` rings before they go
+                self._send()  # `send_soon` rings before the answers go, and they count
 
     def _send(self) -> None:
         """Put the completions into the ring; what has no room is left to a task that waits for it."""
