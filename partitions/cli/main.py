@@ -17,7 +17,8 @@ from typing import Any
 from partitions.cli import boundary, doctor, examples, explain, run, schema, validate
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
-VERBS = (run, explain, validate, examples, doctor, boundary, schema)
+_MODULES = (run, explain, validate, examples, doctor, boundary, schema)
+VERBS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 class _Version(argparse.Action):
@@ -30,8 +31,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, or what there is of it for one verb: a parser for each takes longer than the parsing."""
     parser = argparse.ArgumentParser(
         prog="partita",
         description="Host virtual machines the way Hyper-V does, and watch the bus between them and their host.",
@@ -40,8 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in VERBS:
-        verb.add_parser(verbs)
+    for name, verb in VERBS.items():
+        if only is None or name == only:
+            verb.add_parser(verbs)
     return parser
 
 
@@ -59,17 +61,15 @@ def _unknown_verb(word: str, names: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 a guest failed, 2 usage or topology, 124 timeout."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = make_parser()
     if not given:
-        parser.print_help()
+        make_parser().print_help()
         return USAGE
-    names = [verb.__name__.rpartition(".")[2] for verb in VERBS]
     # Modules make objects that stay: looking for garbage among them again and again is a tenth of a verb's start.
     gc.disable()
     try:
-        if not given[0].startswith("-") and given[0] not in names:
-            raise Refusal(_unknown_verb(given[0], names))
-        options = parser.parse_args(given)
+        if not given[0].startswith("-") and given[0] not in VERBS:
+            raise Refusal(_unknown_verb(given[0], list(VERBS)))
+        options = make_parser(given[0] if given[0] in VERBS else None).parse_args(given)
         status: int = options.call(options)
         sys.stdout.flush()
         return status
