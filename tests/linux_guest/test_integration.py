@@ -88,7 +88,7 @@ def utils(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> guest.Evidenc
         "devices": DEVICES,
         "heart": "sleep 7",
         "daemon": hyperv_daemons.INSTALL + DAEMON,
-        "pool": "tr -d '\\0' </var/lib/hyperv/.kvp_pool_0",
+        "pool": "tr -d '\\0' </var/lib/hyperv/.kvp_pool_0; echo",
         "complaints": "dmesg | grep -E 'hv_|vmbus' | grep -iE 'error|fail|warn|timed out|invalid|short' || true",
     }
     during = {"clock": seen.clock, "heart": seen.heart, "daemon": seen.daemon}
