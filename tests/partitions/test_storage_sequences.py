@@ -253,6 +253,38 @@ def test_each_version(tmp_path: Path, version: int) -> None:
     on_a_controller(sequence, tmp_path, processors=2)
 
 
+@pytest.mark.parametrize("before_the_end", [True, False])
+def test_a_subchannel_from_offer_to_rescind(tmp_path: Path, before_the_end: bool) -> None:
+    """Offered with its primary's GUIDs, served from the end of initialization on, and gone with its primary."""
+
+    async def sequence(storage: Storage) -> None:
+        guest = storage.guest
+        await storage.ask(Operation.BEGIN_INITIALIZATION)
+        await storage.ask(Operation.QUERY_PROTOCOL_VERSION, struct.pack("<HH", _BLUE, 0))
+        await storage.ask(Operation.QUERY_PROPERTIES)
+        if not before_the_end:
+            await storage.ask(Operation.END_INITIALIZATION)
+        created = await storage.ask(Operation.CREATE_SUB_CHANNELS, struct.pack("<H", 1))
+        assert created.status is NtStatus.SUCCESS
+        (offer,) = await guest.messages()
+        assert offer[:8] == struct.pack("<II", 1, 0)
+        assert struct.unpack_from("<H", offer, 180) == (1,)
+        assert struct.unpack_from("<I2xHI", offer, 184) == (2, 1, 0x2002)
+        base = 0x60000
+        assert len(await guest.gpadl(2, 0xE1E11, range(base >> 12, (base >> 12) + 8))) == 1
+        assert await guest.open(2, 0xE1E11) == [struct.pack("<IIIII", 6, 0, 2, 2, 0)]
+        sub = Storage(guest, Rings(guest, base, 4 << 12, 4 << 12, 0x2002))
+        if before_the_end:
+            await storage.ask(Operation.END_INITIALIZATION)
+        assert (await sub.scsi(read_10(0, 8), 4096)).srb_status == _SUCCESS
+        assert (await sub.ask(Operation.BEGIN_INITIALIZATION)).status is NtStatus.INVALID_DEVICE_STATE
+        assert (await storage.scsi(read_10(0, 8), 4096)).srb_status == _SUCCESS
+        assert await guest.say(struct.pack("<III", 7, 0, 1)) == [struct.pack("<III", 2, 0, 2)]
+        assert await guest.say(struct.pack("<III", 13, 0, 2)) == []
+
+    on_a_controller(sequence, tmp_path, processors=2)
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
