@@ -19,7 +19,8 @@ from tests.linux_guest.conftest import ASKED
 HERE = Path(__file__).parent
 PROBE_SECONDS = 20
 """A kernel that has not come to its init by then runs on a KVM that is no use."""
-SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "540"))
+SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "1500"))
+"""A machine with nothing else to do needs a third of it, emulation included."""
 PROBE = "--probe"
 PASSED_ON = ("PARTITA_HAMMER_SECONDS", "PARTITA_KILLS")
 
