@@ -215,6 +215,7 @@ async def test_room_for_one_command_more_is_used() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert len(slow.jobs) == MAX_AT_CHANNEL
             await pair.guest_end.receive_batch()
+        slow.finish()
 
 
 async def test_a_guest_that_reads_no_completions_stops_only_itself() -> None:
