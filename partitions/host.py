@@ -276,7 +276,7 @@ class Vm:
         """Pull a device out, whatever its guest is doing with it. Raises `HotPlugError`.
 
         Returns when it serves nobody any more and the host has closed its files. The guest may take its time to notice;
-        that a controller's disks are gone it is told first, which takes a second, and five at most.
+        that a controller's disks are gone it is told first, which takes two seconds, and ten at most.
         """
         await self._hotplug.remove(name)
 

@@ -29,15 +29,17 @@ async def look(guest):
 
 
 async def main(guest):
-    finished = trio.Event()
+    finished, measured = trio.Event(), False
     print("devices at the start:", len(guest.bus.offers))
     async for change in guest.device_changes():
         if not change.arrived:
             await guest.departure(change.device)
-            if change.name == THERMOMETER:
+            if change.name != THERMOMETER:
+                print("went:", change.name)
+            if measured and not guest.bus.offers:
                 break
-            print("went:", change.name)
         elif change.name == THERMOMETER:
+            measured = True
             print("came: a thermometer, on channel", change.device.channel_id)
             guest.start_soon(measure, guest, change.device, finished)
         else:
