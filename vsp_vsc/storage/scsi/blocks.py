@@ -7,6 +7,7 @@ its middle is done alone (`ScsiTarget.change`): writes that come in meanwhile wa
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vsp_vsc.storage.backends.base import IoOperation, Job
@@ -16,7 +17,9 @@ from vsp_vsc.storage.scsi.jobs import Steps, perform, step
 from vsp_vsc.storage.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from vsp_vsc.storage.scsi.commands import Call
+    from struct import Struct
+
+    from vsp_vsc.storage.scsi.commands import Call, Starter
     from vsp_vsc.storage.scsi.nexus import Nexus
     from vsp_vsc.storage.scsi.target import ScsiTarget
 
@@ -27,45 +30,55 @@ MAX_COMPARE_BYTES = 64 << 10
 """What one COMPARE AND WRITE may compare; its buffer has twice as many, and one SRB moves 256 KiB at most."""
 MAX_WRITE_SAME_BYTES = 64 << 20
 """What one WRITE SAME may write: some tenths of a second of writes by others wait for it."""
-_PIECE = 1 << 20
-"""Bytes that one step of VERIFY or WRITE SAME moves."""
+_PIECE = 128 << 10
+"""Bytes that one step of VERIFY or WRITE SAME moves: the host's own memory, for each command that is under way."""
 
 
-# --- READ and WRITE
+# --- READ and WRITE: `_read` and `_write` do it, with what each size of CDB says
 
 
-def read_6(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """READ(6): no flags, 21 bits of address, and 0 means 256 blocks."""
-    lba = int.from_bytes(cdb[1:4], "big")
-    if cdb[1] & PROTECT:
-        return disk.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=cdb[1].bit_length() - 1))
-    return _read(disk, 0, lba, cdb[4] or 256, cdb[5], 4, nexus, views, length, tag, done)
+_Transfer = Callable[..., ScsiResult | None]
+"""`_read` or `_write`."""
 
 
-def read_10(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """READ(10)."""
-    _, flags, lba, _, count, control = CDB_10.unpack_from(cdb)
-    return _read(disk, flags, lba, count, control, 7, nexus, views, length, tag, done)
+def _of_6(transfer: _Transfer) -> Starter:
+    """READ(6) or WRITE(6): no flags, 21 bits of address, and 0 means 256 blocks."""
+
+    def start(
+        disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
+    ) -> ScsiResult | None:
+        if cdb[1] & PROTECT:
+            return disk.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=cdb[1].bit_length() - 1))
+        lba = int.from_bytes(cdb[1:4], "big")
+        return transfer(disk, 0, lba, cdb[4] or 256, cdb[5], 4, nexus, views, length, tag, done)
+
+    return start
 
 
-def read_12(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """READ(12)."""
-    _, flags, lba, count, _, control = CDB_12.unpack_from(cdb)
-    return _read(disk, flags, lba, count, control, 6, nexus, views, length, tag, done)
+def _of_10(transfer: _Transfer) -> Starter:
+    """READ(10) or WRITE(10)."""
+    unpack = CDB_10.unpack_from
+
+    def start(
+        disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
+    ) -> ScsiResult | None:
+        _, flags, lba, _, count, control = unpack(cdb)
+        return transfer(disk, flags, lba, count, control, 7, nexus, views, length, tag, done)
+
+    return start
 
 
-def read_16(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """READ(16)."""
-    _, flags, lba, count, _, control = CDB_16.unpack_from(cdb)
-    return _read(disk, flags, lba, count, control, 10, nexus, views, length, tag, done)
+def _of_12_or_16(transfer: _Transfer, layout: Struct, count_field: int) -> Starter:
+    """READ or WRITE with 12 or 16 bytes: the same fields in the same order."""
+    unpack = layout.unpack_from
+
+    def start(
+        disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
+    ) -> ScsiResult | None:
+        _, flags, lba, count, _, control = unpack(cdb)
+        return transfer(disk, flags, lba, count, control, count_field, nexus, views, length, tag, done)
+
+    return start
 
 
 def _read(
@@ -96,40 +109,6 @@ def _read(
     finished = functools.partial(_finished, disk, IoOperation.READ, lba, size, nexus, nexus.begin(), tag, done)
     disk.backend.submit(Job(IoOperation.READ, finished, views, offset, size))
     return None
-
-
-def write_6(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """WRITE(6): as READ(6)."""
-    lba = int.from_bytes(cdb[1:4], "big")
-    if cdb[1] & PROTECT:
-        return disk.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=cdb[1].bit_length() - 1))
-    return _write(disk, 0, lba, cdb[4] or 256, cdb[5], 4, nexus, views, length, tag, done)
-
-
-def write_10(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """WRITE(10)."""
-    _, flags, lba, _, count, control = CDB_10.unpack_from(cdb)
-    return _write(disk, flags, lba, count, control, 7, nexus, views, length, tag, done)
-
-
-def write_12(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """WRITE(12)."""
-    _, flags, lba, count, _, control = CDB_12.unpack_from(cdb)
-    return _write(disk, flags, lba, count, control, 6, nexus, views, length, tag, done)
-
-
-def write_16(
-    disk: ScsiTarget, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done
-) -> ScsiResult | None:
-    """WRITE(16)."""
-    _, flags, lba, count, _, control = CDB_16.unpack_from(cdb)
-    return _write(disk, flags, lba, count, control, 10, nexus, views, length, tag, done)
 
 
 def _write(
@@ -193,6 +172,12 @@ def _finished(
 ) -> None:
     result = ScsiResult(0, b"", size) if error is None else disk.host_failed(error, operation, lba)
     nexus.end(epoch, tag, done, result)
+
+
+read_6, write_6 = _of_6(_read), _of_6(_write)
+read_10, write_10 = _of_10(_read), _of_10(_write)
+read_12, write_12 = _of_12_or_16(_read, CDB_12, 6), _of_12_or_16(_write, CDB_12, 6)
+read_16, write_16 = _of_12_or_16(_read, CDB_16, 10), _of_12_or_16(_write, CDB_16, 10)
 
 
 # --- VERIFY and SYNCHRONIZE CACHE

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -30,6 +30,9 @@ from vsp_vsc.storage.scsi.cdb import name_of
 from vsp_vsc.storage.scsi.nexus import Nexus
 from vsp_vsc.storage.scsi.reservations import Access
 from vsp_vsc.storage.scsi.sense import Reason
+
+if TYPE_CHECKING:
+    from vsp_vsc.storage.scsi.unit import LogicalUnit
 
 Starter = Callable[[Any, Nexus, bytes, Views, int, Tag, Done], ScsiResult | None]
 """Carries out a command: the unit, and the arguments of `Nexus.start`."""
@@ -124,7 +127,7 @@ def _checked(
     size: int,
     forbidden: int,
     present: Callable[[Any], bool],
-    unit: Any,
+    unit: LogicalUnit,
     nexus: Nexus,
     cdb: bytes,
     views: Views,
@@ -140,9 +143,9 @@ def _checked(
             raise _points_at(wrong, size)
         return run(unit, Call(nexus, cdb, views, length, tag, done))
     except Refused as refused:
-        return unit.refuse(refused)  # type: ignore[no-any-return]
+        return unit.refuse(refused)
     except Conflict:
-        return unit.conflict()  # type: ignore[no-any-return]
+        return unit.conflict()
 
 
 def _points_at(wrong: int, size: int) -> Refused:
@@ -152,14 +155,14 @@ def _points_at(wrong: int, size: int) -> Refused:
 
 
 def _unknown(
-    unit: Any, _nexus: Nexus, _cdb: bytes, _views: Views, _length: int, _tag: Tag, _done: Done
+    unit: LogicalUnit, _nexus: Nexus, _cdb: bytes, _views: Views, _length: int, _tag: Tag, _done: Done
 ) -> ScsiResult | None:
-    return unit.refuse(Refused(Reason.INVALID_OPCODE, field=0))  # type: ignore[no-any-return]
+    return unit.refuse(Refused(Reason.INVALID_OPCODE, field=0))
 
 
 def _by_action(
     starters: dict[int, Starter],
-    unit: Any,
+    unit: LogicalUnit,
     nexus: Nexus,
     cdb: bytes,
     views: Views,
@@ -169,7 +172,7 @@ def _by_action(
 ) -> ScsiResult | None:
     start = starters.get(cdb[1] & 0x1F)
     if start is None:
-        return unit.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4))  # type: ignore[no-any-return]
+        return unit.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4))
     return start(unit, nexus, cdb, views, length, tag, done)
 
 

@@ -77,7 +77,8 @@ class _Performance:
         try:
             job = self._steps.send(error)
         except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+            result: ScsiResult = end.value
+            return result
         except Refused as refused:
             return call.nexus.unit.refuse(refused)
         job.done = self.proceed
