@@ -16,6 +16,7 @@ import msgspec
 import msgspec.structs
 
 from hypervisor.pages import PAGE_SHIFT
+from hypervisor.processor_registers import legal_bits
 from hypervisor.saved_state.records import (
     MAGIC,
     RECORDS,
@@ -41,6 +42,8 @@ from hypervisor.wire import BadValue, Wire, WireError
 MAX_STREAM = 64 << 20
 """Bytes: some hundred KiB for each of the most processors that a partition may have."""
 _MOST_GPN = 1 << 64 - PAGE_SHIFT
+_MOST_TIME = 1 << 62
+"""100 ns units, some 14,000 years: what is counted on from there still fits 64 bits wherever it is written."""
 
 
 class StateResult(enum.IntEnum):
@@ -172,6 +175,11 @@ def _check(header: StreamHeader, found: dict[Kind, list[Any]]) -> SavedPartition
     known = set(saved.indices)
     if len(saved.processors) != header.vp_count or len(known) != header.vp_count:
         raise BadValue(f"{len(known)} processors, {header.vp_count} are announced")
+    times = [processor.runtime for processor in saved.processors]
+    if saved.partition is not None:
+        times += [saved.partition.reference_time, saved.partition.last_reading]
+    if any(time >= _MOST_TIME for time in times):
+        raise BadValue("more time than there is")
     for message in saved.messages:
         if message.vp not in known or message.sint >= SINT_COUNT or not 0 < message.size + 1 <= PAYLOAD_MAX + 1:
             raise BadValue(f"a message of {message.size} bytes to processor {message.vp}, SINT {message.sint}")
@@ -179,6 +187,8 @@ def _check(header: StreamHeader, found: dict[Kind, list[Any]]) -> SavedPartition
             raise BadValue("a message without a type")
     if any(register.vp not in known for register in saved.registers):
         raise BadValue("a register of a processor that is not there")
+    if not all(map(_holds, saved.registers)):
+        raise BadValue("a register that there is not, or a value that it cannot have")
     pages = {(record.vp, record.page) for record in saved.overlays}
     if len(pages) != len(saved.overlays) or not all(_sensible(record, known) for record in saved.overlays):
         raise BadValue("an overlay page of nobody's, or one twice")
@@ -199,6 +209,12 @@ def _sensible(record: OverlayRecord, known: set[int]) -> bool:
             return record.vp in known
         case _:
             return False
+
+
+def _holds(register: RegisterRecord) -> bool:
+    """Whether HvSetVpRegisters would take the value: what is too long for its field would be met in a message."""
+    legal = legal_bits(register.name)
+    return bool(legal) and not int.from_bytes(register.value, "little") & ~legal
 
 
 def _possible(timer: TimerRecord, known: set[int]) -> bool:

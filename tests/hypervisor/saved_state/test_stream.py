@@ -36,6 +36,9 @@ PAGE = st.binary(min_size=0, max_size=32).map(lambda data: data.ljust(PAGE_SIZE,
 
 CONFIGS = (0x20001, 0x20003, 0x2000F, 0x1101 | 0x20 << 4)
 TIMES = st.tuples(U64, U64)
+TIME = st.integers(0, (1 << 62) - 1)
+REGISTERS = st.sampled_from([0x20000, 0x20010, 0x2000F])
+"""RAX, RIP, R15, which take any 64 bits."""
 
 
 def fixed(size: int) -> st.SearchStrategy[bytes]:
@@ -48,12 +51,14 @@ def states(draw: st.DrawFn) -> SavedPartition:
     indices = draw(st.lists(st.integers(0, 63), min_size=1, max_size=4, unique=True))
     vp = st.sampled_from(indices)
     header = StreamHeader(MAGIC, VERSION, 0, 0, 0, len(indices), draw(U32), draw(U64), draw(U64))
-    partition = PartitionRecord(*(draw(U64) for _ in range(6)), draw(U32), draw(fixed(40)))
+    words = (draw(U64) for _ in range(4))
+    partition = PartitionRecord(*words, draw(TIME), draw(TIME), draw(U32), draw(fixed(40)))
     processors = [
-        ProcessorRecord(index, draw(U32), *(draw(U64) for _ in range(7)), draw(fixed(128)), draw(fixed(32)))
+        ProcessorRecord(index, draw(U32), draw(TIME), *(draw(U64) for _ in range(6)), draw(fixed(128)), draw(fixed(32)))
         for index in indices
     ]
-    registers = draw(st.lists(st.builds(RegisterRecord, vp, U32, fixed(16)), max_size=4))
+    value = fixed(8).map(lambda data: data + bytes(8))
+    registers = draw(st.lists(st.builds(RegisterRecord, vp, REGISTERS, value), max_size=4))
     messages = draw(
         st.lists(
             st.builds(
@@ -175,6 +180,8 @@ def test_another_version_is_told_from_a_damaged_one() -> None:
     "extra",
     [
         record(Kind.REGISTER, RegisterRecord(1, 0x20000, bytes(16))),
+        record(Kind.REGISTER, RegisterRecord(0, 0x20010, b"\xff" * 16)),
+        record(Kind.REGISTER, RegisterRecord(0, 0x7FFFFFFF, bytes(16))),
         record(Kind.MESSAGE, MessageRecord(1, 2, 0, 1, 0, bytes(240))),
         record(Kind.MESSAGE, MessageRecord(0, 16, 0, 1, 0, bytes(240))),
         record(Kind.MESSAGE, MessageRecord(0, 2, 241, 1, 0, bytes(240))),
@@ -204,4 +211,23 @@ def test_records_that_contradict_each_other(extra: bytes) -> None:
     decode(sealed(whole, header))
     with pytest.raises(BadStream) as caught:
         decode(sealed(whole + extra, header))
+    assert caught.value.result is StateResult.CORRUPT_DATA
+
+
+@pytest.mark.parametrize("most", [(1 << 62) - 1, 1 << 62, (1 << 64) - 1])
+@pytest.mark.parametrize("which", ["runtime", "reference_time", "last_reading"])
+def test_times_that_would_outgrow_their_words(which: str, most: int) -> None:
+    """A time from a file goes on to be counted, and is written into 64 bits: by the task of all timers, say."""
+    state = small()
+    assert state.partition is not None
+    if which == "runtime":
+        processors = tuple(msgspec.structs.replace(one, runtime=most) for one in state.processors)  # type: ignore[type-var]
+        forged = msgspec.structs.replace(state, processors=processors)
+    else:
+        forged = msgspec.structs.replace(state, partition=msgspec.structs.replace(state.partition, **{which: most}))  # type: ignore[type-var]
+    if most < 1 << 62:
+        decode(encode(forged))
+        return
+    with pytest.raises(BadStream) as caught:
+        decode(encode(forged))
     assert caught.value.result is StateResult.CORRUPT_DATA
