@@ -26,13 +26,13 @@ from partitions.root import saving
 from partitions.root.exits import ExitReason
 from partitions.root.saving import SavedVm
 from partitions.root.saving_file import MAGIC, VERSION, FileHeader, SectionHeader, decode_file, encode_file, read_file
-from partitions.root.saving_records import CannotRestore
 from partitions.topology import Topology, parse_topology
 from partitions.topology_schema import VmTable
 from tests.doubles.boundary_guest import DATA, RINGS, BoundaryGuest, Rings, boundary_guest, run
 from tests.doubles.storage_guest import command, handshake
 from vmbus.pipe import frame, unframe
 from vmbus.ring import Packet
+from vmbus.server.saved import CannotRestore
 from vsp_vsc.integration.protocol import (
     RESPONSE,
     Component,
@@ -41,6 +41,7 @@ from vsp_vsc.integration.protocol import (
     encode_message,
     encode_negotiate,
 )
+from vsp_vsc.storage.saved import SavedSession
 from vsp_vsc.storage.scsi.cdb import read_cdb
 
 TOPOLOGY = """
@@ -415,6 +416,12 @@ def channel(**changes: Any) -> Callable[[SavedVm], object]:
     return make
 
 
+def storage_record(**changes: Any) -> bytes:
+    """A storage session that only a file can have."""
+    record = SavedSession("ready", 0x602, 0, 0, True, [])
+    return msgspec.msgpack.encode(msgspec.structs.replace(record, **changes))
+
+
 @pytest.mark.parametrize(
     ("part", "make", "words"),
     [
@@ -431,6 +438,7 @@ def channel(**changes: Any) -> Callable[[SavedVm], object]:
         ("bus", channel(interface=b"x"), "its bus"),
         ("bus", channel(interface=bytes(16)), "its bus: channel 3: this VM has no such device"),
         ("bus", channel(device=b"\xff"), "its bus: .*saved storage session"),
+        ("bus", channel(device=storage_record(max_sub_channels=16)), "its bus: .*with 16 subchannels"),
         ("bus", channel(open_message=b""), "its bus"),
         ("bus", channel(target_vp=9), "its bus: channel 3 cannot be opened again"),
         ("bus", channel(withdrawn=True), "its bus"),
