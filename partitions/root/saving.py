@@ -32,7 +32,6 @@ from partitions.root.console import Console
 from partitions.root.devices import CountedDevice
 from partitions.root.saving_file import RUN_PAGES
 from partitions.root.saving_records import (
-    CannotRestore,
     DeviceFacts,
     Facts,
     MemoryRun,
@@ -42,8 +41,7 @@ from partitions.root.saving_records import (
 )
 from partitions.root.vid import VmPartition
 from partitions.root.winhv import WinHv
-from vmbus.server.saved import CannotRestore as BusCannotRestore
-from vmbus.server.saved import CannotSave
+from vmbus.server.saved import CannotRestore, CannotSave
 from vmbus.server.service import VmbusServer
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ def restore(machine: Machine, saved: SavedVm) -> None:
         memory.write(run.gpn << PAGE_SHIFT, run.data)
     try:
         machine.server.restore(saved.bus)
-    except BusCannotRestore as error:
+    except CannotRestore as error:
         raise CannotRestore(f"its bus: {error}") from error
     result = machine.winhv.restore_partition_state(machine.built.id, saved.partition)
     if result != StateResult.COMPLETE:

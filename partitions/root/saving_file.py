@@ -22,8 +22,8 @@ import msgspec
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT
 from hypervisor.wire import ShortMessage, Wire, at, wire
 from hypervisor.wire.scalars import bytes8, u32, u64
-from partitions.root.saving_records import CannotRestore, Facts, MemoryRun, SavedChipset, SavedVm
-from vmbus.server.saved import SavedBus
+from partitions.root.saving_records import Facts, MemoryRun, SavedChipset, SavedVm
+from vmbus.server.saved import CannotRestore, SavedBus
 
 MAGIC = b"PARTITA\0"
 VERSION = 1

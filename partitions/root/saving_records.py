@@ -76,10 +76,6 @@ class SavedVm:
     memory: tuple[MemoryRun, ...] = attrs.field(repr=False)
 
 
-class CannotRestore(Exception):
-    """The file is damaged, of another version, or of another VM; the text says which and why."""
-
-
 def difference(saved: Facts, here: Facts) -> str:
     """What is not the same, for people; empty if nothing is."""
     for name, was, now in (

@@ -34,7 +34,6 @@ from hypervisor.saved_state.records import EndRecord, RecordHeader, StreamHeader
 from hypervisor.wire import Wire, WireError
 from partitions.boundary import protocol as boundary
 from partitions.root import saving_file
-from partitions.root.saving_records import CannotRestore
 from tests.doubles.campaign import examples
 from tests.doubles.storage import PlainPlatform
 from vmbus import gpadl, pipe
@@ -43,6 +42,7 @@ from vmbus.protocol import messages, table
 from vmbus.protocol.features import Feature
 from vmbus.protocol.versions import IMPLEMENTED
 from vmbus.ring import Packet, PacketType
+from vmbus.server.saved import CannotRestore
 from vmbus.server.state import ServerState
 from vsp_vsc.integration import protocol as integration
 from vsp_vsc.integration.heartbeat.vsc import HeartbeatDriver

@@ -24,7 +24,7 @@ class StateBase:
         self.paused = False
         self.gpadls = GpadlRecords()
         self._by_id: dict[int, ServerChannel] = {}
-        self._held: list[Message] = []
+        self.held: list[Message] = []
         """What was to be sent since PAUSE_RESPONSE."""
         self._actions: list[Action] = []
 
@@ -39,7 +39,7 @@ class StateBase:
 
     def _send(self, message: Message) -> None:
         if self.paused:
-            self._held.append(message)
+            self.held.append(message)
         else:
             self._actions.append(act.SendMessage(message))
 

@@ -17,7 +17,7 @@ class CannotSave(Exception):
 
 
 class CannotRestore(Exception):
-    """The records do not lead to the state that was saved, on this bus; the text says where."""
+    """The records are damaged, or do not lead to the state that was saved, on this host; the text says where."""
 
 
 class SavedGpadl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

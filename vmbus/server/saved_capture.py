@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import attrs
 
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.connection import Phase
@@ -13,17 +15,31 @@ from vmbus.server.saved import CannotSave, SavedBus, SavedChannel, SavedGpadl
 
 if TYPE_CHECKING:
     from vmbus.gpadl import GpadlRange
-    from vmbus.server.service import VmbusServer
+    from vmbus.protocol.messages import Message
+    from vmbus.server.slots import ChannelSlots
+    from vmbus.server.state import ServerState
 
 _SETTLED = (ChannelState.CLIENT_RELEASED, ChannelState.CLOSED, ChannelState.OPEN, ChannelState.REVOKED)
 
 
-def unrest(server: VmbusServer) -> str:
+@attrs.frozen
+class LiveBus:
+    """The parts of a server that have something to keep."""
+
+    state: ServerState
+    slots: ChannelSlots
+    inbox: Collection[tuple[bool, bytes]]
+    """The guest's messages that wait, and whether each came by the multiclient port."""
+    outbox: Collection[tuple[Message, bytes]]
+    """Messages that the guest's port had no room for."""
+
+
+def unrest(bus: LiveBus) -> str:
     """What the host is still busy with, for people; empty when the bus can be captured. The guest stands still."""
-    state = server._state
+    state = bus.state
     if state.phase is Phase.DISCONNECTING:
         return "the guest is leaving the bus"
-    if server._inbox and not server._outbox:
+    if bus.inbox and not bus.outbox:
         return "messages of the guest's wait"
     for channel in state.offers.values():
         if channel.state not in (*_SETTLED, ChannelState.REOFFERED) or channel.modifying:
@@ -31,13 +47,13 @@ def unrest(server: VmbusServer) -> str:
     for record in state.gpadls:
         if record.silent or record.state in (GpadlState.OFFERED, GpadlState.OFFERED_TEARING_DOWN):
             return f"GPADL {record.gpadl_id:#x} is {record.state.value}"
-    return server._slots.unrest()
+    return bus.slots.unrest()
 
 
-def capture(server: VmbusServer) -> SavedBus:
+def capture(bus: LiveBus) -> SavedBus:
     """The records, once `unrest` is empty. Raises `CannotSave` for what they cannot describe."""
-    state = server._state
-    busy = unrest(server)
+    state = bus.state
+    busy = unrest(bus)
     if busy:
         raise CannotSave(busy)
     for channel in state.channels.values():
@@ -51,23 +67,21 @@ def capture(server: VmbusServer) -> SavedBus:
         multiclient=multiclient,
         offers_sent=state.offers_sent,
         paused=state.paused,
-        channels=[_channel(server, channel) for _, channel in sorted(state.channels.items())],
+        channels=[_channel(bus.slots, channel) for _, channel in sorted(state.channels.items())],
         released=[
             (bytes(channel.offer.interface), bytes(channel.offer.instance))
             for channel in state.offers.values()
             if state.offers_sent and not channel.channel_id and not channel.offer_due
         ],
         gpadls=[_gpadl(record) for record in state.gpadls],
-        held=[message.encode() for message in state._held],
-        outbox=[data for _, data in server._outbox],
-        inbox=list(server._inbox),
+        held=[message.encode() for message in state.held],
+        outbox=[data for _, data in bus.outbox],
+        inbox=list(bus.inbox),
     )
 
 
-def _channel(server: VmbusServer, channel: ServerChannel) -> SavedChannel:
+def _channel(slots: ChannelSlots, channel: ServerChannel) -> SavedChannel:
     offer = channel.offer
-    if getattr(channel, "reserved", None) is not None:
-        raise CannotSave(f"{offer} is a reserved channel")
     if channel.state is ChannelState.REOFFERED:
         raise CannotSave(f"{offer} went and came back, and the guest has not let go of it")
     opened = channel.state is ChannelState.OPEN
@@ -79,7 +93,7 @@ def _channel(server: VmbusServer, channel: ServerChannel) -> SavedChannel:
         subchannel_index=offer.subchannel_index,
         open_message=channel.request.encode() if opened and channel.request is not None else None,
         target_vp=channel.target_vp if opened else 0,
-        device=server._slots.save(channel.channel_id) if opened else None,
+        device=slots.save(channel.channel_id) if opened else None,
         monitor_id=channel.monitor_id,
         withdrawn=channel.state is ChannelState.REVOKED,
     )

@@ -7,6 +7,7 @@ Channel IDs are planned, because a guest that lives on has them in its memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec.structs
@@ -23,9 +24,12 @@ from vmbus.server.saved import CannotRestore, SavedBus, SavedChannel, SavedGpadl
 if TYPE_CHECKING:
     from vmbus.channel import Channel
     from vmbus.protocol.messages import Message
+    from vmbus.server.actions import Action
     from vmbus.server.opened import OpenedChannel
+    from vmbus.server.saved_capture import LiveBus
     from vmbus.server.service import VmbusServer
     from vmbus.server.slots import OfferedChannel
+    from vmbus.server.state import ServerState
 
 _MOST_QUEUED = 4096
 """Messages in any of a file's queues."""
@@ -41,22 +45,29 @@ class _Withdrawn:
         """Nobody opens it."""
 
 
-def replay(server: VmbusServer, saved: SavedBus) -> None:
-    """Bring a new server, with all its devices offered and no guest yet, to the saved state. Raises `CannotRestore`."""
+def replay(server: VmbusServer, bus: LiveBus, perform: Callable[[Sequence[Action]], None], saved: SavedBus) -> None:
+    """Bring a new server, with all its devices offered and no guest yet, to the saved state. Raises `CannotRestore`.
+
+    `bus` is what the server consists of; `perform` carries out what follows from a message.
+    """
     if any(len(queue) > _MOST_QUEUED for queue in (saved.held, saved.outbox, saved.inbox)):
         raise CannotRestore("more messages wait than a bus keeps")
     try:
         with server.replaying():
-            _Replay(server, saved).run()
+            _Replay(server, bus, perform, saved).run()
     except (WireError, ValueError, KeyError) as error:
         raise CannotRestore(f"{type(error).__name__}: {error}") from error
-    server.queue_saved(_messages(server, saved.outbox), saved.inbox)
+    server.queue_saved(_messages(bus.state, saved.outbox), saved.inbox)
 
 
 class _Replay:
-    def __init__(self, server: VmbusServer, saved: SavedBus) -> None:
+    def __init__(
+        self, server: VmbusServer, bus: LiveBus, perform: Callable[[Sequence[Action]], None], saved: SavedBus
+    ) -> None:
         self._server = server
-        self._state = server._state
+        self._state = bus.state
+        self._slots = bus.slots
+        self._perform = perform
         self._saved = saved
         self._withdrawn: list[OfferedChannel] = []
 
@@ -80,11 +91,11 @@ class _Replay:
             self._release(interface, instance)
         if saved.paused:
             self._say(m.Pause().encode())
-            state._held[:] = _messages(self._server, saved.held)
+            state.held[:] = _messages(state, saved.held)
         self._compare()
 
     def _say(self, data: bytes, *, multiclient: bool = False) -> None:
-        self._server._perform(self._state.handle(data, multiclient=multiclient))
+        self._perform(self._state.handle(data, multiclient=multiclient))
 
     def _plan_ids(self) -> None:
         plan: dict[OfferKey, int] = {}
@@ -135,7 +146,7 @@ class _Replay:
         if not isinstance(request, m.OpenChannel | m.OpenChannel2) or request.channel_id != saved.channel_id:
             raise CannotRestore(f"channel {saved.channel_id}: its open message is another one")
         moved: Any = msgspec.structs.replace(request, target_vp=saved.target_vp)  # type: ignore[type-var]
-        with self._server._slots.restoring(saved.channel_id, saved.device):
+        with self._slots.restoring(saved.channel_id, saved.device):
             self._say(moved.encode())
         live = self._state.channels[saved.channel_id]
         if live.state is not ChannelState.OPEN:
@@ -143,7 +154,7 @@ class _Replay:
         if not saved.subchannel_index:
             key = saved.offer.key[:2]
             more = [one for one in self._saved.channels if one.offer.key[:2] == key and one.subchannel_index]
-            self._server._slots.offer_subchannels(saved.channel_id, len(more))
+            self._slots.offer_subchannels(saved.channel_id, len(more))
 
     def _release(self, interface: bytes, instance: bytes) -> None:
         for channel in list(self._state.channels.values()):
@@ -179,9 +190,8 @@ def _state_of(channel: SavedChannel) -> ChannelState:
     return ChannelState.CLOSED if channel.open_message is None else ChannelState.OPEN
 
 
-def _messages(server: VmbusServer, data: list[bytes]) -> list[Message]:
+def _messages(state: ServerState, data: list[bytes]) -> list[Message]:
     """Messages to the guest; they may be anything that such a host says. Raises `CannotRestore`."""
-    state = server._state
     try:
         return [
             decode_message(one, sender=Direction.TO_CHILD, version=state.version, features=state.features)

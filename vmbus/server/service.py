@@ -41,7 +41,7 @@ from vmbus.server.opened import OpenedChannel
 from vmbus.server.pages import usable
 from vmbus.server.ports import HostPorts, MessageConnection
 from vmbus.server.saved import SavedBus
-from vmbus.server.saved_capture import capture, unrest
+from vmbus.server.saved_capture import LiveBus, capture, unrest
 from vmbus.server.saved_replay import replay
 from vmbus.server.slots import ChannelSlots, OfferedChannel
 from vmbus.server.state import ServerState
@@ -203,18 +203,22 @@ class VmbusServer:
 
     def unrest(self) -> str:
         """What the host is still busy with while the guest stands still; empty once `save` can be called."""
-        return unrest(self)
+        return unrest(self._live)
 
     def save(self) -> SavedBus:
         """The bus as records; it goes on as it is. Raises `CannotSave`."""
-        return capture(self)
+        return capture(self._live)
 
     def restore(self, saved: SavedBus) -> None:
         """Bring a bus without a guest, its devices offered, to where another one was saved. Raises `CannotRestore`.
 
         Memory has to be there already. After a failure the bus is of no use any more.
         """
-        replay(self, saved)
+        replay(self, self._live, self._perform, saved)
+
+    @property
+    def _live(self) -> LiveBus:
+        return LiveBus(self._state, self._slots, self._inbox, self._outbox)
 
     @contextmanager
     def replaying(self) -> Iterator[None]:

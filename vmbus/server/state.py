@@ -197,7 +197,7 @@ class ServerState(ChannelRules):
             self._fault("unexpected_message", "RESUME without PAUSE")
             return
         self.paused = False
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for message in held:
             self._send(message)
 
@@ -267,7 +267,7 @@ class ServerState(ChannelRules):
         if self.phase is Phase.CONNECTED or (self.phase is Phase.DISCONNECTED and reset and self._by_id):
             self._enter(Phase.DISCONNECTING)
             self.paused = False
-            self._held.clear()
+            self.held.clear()
         if self.phase is Phase.DISCONNECTING:
             for channel in list(self._by_id.values()):
                 if channel.outlives_connection and not reset:
