@@ -32,8 +32,9 @@ class Gpadl:
     """Makes sense."""
     owned: bool
     """All pages are the guest's."""
+    words: int
     missing: int = 0
-    """Words that are still to come."""
+    """Words of these that are still to come."""
     going: bool = False
     silent: bool = False
     seen: bool = True

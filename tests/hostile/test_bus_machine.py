@@ -44,6 +44,8 @@ MONITOR_PAGES = 0x1F0 * PAGE_SIZE, 0x1F1 * PAGE_SIZE
 INTERRUPT_PAGE = 0x1F2 * PAGE_SIZE
 PLACES = {instance(number): number for number in range(DEVICES)}
 GPADLS = st.integers(1, 3)
+VERSIONS = st.sampled_from([*[Version.V6_0] * 10, *IMPLEMENTED])
+"""Most of what there is to go wrong is in the newest."""
 PICK = st.integers(0, 7)
 SELDOM = st.sampled_from([False] * 9 + [True])
 PHASES = {"none": Phase.DISCONNECTED, "connected": Phase.CONNECTED, "leaving": Phase.DISCONNECTING}
@@ -180,16 +182,16 @@ class BusMachine(RuleBasedStateMachine):
 
     # --- the connection
 
-    @initialize(version=st.sampled_from(IMPLEMENTED), pages=st.booleans(), offers=st.integers(1, DEVICES))
-    def boot(self, version: Version, pages: bool, offers: int) -> None:
+    @initialize(version=VERSIONS, pages=st.booleans(), offers=st.integers(1, DEVICES), opened=st.integers(0, 2))
+    def boot(self, version: Version, pages: bool, offers: int, opened: int) -> None:
         for number in range(offers):
             self.host_offers(number)
         self.contact(version, 0xFF & ~0x08, pages, True)
         self.request_offers()
+        for pick in range(min(opened, offers)):
+            self.gpadl_and_open(pick, 1)
 
-    @rule(
-        version=st.sampled_from(IMPLEMENTED), features=st.sampled_from([0, 0x27, 0x26]), pages=st.booleans(), now=SELDOM
-    )
+    @rule(version=VERSIONS, features=st.sampled_from([0, 0x27, 0x26]), pages=st.booleans(), now=SELDOM)
     def contact(self, version: int, features: int, pages: bool, now: bool) -> None:
         if not now and self.model.phase != "none":
             return
@@ -210,22 +212,33 @@ class BusMachine(RuleBasedStateMachine):
             self.model.contact(version, 0)
             self.say(m.InitiateContact(version=version))
 
-    @rule(now=SELDOM)
-    def unload(self, now: bool) -> None:
+    @rule(now=SELDOM, back=st.sampled_from([True, True, False]), version=VERSIONS)
+    def unload(self, now: bool, back: bool, version: Version) -> None:
         if now:
             self.model.unload()
             self.say(m.Unload())
+        if back and self.model.phase == "none":
+            self.contact(version, 0x27, False, True)
+            self.request_offers()
 
     @rule()
     def request_offers(self) -> None:
         self.model.request_offers()
         self.say(m.RequestOffers())
 
-    @rule(now=SELDOM)
+    @rule(now=st.sampled_from([True, False, False]))
     def pause(self, now: bool) -> None:
         if now:
             self.model.pause()
             self.say(m.Pause())
+
+    @rule(numbers=st.lists(st.integers(0, DEVICES - 1), min_size=1, max_size=3))
+    def much_happens_in_a_pause(self, numbers: list[int]) -> None:
+        self.pause(True)
+        for number in numbers:
+            self.host_rescinds(number, True)
+            self.host_offers(number)
+        self.resume()
 
     @rule()
     def resume(self) -> None:
@@ -276,13 +289,21 @@ class BusMachine(RuleBasedStateMachine):
     ) -> None:
         first, rest = words[:HEADER_WORDS], words[HEADER_WORDS:]
         sound = kind in ("ring", "outside", "two")
-        record = Gpadl(number, gpns, kind != "two", sound, kind != "outside", len(rest))
+        record = Gpadl(number, gpns, kind != "two", sound, kind != "outside", len(words), len(rest))
         before = self.unfinished(number)
         self.model.header(channel, record, len(first))
         if rest and self.unfinished(number) is not before:
             self.unsent[number] = rest
         header = m.GpadlHeader(channel_id=channel, gpadl_id=number, byte_length=8 * len(words), range_count=ranges)
         self.say(header.encode() + b"".join(word.to_bytes(8, "little") for word in first))
+
+    @rule(number=GPADLS, picks=st.lists(PICK, min_size=2, max_size=3))
+    def unfinished_on_several_channels(self, number: int, picks: list[int]) -> None:
+        """Bodies name no channel, so there can be one at a time."""
+        gpns = tuple(range(0x90, 0xB0))
+        for pick in picks:
+            self.begin_gpadl(self.pick(pick), number, [len(gpns) * PAGE_SIZE, *gpns], 1, gpns, "ring")
+        self.body(number, BODY_WORDS)
 
     def unfinished(self, number: int) -> Gpadl | None:
         found = [line.gpadls[number] for line in self.model.numbered() if number in line.gpadls]
@@ -345,10 +366,13 @@ class BusMachine(RuleBasedStateMachine):
     @rule(pick=PICK, number=GPADLS)
     def gpadl_and_open(self, pick: int, number: int) -> None:
         """What a guest does; without it channels would hardly ever be open."""
+        self.open_named(self.name_a_ring(pick, number), number)
+
+    def name_a_ring(self, pick: int, number: int) -> int:
         channel = self.pick(pick, view="closed")
         gpns = tuple(range(0x100 + 8 * channel % 0x80, 0x108 + 8 * channel % 0x80))
         self.begin_gpadl(channel, number, [8 * PAGE_SIZE, *gpns], 1, gpns, "ring")
-        self.open_named(channel, number)
+        return channel
 
     def clean_ring(self, channel: int, number: int, downstream: int) -> None:
         """A guest clears the ring that it offers."""
@@ -365,7 +389,9 @@ class BusMachine(RuleBasedStateMachine):
 
     @rule(pick=PICK, number=GPADLS, downstream=st.sampled_from([4, 4, 9]))
     def reserve(self, pick: int, number: int, downstream: int) -> None:
-        channel = self.pick(pick, view="closed")
+        self.reserve_named(self.pick(pick, view="closed"), number, downstream)
+
+    def reserve_named(self, channel: int, number: int, downstream: int) -> None:
         self.clean_ring(channel, number, downstream)
         self.model.reserve(channel, number, downstream)
         self.say(
@@ -373,6 +399,14 @@ class BusMachine(RuleBasedStateMachine):
                 channel_id=channel, gpadl_id=number, downstream_page=downstream, target_vp=1, target_sint=5
             )
         )
+
+    @rule(pick=PICK, number=GPADLS, leave=st.booleans())
+    def gpadl_and_reserve(self, pick: int, number: int, leave: bool) -> None:
+        """And go, which leaves it open."""
+        channel = self.name_a_ring(pick, number)
+        self.reserve_named(channel, number, 4)
+        if leave:
+            self.unload(True, False, Version.V6_0)
 
     @rule(pick=PICK)
     def close_reserved(self, pick: int) -> None:
@@ -386,6 +420,34 @@ class BusMachine(RuleBasedStateMachine):
         self.model.close(channel)
         self.say(m.CloseChannel(channel_id=channel))
 
+    @precondition(lambda self: any(line.view == "open" for line in self.model.lines.values()))
+    @rule(pick=PICK, number=GPADLS, then=st.sampled_from(["", "open", "release", "tear down", "reconnect", "modify"]))
+    def close_slowly(self, pick: int, number: int, then: str) -> None:
+        """The device takes its time, and the guest none."""
+        channel = self.pick(pick, view="open")
+        line = self.model.named(channel)
+        if line is None:
+            return
+        self.device_stops_slowly(line.key[0])
+        self.model.close(channel)
+        self.say(m.CloseChannel(channel_id=channel))
+        match then:
+            case "open":
+                self.open_named(channel, number)
+            case "release":
+                self.model.release(channel)
+                self.say(m.RelIdReleased(channel_id=channel))
+            case "tear down":
+                self.model.teardown(channel, 1)
+                self.say(m.GpadlTeardown(channel_id=channel, gpadl_id=1))
+            case "reconnect":
+                self.contact(Version.V6_0, 0x27, False, True)
+            case "modify":
+                self.model.modify(channel, 1)
+                self.say(m.ModifyChannel(channel_id=channel, target_vp=1))
+            case _:
+                pass
+
     @precondition(lambda self: any(line.view == "closing" for line in self.model.lines.values()))
     @rule(number=GPADLS, pick=PICK)
     def open_what_is_closing(self, number: int, pick: int) -> None:
@@ -393,7 +455,7 @@ class BusMachine(RuleBasedStateMachine):
 
     @rule(pick=PICK, view=st.sampled_from(["gone", "closed", "closing", "open"]))
     def release(self, pick: int, view: str) -> None:
-        if view in ("closed", "closing") and pick > 2:
+        if view in ("closed", "closing") and pick:
             return
         channel = self.pick(pick, view=view)
         self.model.release(channel)
@@ -483,6 +545,27 @@ class BusMachine(RuleBasedStateMachine):
             offered = self.find_offered((number, 0))
             self.act(lambda: self.server.rescind(offered))
 
+    @precondition(lambda self: any(line.live and line.view != "none" for line in self.model.numbered()))
+    @rule(pick=PICK, busy=st.booleans(), again=st.booleans(), release=st.booleans())
+    def host_rescinds_what_the_guest_has(self, pick: int, busy: bool, again: bool, release: bool) -> None:
+        """While its ring is asked back and still in use; and offers it again before the guest lets go."""
+        lines = [line for line in self.model.numbered() if line.live and line.view != "none" and line.key[1] == 0]
+        if not lines:
+            return
+        line = lines[pick % len(lines)]
+        number = line.number
+        if busy and line.ring is not None:
+            self.device_stops_slowly(line.key[0])
+            ring = line.ring.number
+            self.model.teardown(number, ring)
+            self.say(m.GpadlTeardown(channel_id=number, gpadl_id=ring))
+        self.host_rescinds(line.key[0], True)
+        if again:
+            self.host_offers(line.key[0])
+        if release:
+            self.model.release(number)
+            self.say(m.RelIdReleased(channel_id=number))
+
     def primaries(self) -> list[Line]:
         return [
             line
@@ -541,6 +624,7 @@ class BusMachine(RuleBasedStateMachine):
         gpadls = [gpadl for line in numbered for gpadl in line.gpadls.values()]
         assert (use.channels, use.gpadls, use.messages_unsent) == (len(numbered), len(gpadls), 0)
         assert use.messages_waiting == 0
+        assert use.gpadl_words == sum(gpadl.words for gpadl in gpadls)
         rings = [line.ring.gpns for line in numbered if line.ring is not None]
         breaks = sum(one + 1 != two for gpns in rings for one, two in pairwise(gpns))
         assert use.scattered_pages == breaks
