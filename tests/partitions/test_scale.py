@@ -89,7 +89,7 @@ async def test_no_descriptor_left_is_said_in_so_many_words(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the hard limit is too low, VMs up to it run; the next does not start, and its exit names the limit."""
-    monkeypatch.setattr(host_module, "_raise_descriptor_limit", lambda topology: None)
+    monkeypatch.setattr(host_module, "raise_descriptor_limit", lambda topology: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with bare_host(idle, *(vm_table(f"vm{number}") for number in range(8))) as host:
         await host["vm0"].start()

@@ -1,0 +1,306 @@
+"""One virtual machine of a host, as `partitions.host` gives it to people: how it is, and what to do with it. Root side.
+
+Everything runs in the Trio thread. The errors are those that `partitions.host` names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from hypervisor.clock import seconds
+from partitions.lifecycle import ReturnCode, VmState
+from partitions.root.console import Console
+from partitions.root.disk_desk import DiskDesk
+from partitions.root.disk_state import DiskState
+from partitions.root.exits import ExitRecord
+from partitions.root.feed import Subscription
+from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable
+from partitions.root.integration import Contact, Heartbeat, Integration, Kvp
+from partitions.root.management import SHUT_DOWN_GRACE, ManagedVm, Vmms, VmStateChange
+from partitions.root.saving import SavedVm
+from partitions.root.statistics import VmStatistics
+from partitions.topology_schema import DiskTable, DiskType, Size, VmTable
+
+
+class Vm:
+    """One virtual machine of a host, on or off."""
+
+    __slots__ = ("_clock", "_managed", "_vmms")
+
+    def __init__(self, vmms: Vmms, managed: ManagedVm, clock: Callable[[], int]) -> None:
+        self._vmms = vmms
+        self._managed = managed
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.name!r} {self.state.value}>"
+
+    # --- what it is and how it is
+
+    @property
+    def name(self) -> str:
+        """As in the topology."""
+        return self._managed.name
+
+    @property
+    def settings(self) -> VmTable:
+        """Its table in the topology."""
+        return self._managed.settings
+
+    @property
+    def state(self) -> VmState:
+        """What it is doing now."""
+        return self._managed.state
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """How the last run ended; None before the first end and while it runs again."""
+        return self._managed.exit
+
+    @property
+    def restarts(self) -> int:
+        """How often its restart policy has started it, since it was defined."""
+        return self._managed.restarts.total
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start, or of the last run; resets and pauses count."""
+        managed = self._managed
+        if managed.worker is not None:
+            return seconds(self._clock() - managed.worker.started_at)
+        return 0.0 if managed.exit is None else managed.exit.uptime
+
+    @property
+    def console(self) -> Console:
+        """What it printed: `.text`, `.lines()`, and `async for line in vm.console.follow()`."""
+        return self._managed.console
+
+    @property
+    def partition_id(self) -> int | None:
+        """The hypervisor's name for it while it is on; another one after each start."""
+        worker = self._managed.worker
+        return None if worker is None or worker.partition is None else worker.partition.id
+
+    def try_messages_again(self) -> bool:
+        """If channel messages wait for room, post them now, not when it is time to. Says whether any waited."""
+        worker = self._managed.worker
+        return worker is not None and worker.server is not None and worker.server.try_again()
+
+    def statistics(self) -> VmStatistics:
+        """Counters of this run so far, or of the last one."""
+        return self._managed.statistics
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Whether its kernel answers: `.state` is no contact, ok or lost contact."""
+        integration = self._integration()
+        component = None if integration is None else integration.heartbeat
+        return Heartbeat() if component is None else component.heartbeat
+
+    @property
+    def kvp(self) -> Kvp:
+        """Its key-value pairs: `await vm.kvp.items()`."""
+        return Kvp(self._integration)
+
+    @property
+    def integration(self) -> dict[str, Contact]:
+        """How each integration component that it is offered stands with its guest; empty while it is off."""
+        integration = self._integration()
+        return {} if integration is None else integration.contacts
+
+    def _integration(self) -> Integration | None:
+        worker = self._managed.worker
+        return None if worker is None else worker.integration
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of its devices on the bus, as `remove_device` takes them; none while it is off.
+
+        "storage" is the controller of its topology's disks; the others have the name that they were added by, or what
+        the topology calls them.
+        """
+        worker = self._managed.worker
+        return () if worker is None or worker.hotplug is None else tuple(worker.hotplug.devices)
+
+    def events(self, *, capacity: int = 256) -> Subscription[VmStateChange]:
+        """Changes of its state from now on: `async for change in vm.events()`; ends when the VM is destroyed.
+
+        A reader that falls `capacity` changes behind loses the oldest, and finds in `.dropped` how many.
+        """
+        return self._managed.feed.subscribe(capacity)
+
+    # --- what to do with it
+
+    async def start(self) -> None:
+        """Turn it on; returns when its guest runs. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.start(self.name)
+
+    async def pause(self) -> None:
+        """Stop its processors and its time. Raises `InvalidTransition`."""
+        await self._vmms.pause(self.name)
+
+    async def resume(self) -> None:
+        """Let it go on after a pause. Raises `InvalidTransition`."""
+        await self._vmms.resume(self.name)
+
+    async def reset(self) -> None:
+        """Boot it again without asking its guest. Raises `InvalidTransition`."""
+        await self._vmms.reset(self.name)
+
+    async def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write its state to a file and end it; the next start, here or in another host, goes on from there.
+
+        `path` is beside the topology, and the VM's name with `.saved` by default; the file that was written comes back.
+        Disks are not in it. Raises `CannotSave`, and then it goes on, and `InvalidTransition`.
+        """
+        return await self._vmms.save(self.name, None if path is None else Path(path))
+
+    async def restore(self, path: str | os.PathLike[str]) -> None:
+        """Start it from a file of `save`. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.restore(self.name, Path(path))
+
+    async def checkpoint(self) -> SavedVm:
+        """Its state at this moment, kept in memory; it goes on. Disks are not in it. Raises `CannotSave`."""
+        return await self._vmms.checkpoint(self.name)
+
+    async def revert(self, checkpoint: SavedVm) -> None:
+        """Go back to a checkpoint of it, from whatever it does now. Raises `StartFailed`, `InvalidTransition`."""
+        await self._vmms.revert(self.name, checkpoint)
+
+    async def turn_off(self) -> None:
+        """Cut its power. Raises `InvalidTransition` if it is off."""
+        await self._vmms.turn_off(self.name)
+
+    async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
+        """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.
+
+        The shutdown component asks where the guest drives it, the power button where it does not.
+        """
+        return await self._vmms.shut_down(self.name, grace)
+
+    async def restart(self, grace: float = SHUT_DOWN_GRACE) -> bool:
+        """Ask its guest to boot again; whether it did within `grace` seconds. Raises `InvalidTransition`.
+
+        Only the shutdown component can ask for that; a guest without a driver for it is left alone.
+        """
+        return await self._vmms.restart(self.name, grace)
+
+    async def add_device(self, name: str, device: Pluggable) -> None:
+        """Plug a device in while it is on, until it is off; its guest is told at once.
+
+        `device` is a `DiskTable` or several for a SCSI controller of their own, a `DeviceTable`, or a VSP: an object
+        with an `offer` and an async `serve`. Raises `HotPlugError`.
+        """
+        self._hotplug.add(name, device)
+        await trio.lowlevel.checkpoint()
+
+    async def remove_device(self, name: str) -> None:
+        """Pull a device out, whatever its guest is doing with it. Raises `HotPlugError`.
+
+        Returns when it serves nobody any more and the host has closed its files. The guest may take its time to notice;
+        that a controller's disks are gone it is told first, which takes two seconds, and ten at most.
+        """
+        await self._hotplug.remove(name)
+
+    @property
+    def _hotplug(self) -> HotPlug:
+        worker = self._managed.worker
+        if worker is None or worker.hotplug is None:
+            raise HotPlugError(f"VM {self.name!r} is {self.state.value}")
+        return worker.hotplug
+
+    # --- its disks, on or off
+
+    @property
+    def disks(self) -> Mapping[int, DiskState]:
+        """Its disks and DVD drives by LUN: as they are while it is on, else as its settings have them."""
+        return self._desk.states()
+
+    async def add_disk(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: int | str | None = None,
+        read_only: bool = False,
+        block_size: int = 512,
+        type: Literal["disk", "dvd"] = "disk",  # noqa: A002 - the key's name in a topology
+        lun: int | None = None,
+    ) -> int:
+        """Give it another disk, now or for its next start; its LUN, by default one that no disk had before.
+
+        The arguments are the keys of `[[vm.disk]]`. A guest that runs is told, and looks. Raises `DiskError`.
+        """
+        table = DiskTable(
+            path=os.fspath(path),
+            type=DiskType(type),
+            lun=lun,
+            size=None if size is None else Size.parse(size),
+            read_only=read_only,
+            block_size=block_size,
+        )
+        await trio.lowlevel.checkpoint()
+        return self._desk.add(table)
+
+    async def remove_disk(self, lun: int) -> None:
+        """Take a disk away, whatever its guest is doing with it. Raises `DiskError`.
+
+        Returns when what was under way on it has ended, well or badly, and its image is closed.
+        """
+        await self._desk.remove(lun)
+        await trio.lowlevel.checkpoint()
+
+    async def resize_disk(self, lun: int, size: int | str | None = None) -> int:
+        """Make a disk larger while it runs, or, without a size, look whether its image has become so; the size then.
+
+        Its guest is told. Raises `DiskError`, also for a size that is smaller.
+        """
+        await trio.lowlevel.checkpoint()
+        return self._desk.resize(lun, None if size is None else Size.parse(size))
+
+    async def insert_disc(self, lun: int, path: str | os.PathLike[str]) -> None:
+        """Put an ISO image into a DVD drive that is empty. Raises `DiskError`."""
+        await trio.lowlevel.checkpoint()
+        self._desk.insert(lun, Path(path))
+
+    async def eject_disc(self, lun: int, *, force: bool = False) -> None:
+        """Take the disc out of a DVD drive. Raises `DiskError`.
+
+        A guest that has it mounted holds it: then it is asked for it, and `DiskError` raised. `force` does not ask.
+        """
+        await trio.lowlevel.checkpoint()
+        self._desk.eject(lun, force=force)
+
+    @property
+    def _desk(self) -> DiskDesk:
+        return DiskDesk(self._managed, self._vmms.folder)
+
+    async def request_state_change(self, requested_state: int) -> ReturnCode:
+        """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 6 save, 9 pause, 11 reset.
+
+        Refusals come back as codes: `INVALID_STATE`, `NOT_SUPPORTED` (10: reboot), `INVALID_PARAMETER`,
+        `FAILED`. Returns when what was asked for is done.
+        """
+        return await self._vmms.request_state_change(self.name, requested_state)
+
+    async def wait(self) -> ExitRecord:
+        """Until the run under way has ended; how it, or the last one, ended. `RuntimeError` before the first start.
+
+        Its restart policy may start another: `wait_state(VmState.OFF)` waits until it stays off.
+        """
+        run = self._managed.run
+        if run is None:
+            raise RuntimeError(f"VM {self.name!r} was never started")
+        return await run.wait()
+
+    async def wait_state(self, *states: VmState) -> VmState:
+        """Until it is in one of these states, which is returned. One that passes at once is missed; see `events`."""
+        managed = self._managed
+        while managed.state not in states:
+            await managed.changed.wait()
+        await trio.lowlevel.checkpoint()
+        return managed.state
