@@ -48,6 +48,16 @@ class Elsewhere:
     """File and function."""
 
 
+@attrs.frozen
+class NotHere:
+    """Inputs that nobody can make here, and why."""
+
+    first: int
+    last: int
+    what: str
+    why: str
+
+
 CASES: list[Case] = []
 
 
@@ -117,7 +127,166 @@ def u32s(*values: int) -> bytes:
 CREATED, REFUSED = "GPADL_CREATED status=0x0", "GPADL_CREATED status=0x8000ffff"
 OPENED, NOT_OPENED = "OPEN_CHANNEL_RESULT status=0x0", "OPEN_CHANNEL_RESULT status=0x8000ffff"
 
+_DEVICES = "no such device yet; rows come with it"
+NOT_HERE: Final = (
+    NotHere(
+        13,
+        13,
+        "hypercall from user or real mode",
+        "a model guest has no privilege levels; on KVM the processor itself refuses the hypercall page's OUT",
+    ),
+    NotHere(64, 80, "network: NVSP, RNDIS, frames", _DEVICES),
+    NotHere(98, 98, "video: resolutions, VRAM, dirty rectangles", _DEVICES),
+    NotHere(99, 100, "keyboard and mouse", _DEVICES),
+    NotHere(101, 101, "IDE programmed I/O", "no emulated IDE: disks are synthetic from the first read on"),
+    NotHere(
+        102,
+        103,
+        "bad instructions and string I/O in an emulator",
+        "no instruction is emulated by the host; KVM's emulator splits string I/O into single accesses",
+    ),
+    NotHere(106, 106, "VHD and VHDX headers, parents, block tables", "images are raw; there is nothing to parse"),
+)
+
 ELSEWHERE: Final = (
+    Elsewhere(
+        38,
+        "a saved stream: any bits, other counts, bad order, forged under a right checksum",
+        "CORRUPT_DATA, or the mismatch by name; nothing has changed",
+        "tests/hypervisor/saved_state/test_stream.py::test_who_computes_the_checksum_gets_no_further",
+    ),
+    Elsewhere(
+        38,
+        "times in a saved stream that would outgrow 64 bits",
+        "CORRUPT_DATA",
+        "tests/hypervisor/saved_state/test_stream.py::test_times_that_would_outgrow_their_words",
+    ),
+    Elsewhere(
+        38,
+        "save and restore calls in a wrong order",
+        "OPERATION_DENIED",
+        "tests/hypervisor/hypercall/test_saving.py::test_calls_in_a_wrong_order",
+    ),
+    Elsewhere(
+        38,
+        "save or restore with a count that no page holds",
+        "INVALID_PARAMETER",
+        "tests/hypervisor/hypercall/test_saving.py::test_a_count_that_no_page_holds",
+    ),
+    Elsewhere(
+        38,
+        "file of a saved VM with any bit changed",
+        "refused before there is a guest, and why",
+        "tests/partitions/test_saving.py::test_any_changed_bit_is_seen",
+    ),
+    Elsewhere(
+        38,
+        "file of a saved VM forged under right checksums",
+        "refused, and the partition deleted",
+        "tests/partitions/test_saving.py::test_forged_state_is_refused",
+    ),
+    Elsewhere(
+        39,
+        "save with a processor running",
+        "OPERATION_DENIED",
+        "tests/hypervisor/hypercall/test_saving.py::test_processors_have_to_stand_still",
+    ),
+    Elsewhere(
+        46,
+        "OPEN_CHANNEL2 with a connection or event flag that is taken, or none",
+        "OPEN_CHANNEL_RESULT, status 0x8000FFFF",
+        "tests/partitions/test_connection_sequences.py::test_signals_go_by_the_numbers_of_the_guests_choice",
+    ),
+    Elsewhere(
+        48,
+        "a device rescinded in the middle of a GPADL",
+        "GPADL_CREATED, status 0x8000FFFF, then RESCIND",
+        "tests/partitions/test_bus_sequences.py::test_rescind_in_the_middle_of_a_gpadl",
+    ),
+    Elsewhere(
+        48,
+        "a device back before its channel is released",
+        "a fresh offer of the same ID at the release",
+        "tests/partitions/test_bus_sequences.py::test_a_device_that_is_back_before_the_release",
+    ),
+    Elsewhere(
+        49,
+        "a new kernel's contact in the middle of everything",
+        "all of the old one's is closed first, then VERSION_RESPONSE",
+        "tests/partitions/test_bus_sequences.py::test_a_contact_in_the_middle_of_everything",
+    ),
+    Elsewhere(
+        52,
+        "MODIFY_CONNECTION where it was not agreed on",
+        "no answer",
+        "tests/partitions/test_connection_sequences.py::test_modify_connection_unsupported",
+    ),
+    Elsewhere(
+        83,
+        "subchannels before their time, and the primary's operations on one",
+        "INVALID_DEVICE_STATE",
+        "tests/hostile/test_storage.py::test_90_no_operation_of_the_primarys_works_on_a_subchannel",
+    ),
+    Elsewhere(
+        93,
+        "component versions by counts, sizes and choices that were not on offer",
+        "the component is served no more until its channel is closed",
+        "tests/vsp_vsc/integration/test_session.py::test_a_choice_that_was_not_on_offer",
+    ),
+    Elsewhere(
+        93,
+        "negotiation twice",
+        "dropped and counted",
+        "tests/vsp_vsc/integration/test_session.py::test_a_negotiation_that_comes_twice_changes_nothing",
+    ),
+    Elsewhere(
+        94,
+        "KVP values without an end, too long, not UTF-16",
+        "the component is served no more until its channel is closed",
+        "tests/vsp_vsc/integration/test_vsp.py::test_values_that_cannot_be",
+    ),
+    Elsewhere(
+        94,
+        "KVP items without end",
+        "cut off",
+        "tests/pairs/test_integration_pair.py::test_a_guest_with_endless_items_is_cut_off",
+    ),
+    Elsewhere(
+        95,
+        "heartbeat with another sequence number",
+        "does not count",
+        "tests/vsp_vsc/integration/test_vsp.py::test_a_beat_answered_with_a_wrong_number_does_not_count",
+    ),
+    Elsewhere(
+        96,
+        "shutdown that is never answered",
+        "no answer within its time; the VM can be turned off",
+        "tests/pairs/test_integration_pair.py::test_one_request_at_a_time_and_a_mute_guest",
+    ),
+    Elsewhere(
+        97,
+        "dates before and after all calendars",
+        "nothing is set; the host sends dates, and takes none",
+        "tests/vsp_vsc/integration/test_vsc.py::test_97_dates_before_and_after_all_calendars",
+    ),
+    Elsewhere(
+        104,
+        "port access of 3 bytes",
+        "#GP",
+        "tests/hypervisor/test_hypervisor.py::test_accesses_that_no_instruction_makes",
+    ),
+    Elsewhere(
+        104,
+        "an intercept that the parent answers by nothing, for ever",
+        "16 tries, then as a triple fault",
+        "tests/hypervisor/test_interception.py::test_a_parent_that_never_answers_does_not_hang_the_host",
+    ),
+    Elsewhere(
+        105,
+        "a guest that resets itself for ever",
+        "after 8 quick ones each waits longer, up to a second",
+        "tests/hostile/test_guest_software.py::test_a_guest_that_resets_itself_at_once",
+    ),
     Elsewhere(
         10,
         "parameters in memory that is not there (a VM's memory has no holes)",

@@ -1,9 +1,6 @@
 """Random sessions at the boundary beside a sibling at work: whatever a guest does, it does to itself.
 
-The invariants carry the numbers of the isolation promises: a guest reaches its own memory only (I1), names nobody else
-(I2, I4), makes and changes no partition, port or right (I3), what it did is gone after a reset (I6), it stops neither
-its worker nor anybody else's and makes the host grow by so much and no more (I8), its end changes nothing (I12), and
-answers carry no bytes of the host's (I15).
+What is checked after each step, by the numbers of the isolation promises, is in `invariants.py`.
 """
 
 from __future__ import annotations
@@ -19,16 +16,13 @@ from hypothesis import strategies as st
 
 from hypervisor.hypercall.abi import FAST, control_word
 from hypervisor.hypercall.table import CALLS
-from hypervisor.machine import Machine
 from hypervisor.msr import CRASH_MESSAGE, CRASH_NOTIFY, Msr
 from hypervisor.pages import PAGE_SIZE
-from hypervisor.processor_registers import ProcessorRegister
 from hypervisor.status import HvStatus
 from partitions import ports
-from partitions.host import ExitReason, Host, VmState
+from partitions.host import VmState
 from partitions.logs import human_sink, json_sink
 from partitions.topology_schema import DiskTable, Size
-from tests.doubles import root
 from tests.doubles.boundary_guest import (
     DATA,
     FLAGS_PAGE,
@@ -46,15 +40,19 @@ from tests.doubles.boundary_guest import (
     run,
 )
 from tests.doubles.campaign import examples
-from tests.doubles.root import MIB, boot_synic, held, say, topology, vm_table
-from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
-from vmbus.server.limits import INBOX_MESSAGES
+from tests.doubles.root import MIB, topology, vm_table
+from tests.hostile.invariants import (
+    BEAT,
+    CONTACT,
+    all_is_given_back,
+    check,
+    others,
+    reset_clears,
+    sibling,
+    sibling_goes_on,
+)
 
 MEMORY = 2 * MIB
-CANARY = 0x40000
-BEAT = 10_000
-"""100 ns units between two signs of life of the sibling."""
-CONTACT = struct.pack("<IIIIQQQ", 14, 0, 0x50003, 0, 2, 0, 0)
 
 # --- what a guest can say
 
@@ -143,21 +141,6 @@ ACT = st.one_of(
 BEGIN = st.sampled_from(["nothing", "booted", "connected", "open", "ready", "ready"])
 
 
-async def sibling(machine: Machine) -> None:
-    """Boots, and again and again makes a connection and hears the answer."""
-    boot_synic(machine)
-    memory = machine.memory
-    memory[CANARY : CANARY + PAGE_SIZE] = b"mine" * 1024
-    slot = root.MESSAGE_PAGE * PAGE_SIZE + SINT * 256
-    while True:
-        assert root.post(machine, 4, CONTACT) == 0
-        await machine.halt()
-        assert memory[slot + 16 : slot + 25] == struct.pack("<IIB", 15, 0, 1)
-        memory[slot : slot + 4] = bytes(4)
-        say(machine, "beat\n")
-        await machine.sleep_until(machine.read_msr(Msr.TIME_REF_COUNT) + BEAT)
-
-
 # --- doing it
 
 
@@ -214,48 +197,6 @@ async def checked(guest: BoundaryGuest, **command: Any) -> None:
         assert answer["error"] in ("fault", "memory", "off", "bad_line")
 
 
-def others(host: Host) -> object:
-    """Root and sibling, but for what a guest's traffic may change in them."""
-    evil = host["evil"].partition_id
-    return [
-        (
-            partition.id,
-            partition.state,
-            partition.privileges,
-            dict(partition.properties),
-            len(partition.vps),
-            (list(partition.memory.extents()), partition.memory.read(CANARY, PAGE_SIZE)) if partition.id != 1 else (),
-            [vp.suspended for vp in partition.vps.values()],
-        )
-        for partition in host.hypervisor.partitions.values()
-        if partition.id != evil
-    ]
-
-
-def bounded(host: Host) -> None:
-    """I8: what the host keeps for this guest has a limit, and nothing of ours has failed."""
-    vm = host["evil"]
-    if vm.exit is not None:
-        assert vm.exit.reason is not ExitReason.WORKER_FAILED, vm.exit.traceback
-        assert vm.exit.reason is not ExitReason.NOT_STARTED
-    worker = vm._managed.worker
-    if worker is not None and worker.server is not None:
-        server = worker.server
-        assert len(server._inbox) <= INBOX_MESSAGES
-        assert len(server._outbox) <= 64
-        assert server.gpadl_count <= MAX_GPADLS
-        assert server._state.gpadls.words <= MAX_GPADL_WORDS
-        assert len(server.channels) <= 2, "the disk controller and, of two processors, one subchannel"
-    partition = worker.partition if worker is not None else None
-    if partition is not None:
-        assert 0 <= partition.pool.in_use <= 120
-        assert len(partition.ports) <= 3
-        assert len(partition.connections) <= 4
-        for vp in partition.vps.values():
-            assert vp.synic.queued <= 16 * len(partition.ports)
-            assert set(vp.registers) <= {ProcessorRegister.CR3}, "what the call to switch address spaces writes"
-
-
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BEGIN, st.booleans(), st.lists(ACT, min_size=1, max_size=30))
 @example("ready", False, [{"op": "out", "port": ports.RESET, "size": 1, "value": 6, "vp": 0}, {"op": "take"}])
@@ -279,31 +220,17 @@ def test_a_guest_does_what_it_does_to_itself(how: str, watched: bool, steps: lis
             await begin(guest, how)
             for step in steps:
                 await act(guest, step)
-                bounded(host)
+                check(host)
                 assert others(host) == before
-            beats = host["sibling"].console.total_bytes
-            for _ in range(5):
-                await guest.do("advance", ticks=2 * BEAT)
-            assert host["sibling"].state is VmState.RUNNING, host["sibling"].exit and host["sibling"].exit.traceback
-            assert host["sibling"].console.total_bytes >= beats + 5 * 5
+            await sibling_goes_on(guest)
             if host["evil"].state is not VmState.OFF:
-                await guest.do("reset")
-                assert not any(await guest.read(0, MEMORY)), "I6"
+                await reset_clears(guest, MEMORY)
                 await begin(guest, "ready")
                 await host["evil"].turn_off()
-            bounded(host)
+            check(host)
             await guest.do("start")
             await begin(guest, "ready")
-            await host["evil"].turn_off()
-            await host["sibling"].turn_off()
-            left = held(host)
-            assert (left.partitions, left.root_ports, left.root_connections, left.handlers, left.flags) == (
-                1,
-                0,
-                0,
-                0,
-                0,
-            )
+            await all_is_given_back(host)
 
     with tempfile.TemporaryDirectory() as folder:
         run(session, Path(folder))
