@@ -6,6 +6,8 @@ The numbers are those of the list of malformed inputs that the controller is hel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio.testing
@@ -13,15 +15,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hypervisor.trace import Trace
-from hypervisor.wire import WireError
+from hypervisor.wire import BadValue, Guid, WireError
 from tests.doubles.campaign import examples
 from tests.doubles.storage import PlainPlatform, SlowBackend, StoragePair, serving
 from tests.doubles.storage_guest import Completion, ask, command, control, handshake
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.storage.backends.memory import MemoryBackend
 from vsp_vsc.storage.controller import Controller
+from vsp_vsc.storage.negotiation import Negotiation, State
 from vsp_vsc.storage.protocol import (
     HEADER_SIZE,
+    MAX_AT_CHANNEL,
     MAX_TRANSFER,
     NtStatus,
     Operation,
@@ -30,9 +34,12 @@ from vsp_vsc.storage.protocol import (
     SubChannelCount,
     Version,
 )
+from vsp_vsc.storage.saved import decode_session, encode_session
+from vsp_vsc.storage.scsi import blocks
 from vsp_vsc.storage.scsi.cdb import Direction, Opcode, read_cdb, write_cdb
 from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import Counters, StorageSession
+from vsp_vsc.storage.vsp import StorageVsp
 
 PATTERN = bytes(index * 13 & 0xFF for index in range(1 << 20))
 READ = read_cdb(0, 8)
@@ -513,3 +520,21 @@ def test_a_disk_that_nobody_wrote_to_is_as_it_was(packets: list[Packet]) -> None
     harmless = [p for p in packets if not {0x2A, 0x8A} & set(p.payload[28:29])]
     bench.take(harmless)
     assert not any(bench.backend.data)
+
+
+def test_a_channel_full_of_verifies_and_write_sames() -> None:
+    """Each has a buffer of the host's own while it is under way: all of a channel's stay below 32 MiB together."""
+    assert MAX_AT_CHANNEL * blocks._PIECE <= 32 << 20
+
+
+@pytest.mark.parametrize("subchannel", [0, 1])
+async def test_a_saved_session_of_another_kind_of_channel(subchannel: int) -> None:
+    """A file's primary session on a subchannel, or the other way round, would ask the bus for what is not there."""
+    vsp = StorageVsp({0: ScsiTarget(MemoryBackend(1 << 20))}, Guid(bytes(16)), Trace(lambda: 0), 2)
+    negotiation = Negotiation()
+    negotiation.state, negotiation.version, negotiation.is_primary = State.READY, 0x602, bool(subchannel)
+    restored = decode_session(encode_session(negotiation, []))
+    opened: Any = SimpleNamespace(restored=restored, subchannel_index=subchannel)
+    channel: Any = None
+    with pytest.raises(BadValue, match="another kind"):
+        await vsp.serve(channel, opened)
