@@ -91,7 +91,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
     steps = {name: FUNCTIONS + lines for name, lines in STEPS.items()}
     disks = [DiskTable(path=str(folder / "own.raw"))]
-    plan = guest.Plan(steps=steps, disks=disks, processors=2, timeout=150, traced=True)
+    plan = guest.Plan(steps=steps, disks=disks, processors=2, traced=True)
     during = {"added": add, "busy": pull, "again": add, "pulled": pull_idle}
     return guest.boot(plan, folder, during), content, resets[0]
 
