@@ -149,7 +149,9 @@ async def test_kernels_killed_at_random_moments_leave_nothing(tmp_path: Path, ev
             vm.exit.raise_worker_failure()
             if number == 0:
                 before = leftovers()
-            assert leftovers() == before
+            after = leftovers()
+            assert after[0] == before[0] and after[2:] == before[2:]
+            assert after[1] <= before[1], "a disk's thread goes when it has had nothing to do for a while"
         assert other.state is VmState.RUNNING
     evidence(
         "kills", f"{KILLS} kernels killed within 6 s of their start; descriptors, threads, mappings, tasks: {before}"
