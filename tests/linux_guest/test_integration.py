@@ -77,7 +77,7 @@ for half in 0 1 5 6; do
   dd if=/var/lib/hyperv/.kvp_pool_0 bs=512 skip=$half count=1 2>/dev/null | tr '\\0' '\\n' | head -n 1
 done
 """
-"""Two records of 512 bytes of key and 2,048 of value; what stands behind their ends is whatever the daemon left there."""
+"""Two records of 512 bytes of key and 2,048 of value; what stands behind their ends is what the daemon left there."""
 
 
 @pytest.fixture(scope="module")
