@@ -49,7 +49,7 @@ def reason_words(error: str, kind: Any, raw: object) -> str:
         near = nearest(str(raw), known)
         hint = f'did you mean "{near}"?' if near else f"known are {', '.join(known)}"
         return f"must not be {what(raw)}; {hint}"
-    if match := re.fullmatch(r"Expected `int` (>=|<=) (-?\d+)", reason):
+    if match := re.fullmatch(r"Expected `(?:int|float)` (>=|<=) (-?\d+)(?:\.0)?", reason):
         return f"must be at {'least' if match[1] == '>=' else 'most'} {match[2]}, is {raw}"
     if match := re.fullmatch(r"Expected `([a-z]+)(?: \| null)?`, got `.*`", reason):
         return f"must be {_TYPES[match[1]]}, is {what(raw)}"

@@ -17,15 +17,22 @@ def bus_options(args: Mapping[str, Any]) -> tuple[Sequence[int], int]:
     wanted = args.get("vmbus")
     versions: Sequence[int] = IMPLEMENTED
     if wanted is not None:
-        versions = [_version(word) for word in (wanted if isinstance(wanted, list) else [wanted])]
+        versions = [_version(word) for word in _words(wanted)]
+        if not versions:
+            raise ValueError("vmbus: names no version; leave it out, and all are tried")
     features = Feature.NONE
-    for word in args.get("vmbus_features", ()):
+    for word in _words(args.get("vmbus_features", [])):
         feature = Feature.__members__.get(str(word).upper())
         if feature is None:
             known = ", ".join(name.lower() for name in Feature.__members__ if name != "NONE")
             raise ValueError(f"vmbus_features: {word!r} is none of {known}")
         features |= feature
     return versions, int(features)
+
+
+def _words(value: Any) -> Sequence[Any]:
+    """One word may stand without its list."""
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _version(word: Any) -> int:

@@ -103,6 +103,8 @@ def call(options: argparse.Namespace) -> int:
     names = [vm.name for vm in topology.vm]
     options.save = _files("--save", options.save, names)
     options.restore = _files("--restore", options.restore, names)
+    _check_saves(options.save)
+    _check_restores(options.restore)
     if options.save_after is not None and not (options.save and options.save_after >= 0):
         raise Refusal("--save-after takes a number of seconds, 0 or more, and a --save VM=FILE")
     if options.terminal is not None:
@@ -119,7 +121,7 @@ def call(options: argparse.Namespace) -> int:
         case Ending.TIMED_OUT:
             return TIMED_OUT
         case _:
-            return OK if all(row.ok for row in outcome.vms) else FAILED
+            return OK if all(row.ok for row in outcome.vms) and not outcome.not_saved else FAILED
 
 
 def _files(option: str, items: list[str], names: list[str]) -> dict[str, Path]:
@@ -131,8 +133,26 @@ def _files(option: str, items: list[str], names: list[str]) -> dict[str, Path]:
             raise Refusal(f"{option} {item}: must be VM=FILE, as in {option} {names[0]}={names[0]}.saved")
         if vm not in names:
             raise Refusal(f"{option}: {unknown_vm(vm, names)}")
+        if vm in found:
+            raise Refusal(f"{option} {item}: VM {vm} has a file already, {found[vm]}")
         found[vm] = Path(path).absolute()
     return found
+
+
+def _check_saves(files: dict[str, Path]) -> None:
+    """Whoever waits to save a VM should not learn only then that there is no place for it."""
+    for vm, path in files.items():
+        if not path.parent.is_dir():
+            raise Refusal(f"--save {vm}={path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise Refusal(f"--save {vm}={path}: is a folder; name a file in it")
+
+
+def _check_restores(files: dict[str, Path]) -> None:
+    for vm, path in files.items():
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "there is no such file"
+            raise Refusal(f"--restore {vm}={path}: {what}; `partita run --save` makes one")
 
 
 def read(options: argparse.Namespace) -> Topology:

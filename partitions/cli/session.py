@@ -66,6 +66,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     seconds: float
     """On the host's clock."""
     vms: list[VmRow]
+    not_saved: list[str] = []
+    """VMs that `--save` names and that were not saved when it was time."""
     explanations: list[Explanation] = []
     """How far each guest got, where that was asked for."""
 
@@ -79,6 +81,7 @@ class Viewer:
         self.console: bool = not options.json if options.console is None else options.console
         self.outlets = Outlets()
         self.terminal = None if options.terminal is None else Terminal(options.terminal)
+        self.not_saved: list[str] = []
         self.explainers = _explainers(vms) if options.explain or options.explain_only else {}
         if self.terminal is not None:
             self.console = False
@@ -256,6 +259,7 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
                 ending=ending,
                 seconds=seconds(host.hypervisor.clock()),
                 vms=[row_of(vm) for vm in host.values()],
+                not_saved=viewer.not_saved,
                 explanations=viewer.explanations(host),
             )
         problems = viewer.problems(host)
@@ -267,7 +271,7 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
 async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: AsyncIterator[int]) -> Ending:
     """The run itself with its watchers; returns when every VM is off."""
     ending = Ending.ENDED
-    starting = trio.CancelScope()
+    starting, started = trio.CancelScope(), trio.Event()
 
     def stop(why: Ending) -> None:
         nonlocal ending
@@ -287,17 +291,27 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
             viewer.note("turning off; once more to leave at once")
             host.turn_all_off()
         else:
-            viewer.note("shutting down; once more to turn off")
+            viewer.note(f"{'saving' if saves else 'shutting down'}; once more to turn off")
             ending = Ending.INTERRUPTED
             starting.cancel()
             watchers.start_soon(save_and_shut_down)
 
+    def was_saved(vm: Vm) -> bool:
+        return vm.exit is not None and vm.exit.reason is ExitReason.SAVED
+
+    def not_saved(name: str, why: str) -> None:
+        viewer.not_saved.append(name)
+        viewer.note(f"error: VM {name} is not saved: {why}")
+
     async def save_all() -> None:
+        await started.wait()
         for name, path in saves.items():
+            if was_saved(host[name]):
+                continue
             try:
                 await host[name].save(path)
             except (CannotSave, InvalidTransition) as error:
-                viewer.note(f"error: VM {name} is not saved: {error}")
+                not_saved(name, str(error))
 
     async def save_and_shut_down() -> None:
         await save_all()
@@ -362,8 +376,13 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
                     saved = viewer.options.restore.get(vm.name)
                     await (vm.start() if saved is None else vm.restore(saved))
                 collect_garbage()
+        started.set()
         await host.wait_all()
         watchers.cancel_scope.cancel()
+    if viewer.options.save_after is not None and ending is Ending.ENDED:
+        for name in saves:
+            if name not in viewer.not_saved and not was_saved(host[name]):
+                not_saved(name, "it ended before it was time")
     return ending
 
 

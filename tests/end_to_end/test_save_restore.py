@@ -116,6 +116,10 @@ def test_a_file_that_was_changed(folder: Path) -> None:
         (["--restore", "other=x"], "other"),
         (["--save-after", "1"], "--save-after takes"),
         (["--save", "counter=x", "--save-after", "-1"], "--save-after takes"),
+        (["--save", "counter=/no/folder/x"], "there is no folder /no/folder"),
+        (["--save", "counter=/"], "is a folder; name a file in it"),
+        (["--save", "counter=x", "--save", "counter=y"], "VM counter has a file already"),
+        (["--restore", "counter=nowhere.saved"], "there is no such file"),
     ],
 )
 def test_options_that_make_no_sense(folder: Path, arguments: list[str], words: str) -> None:
@@ -123,6 +127,25 @@ def test_options_that_make_no_sense(folder: Path, arguments: list[str], words: s
     run = partita(folder, *arguments)
     assert run.returncode == 2
     assert words in run.stderr
+
+
+def test_a_guest_that_ends_before_it_is_saved(folder: Path) -> None:
+    """A file that was asked for and is not there is told, and is the run's failure."""
+    run = partita(folder, "--save", "counter=here.saved", "--save-after", "1000", "--clock", "virtual", "--json")
+    assert run.returncode == 1
+    assert "error: VM counter is not saved: it ended before it was time" in run.stderr
+    assert json.loads(run.stdout)["not_saved"] == ["counter"]
+
+
+def test_a_guest_that_cannot_be_saved(folder: Path) -> None:
+    """It goes on to its end; the run has failed nevertheless."""
+    program = folder / "counter.py"
+    program.write_text(program.read_text().replace("async def resume", "async def wake"))
+    run = partita(folder, "--save", "counter=here.saved", "--save-after", "0.5", "--clock", "virtual", "--json")
+    assert run.returncode == 1
+    assert "error: VM counter is not saved: " in run.stderr
+    assert json.loads(run.stdout)["vms"][0]["exit"] == "powered off"
+    assert not (folder / "here.saved").exists()
 
 
 def test_an_interrupt_saves(folder: Path) -> None:

@@ -226,6 +226,10 @@ def test_all_keys(folder: Path) -> None:
             'line 6: vm[0] "web".disk[0].type: must not be "dvds"; did you mean "dvd"?',
         ),
         (
+            VM + '[[vm.device]]\nvsp = "echo.py:Echo"\narrives = -0.5\n',
+            'line 6: vm[0] "web".device[0].arrives: must be at least 0, is -0.5',
+        ),
+        (
             VM + '[[vm.disk]]\npath = "data.img"\nlun = 64\n',
             'line 6: vm[0] "web".disk[0].lun: must be at most 63, is 64',
         ),

@@ -22,6 +22,7 @@ def test_versions_and_features() -> None:
         [0x70001, 0x60000],
         Feature.CLIENT_ID | Feature.PAUSE_RESUME,
     )
+    assert bus_options({"vmbus_features": "client_id"}) == (IMPLEMENTED, Feature.CLIENT_ID), "one needs no list"
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,8 @@ def test_versions_and_features() -> None:
         ({"vmbus": "5"}, "5"),
         ({"vmbus": "5.x"}, "5.x"),
         ({"vmbus": "70000.0"}, "70000.0"),
+        ({"vmbus": []}, "names no version"),
+        ({"vmbus_features": "speed"}, "'speed' is none of"),
         ({"vmbus_features": ["speed"]}, "none of guest_specified"),
     ],
 )
