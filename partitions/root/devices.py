@@ -15,7 +15,7 @@ from hypervisor.wire import Guid
 from partitions.root.disk_state import DeviceError
 from partitions.topology_schema import DeviceTable, VmTable
 from vmbus.channel import ChannelStatistics
-from vmbus.server.offers import Device, Offer
+from vmbus.server.offers import Device, LeavingDevice, Offer, SavableDevice
 from vmbus.server.saved import CannotRestore, CannotSave
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vmbus.channel import Channel
     from vmbus.server.opened import OpenedChannel
 
+CONTROLLER: Final = "storage"
+"""The name of the controller with the topology's disks."""
 _module_numbers: Final = itertools.count(1)
 
 
@@ -53,24 +55,20 @@ class CountedDevice:
 
     async def leave(self) -> None:
         """The device's own; nothing if it has none."""
-        leave = getattr(self.device, "leave", None)
-        if leave is not None:
-            await leave()
+        if isinstance(self.device, LeavingDevice):
+            await self.device.leave()
 
     def save(self, channel_id: int) -> bytes | None:
         """The device's own; `CannotSave` if it has none."""
-        save = getattr(self.device, "save", None)
-        if save is None:
+        if not isinstance(self.device, SavableDevice):
             raise CannotSave(f"{self.offer} cannot be saved while its channel is open")
-        record: bytes | None = save(channel_id)
-        return record
+        return self.device.save(channel_id)
 
     def load(self, untrusted: bytes) -> object:
         """The device's own; `CannotRestore` if it has none."""
-        load = getattr(self.device, "load", None)
-        if load is None:
+        if not isinstance(self.device, SavableDevice):
             raise CannotRestore(f"{self.offer} cannot be restored")
-        return load(untrusted)
+        return self.device.load(untrusted)
 
     def channel_statistics(self) -> ChannelStatistics:
         """What went through all the channels that the guest has ever opened to it."""
@@ -87,7 +85,7 @@ def instance_of(vm: str, device: str) -> Guid:
 
 @contextlib.contextmanager
 def open_devices(
-    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int, controller_name: str = "storage"
+    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int, controller_name: str = CONTROLLER
 ) -> Iterator[list[CountedDevice]]:
     """Open the images, load the VSPs; close the images at the end. Raises `DeviceError`.
 

@@ -20,7 +20,7 @@ class DiskError(Exception):
 
 
 class DiskState(msgspec.Struct, frozen=True):
-    """A disk of a running VM."""
+    """A disk or DVD drive: of a VM that runs, or as the settings of one that is off have it."""
 
     lun: int
     path: str

@@ -36,7 +36,7 @@ from partitions.root.chipset.cmos import CmosClock
 from partitions.root.chipset.com1 import Com1
 from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
-from partitions.root.devices import CountedDevice, open_devices
+from partitions.root.devices import CONTROLLER, CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
 from partitions.root.integration import Integration
@@ -332,7 +332,7 @@ class Worker:
         """What the VM has when it is switched on. Raises `CannotStart`."""
         try:
             if self._settings.disk:
-                hotplug.add("storage", self._settings.disk)
+                hotplug.add(CONTROLLER, self._settings.disk)
             for table in self._settings.device:
                 if not table.arrives:
                     hotplug.add(table.vsp, table)

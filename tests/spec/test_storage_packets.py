@@ -9,7 +9,6 @@ import pytest
 from vsp_vsc.storage import protocol
 from vsp_vsc.storage.protocol import (
     ChannelProperties,
-    DataDirection,
     GpaDirectHeader,
     NtStatus,
     Operation,
@@ -20,7 +19,7 @@ from vsp_vsc.storage.protocol import (
     SrbStatus,
     Version,
 )
-from vsp_vsc.storage.scsi.cdb import read_cdb, write_cdb
+from vsp_vsc.storage.scsi.cdb import Direction, read_cdb, write_cdb
 
 # Packets that the storvsc of Linux 6.12.117 was recorded sending when it was run against a small host: payloads behind
 # the 16-byte descriptor, transaction ID 0xfffffffffffffffd for initialization, tag + 1 for commands.
@@ -59,11 +58,11 @@ def test_control_packets_are_the_drivers(recorded: str, operation: Operation, bo
 @pytest.mark.parametrize(
     ("recorded", "cdb", "direction", "flag"),
     [
-        (LINUX_READ, read_cdb(0x1000, 8), DataDirection.IN, SrbFlags.DATA_IN),
-        (LINUX_WRITE, write_cdb(0x2000, 8), DataDirection.OUT, SrbFlags.DATA_OUT),
+        (LINUX_READ, read_cdb(0x1000, 8), Direction.IN, SrbFlags.DATA_IN),
+        (LINUX_WRITE, write_cdb(0x2000, 8), Direction.OUT, SrbFlags.DATA_OUT),
     ],
 )
-def test_commands_are_the_drivers(recorded: str, cdb: bytes, direction: DataDirection, flag: SrbFlags) -> None:
+def test_commands_are_the_drivers(recorded: str, cdb: bytes, direction: Direction, flag: SrbFlags) -> None:
     """Byte for byte what Linux sends for a read and a write of 4 KiB."""
     srb = Srb(
         cdb_length=10,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -74,13 +74,27 @@ class Device(Protocol):
 
         A device that offers subchannels (`OpenedChannel.offer_subchannels`) serves several channels at a time.
 
-        A device whose guests can be saved while its channel is open has two methods more. `save(channel_id)` gives
-        bytes that describe the session, or None while something that it took off the ring is not answered. `load(data)`
-        checks such bytes, raises `WireError`, and returns what `serve` finds in `OpenedChannel.restored`.
-
-        A device that needs notice before it is taken off the bus has an async `leave()`: it answers what it owes, and
-        ends on its own, in bounded time. After it the device is rescinded.
+        It may be a `SavableDevice` and a `LeavingDevice` too.
         """
+
+
+@runtime_checkable
+class SavableDevice(Protocol):
+    """A device whose guests can be saved while its channel is open."""
+
+    def save(self, channel_id: int) -> bytes | None:
+        """Bytes that describe the session; None while something that it took off the ring is not answered."""
+
+    def load(self, untrusted: bytes) -> object:
+        """Check such bytes; what `serve` finds in `OpenedChannel.restored`. Raises `WireError`."""
+
+
+@runtime_checkable
+class LeavingDevice(Protocol):
+    """A device that needs notice before it is taken off the bus."""
+
+    async def leave(self) -> None:
+        """Answer what it owes, and end on its own, in bounded time. After it the device is rescinded."""
 
 
 class ChannelIds:

@@ -25,7 +25,7 @@ from vmbus.ring import Packet, PacketType
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.limits import MAX_SCATTERED_PAGES
-from vmbus.server.offers import Device, Offer
+from vmbus.server.offers import Device, Offer, SavableDevice
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
@@ -211,8 +211,8 @@ class ChannelSlots:
     def unrest(self) -> str:
         """Which device has taken something off a ring and not answered it; empty if none has."""
         for channel_id, slot in self._slots.items():
-            save = getattr(slot.offered.device, "save", None)
-            if slot.scope is not None and save is not None and save(channel_id) is None:
+            device = slot.offered.device
+            if slot.scope is not None and isinstance(device, SavableDevice) and device.save(channel_id) is None:
                 return f"{slot.offered.offer} is at work"
         return ""
 
@@ -221,8 +221,8 @@ class ChannelSlots:
         slot = self._slots[channel_id]
         if slot.scope is None:
             return None
-        save = getattr(slot.offered.device, "save", None)
-        record: bytes | None = None if save is None else save(channel_id)
+        device = slot.offered.device
+        record = device.save(channel_id) if isinstance(device, SavableDevice) else None
         if record is None:
             raise CannotSave(f"{slot.offered.offer} cannot be saved while its channel is open")
         return record
@@ -231,10 +231,12 @@ class ChannelSlots:
     def restoring(self, channel_id: int, record: bytes | None) -> Iterator[None]:
         """The open that comes now is one of a restored guest. Raises `CannotRestore` if its device says so."""
         slot = self._slots[channel_id]
-        load = getattr(slot.offered.device, "load", None)
-        if record is not None and load is None:
-            raise CannotRestore(f"{slot.offered.offer} cannot be restored")
-        self._restored = (None if record is None or load is None else load(record),)
+        device, state = slot.offered.device, None
+        if record is not None:
+            if not isinstance(device, SavableDevice):
+                raise CannotRestore(f"{slot.offered.offer} cannot be restored")
+            state = device.load(record)
+        self._restored = (state,)
         try:
             yield
         finally:

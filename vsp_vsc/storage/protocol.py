@@ -195,17 +195,6 @@ NT_STATUS = {
 """The packet's status that goes with each SRB status."""
 
 
-class DataDirection(enum.IntEnum):
-    """Which way an SRB moves data: its `data_in` byte."""
-
-    OUT = 0
-    """To the disk."""
-    IN = 1
-    """From the disk."""
-    UNKNOWN = 2
-    """What Linux says when there is none."""
-
-
 class SrbFlags(enum.IntFlag):
     """The flags of an SRB that Linux sets; a host may ignore them."""
 
@@ -252,7 +241,7 @@ class Srb(Wire):
     cdb_length: u8 = at(8, default=CDB_SIZE)
     sense_length: u8 = at(9, default=SENSE_SIZE)
     data_in: u8 = at(10, default=0)
-    """A `DataDirection`."""
+    """A `scsi.cdb.Direction`."""
     properties: u8 = at(11, default=0)
     data_transfer_length: u32 = at(12, default=0)
     """Bytes wanted, in a completion bytes moved."""

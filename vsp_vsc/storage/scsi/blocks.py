@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vsp_vsc.storage.backends.base import IoOperation, Job
 from vsp_vsc.storage.scsi.answer import GOOD, Done, Refused, ScsiResult, Tag, Views, first_bytes
-from vsp_vsc.storage.scsi.cdb import CDB_10, CDB_12, CDB_16, FUA
+from vsp_vsc.storage.scsi.cdb import CDB_10, CDB_12, CDB_16, FUA, NACA
 from vsp_vsc.storage.scsi.jobs import Steps, perform, step
 from vsp_vsc.storage.scsi.sense import Reason
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PROTECT = 0xE0
 """RDPROTECT, WRPROTECT and VRPROTECT: our disks carry no protection information."""
-_NACA = 0x04
 MAX_COMPARE_BYTES = 64 << 10
 """What one COMPARE AND WRITE may compare; its buffer has twice as many, and one SRB moves 256 KiB at most."""
 MAX_WRITE_SAME_BYTES = 64 << 20
@@ -95,7 +94,7 @@ def _read(
     done: Done,
 ) -> ScsiResult | None:
     size = count << disk.shift
-    if flags & PROTECT or control & _NACA or lba + count > disk.blocks or size != length:
+    if flags & PROTECT or control & NACA or lba + count > disk.blocks or size != length:
         refused = _check(disk, flags, lba, count, control, count_field, length)
         if refused is not None or not size:
             return refused or GOOD
@@ -125,7 +124,7 @@ def _write(
     done: Done,
 ) -> ScsiResult | None:
     size = count << disk.shift
-    if flags & PROTECT or control & _NACA or lba + count > disk.blocks or size > length or disk.protected:
+    if flags & PROTECT or control & NACA or lba + count > disk.blocks or size > length or disk.protected:
         refused = _check(disk, flags, lba, count, control, count_field, length)
         return refused or disk.refuse(disk.protected_by())
     if not size:
@@ -148,7 +147,7 @@ def _check(
     """Why a READ or WRITE cannot be done, if so."""
     if flags & PROTECT:
         return disk.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=7))
-    if control & _NACA:
+    if control & NACA:
         last = {4: 5, 7: 9, 6: 11, 10: 15}[count_field]
         return disk.refuse(Refused(Reason.INVALID_FIELD_IN_CDB, field=last, bit=2))
     if lba + count > disk.blocks:

@@ -104,6 +104,7 @@ class Direction(enum.IntEnum):
     OUT = 0
     IN = 1
     NONE = 2
+    """No data, which an SRB may also say of a command that has some: then the command itself says which way."""
 
 
 # opcode, flags, block, group or reserved, count, control: READ, WRITE and SYNCHRONIZE CACHE have the same shape.
@@ -125,6 +126,8 @@ UNMAP_HEADER = struct.Struct(">HH4x")
 UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
 """First block, number of blocks."""
 
+NACA = 0x04
+"""In the control byte, which is the last: asks for auto contingent allegiance, which we have not (SAM-5 5.2)."""
 FUA = 0x08
 """Force unit access, in the flags of READ and WRITE: the data must be on the medium before the answer."""
 DPO = 0x10

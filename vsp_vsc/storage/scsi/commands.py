@@ -26,7 +26,7 @@ from vsp_vsc.storage.scsi.answer import (
     first_bytes,
     give,
 )
-from vsp_vsc.storage.scsi.cdb import name_of
+from vsp_vsc.storage.scsi.cdb import NACA, name_of
 from vsp_vsc.storage.scsi.nexus import Nexus
 from vsp_vsc.storage.scsi.reservations import Access
 from vsp_vsc.storage.scsi.sense import Reason
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Starter = Callable[[Any, Nexus, bytes, Views, int, Tag, Done], ScsiResult | None]
 """Carries out a command: the unit, and the arguments of `Nexus.start`."""
-_NACA = 0x04
-"""In the control byte, which is the last: asks for auto contingent allegiance, which we have not (SAM-5 5.2)."""
 
 
 class Call(msgspec.Struct, gc=False):
@@ -114,7 +112,7 @@ class Command:
         mask[0] = 0xFF
         if self.action is not None:
             mask[1] |= 0x1F
-        mask[-1] = 0xFF & ~_NACA
+        mask[-1] = 0xFF & ~NACA
         return int.from_bytes(mask, "big") ^ ((1 << 8 * len(mask)) - 1)
 
     def starter(self) -> Starter:
