@@ -16,7 +16,7 @@ from hypervisor.clock import seconds
 from partitions.lifecycle import ReturnCode, VmState
 from partitions.root.console import Console
 from partitions.root.disk_desk import DiskDesk
-from partitions.root.disk_state import DiskState
+from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.exits import ExitRecord
 from partitions.root.feed import Subscription
 from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable
@@ -235,6 +235,8 @@ class Vm:
 
         The arguments are the keys of `[[vm.disk]]`. A guest that runs is told, and looks. Raises `DiskError`.
         """
+        if type not in tuple(DiskType):
+            raise DiskError(f"type: must be {' or '.join(DiskType)}, is {type!r}")
         table = DiskTable(
             path=os.fspath(path),
             type=DiskType(type),

@@ -14,7 +14,7 @@ import msgspec
 from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.hotplug import HotPlugError
 from partitions.topology_check import Check
-from partitions.topology_schema import MAX_DISKS, DiskTable, DiskType, luns_of
+from partitions.topology_schema import DVD_BLOCK_SIZE, MAX_DISKS, DiskTable, DiskType, luns_of
 
 if TYPE_CHECKING:
     from partitions.root.disks import VmDisks
@@ -44,6 +44,8 @@ class DiskDesk:
         tables = self._tables()
         lun = self._free_lun(tables) if table.lun is None else table.lun
         table = msgspec.structs.replace(table, lun=lun)
+        if lun not in range(MAX_DISKS):
+            raise DiskError(f"lun: must be 0 to {MAX_DISKS - 1}, is {lun}")
         if lun in tables:
             raise DiskError(f"LUN {lun} is taken; leave it out, and a free one is used")
         if len(tables) == MAX_DISKS:
@@ -107,8 +109,8 @@ class DiskDesk:
     def _needed(self) -> VmDisks:
         disks = self._running()
         if disks is None:
-            state = self._managed.state.value
-            raise DiskError(f"VM {self._managed.name!r} is {state} or has no disks: this is for one that runs")
+            off = f"is {self._managed.state.value}: this is for one that runs"
+            raise DiskError(f"VM {self._managed.name!r} {off if self._managed.worker is None else 'has no disks'}")
         return disks
 
     def _tables(self) -> dict[int, DiskTable]:
@@ -150,7 +152,7 @@ def _planned(lun: int, table: DiskTable) -> DiskState:
         lun=lun,
         path=table.path,
         size=table.size or 0,
-        block_size=table.block_size,
+        block_size=DVD_BLOCK_SIZE if table.type is DiskType.DVD else table.block_size,
         read_only=table.read_only or table.type is DiskType.DVD,
         type=table.type,
     )

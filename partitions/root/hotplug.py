@@ -107,10 +107,13 @@ class HotPlug:
                 disks = [what]
             case DeviceTable():
                 tables = [what]
-            case Sequence():
+            case Sequence() if all(isinstance(one, DiskTable) for one in what):
                 disks = what
-            case _:
+            case _ if hasattr(what, "offer") and hasattr(what, "serve"):
                 return CountedDevice(what)
+            case _:
+                kinds = "a DeviceTable, DiskTables or a VSP with an offer and a serve"
+                raise HotPlugError(f"device {name!r}: must be {kinds}, is {what!r}")
         try:
             made = opened.enter_context(self._open_tables(name, disks, tables))
         except DeviceError as error:

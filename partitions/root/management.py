@@ -216,8 +216,15 @@ class Vmms:
             await self._start_from(vm, functools.partial(read_file, self.folder / source))
 
     async def revert(self, name: str, saved: SavedVm) -> None:
-        """Back to a checkpoint: what it has done since is gone, but for its disks. Raises as `start` does."""
+        """Back to a checkpoint: what it has done since is gone, but for its disks. Raises as `start` does.
+
+        What is no checkpoint of this VM (`TypeError`, `ValueError`) is no reason to cut its power.
+        """
         vm = self.find(name)
+        if not isinstance(saved, SavedVm):
+            raise TypeError(f"revert takes what checkpoint returned, not {saved!r}; restore takes a file")
+        if saved.facts.vm != name:
+            raise ValueError(f"this checkpoint is of VM {saved.facts.vm!r}, not of {name!r}")
         if vm.state.active:
             await self.turn_off(name)
         await self.restore(name, saved)

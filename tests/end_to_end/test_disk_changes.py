@@ -105,7 +105,9 @@ async def test_disks_of_a_vm_that_is_off(folder: Path, autojump_clock: trio.abc.
         await vm.remove_disk(0)
         assert await vm.add_disk("new.raw", size="1MiB") == 2
         assert list(vm.disks) == [1, 2]
-        with pytest.raises(DiskError, match="is off or has no disks"):
+        with pytest.raises(DiskError, match="lun: must be 0 to 63"):
+            await vm.add_disk("a.raw", lun=64)
+        with pytest.raises(DiskError, match="VM 'vm' is off: this is for one that runs"):
             await vm.resize_disk(1)
         await vm.start()
         await printed(host, "disks [1, 2]")
@@ -120,6 +122,9 @@ async def test_what_cannot_be_is_refused_in_words(folder: Path, autojump_clock: 
         before = vm.disks
         for words, ask in (
             ("there is no file", lambda: vm.add_disk("nowhere.raw")),
+            ("type: must be disk or dvd, is 'cd'", lambda: vm.add_disk("b.raw", type="cd")),  # type: ignore[arg-type]
+            ("lun: must be 0 to 63, is 64", lambda: vm.add_disk("b.raw", lun=64)),
+            ("lun: must be 0 to 63, is -1", lambda: vm.add_disk("b.raw", lun=-1)),
             ("LUN 0 is taken", lambda: vm.add_disk("b.raw", lun=0)),
             ("block_size: must be 512 or 4096", lambda: vm.add_disk("b.raw", block_size=1024)),
             ("not a multiple of 2048", lambda: vm.add_disk("watcher.py", type="dvd")),

@@ -546,6 +546,23 @@ def test_back_to_a_checkpoint(folder: Path) -> None:
     run(attempt)
 
 
+def test_what_is_no_checkpoint_costs_nothing(folder: Path) -> None:
+    """A mistake of the caller's is told before anything is done: the VM runs on."""
+
+    async def attempt() -> None:
+        async with boundary_guest(topology(folder)) as guest:
+            vm = guest.host["web"]
+            foreign = await vm.checkpoint()
+            foreign = attrs.evolve(foreign, facts=msgspec.structs.replace(foreign.facts, vm="other"))
+            with pytest.raises(ValueError, match="of VM 'other', not of 'web'"):
+                await vm.revert(foreign)
+            with pytest.raises(TypeError, match="restore takes a file"):
+                await vm.revert("web.saved")  # type: ignore[arg-type]
+            assert vm.state is VmState.RUNNING
+
+    run(attempt)
+
+
 def test_a_device_without_a_way_to_be_saved(folder: Path) -> None:
     """The refusal names it; while nobody has its channel open it is no obstacle."""
     (folder / "echo.py").write_text(ECHO)

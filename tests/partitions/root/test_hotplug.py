@@ -205,6 +205,8 @@ async def test_what_was_added_stays_over_a_reset(tmp_path: Path, autojump_clock:
     [
         (lambda vm: vm.add_device("own", disk("b.img")), "there is a device 'own' already"),
         (lambda vm: vm.add_device("x", []), "device 'x': a controller without disks"),
+        (lambda vm: vm.add_device("x", "dice.py:Dice"), "device 'x': must be a DeviceTable, DiskTables or a VSP"),
+        (lambda vm: vm.add_device("x", 3), "with an offer and a serve, is 3"),
         (lambda vm: vm.add_device("x", DiskTable(path="missing.img")), "missing.img: No such file or directory"),
         (lambda vm: vm.add_device("x", disk("a.img")), "a.img is in use"),
         (lambda vm: vm.add_device("x", DeviceTable(vsp="no.py:Such")), "no.py"),
