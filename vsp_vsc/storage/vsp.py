@@ -24,7 +24,7 @@ import attrs
 import trio
 
 from hypervisor.trace import Layer, Trace
-from hypervisor.wire import Guid, WireError
+from hypervisor.wire import BadValue, Guid, WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
@@ -110,6 +110,8 @@ class StorageVsp:
         restored = opened.restored if isinstance(opened.restored, RestoredSession) else None
         if restored is not None:
             negotiation = restored.negotiation
+            if negotiation.is_primary == bool(opened.subchannel_index):  # only a file can say so
+                raise BadValue("a saved storage session of another kind of channel")
         elif opened.subchannel_index:
             primary = self._primary
             if primary is None:
@@ -164,7 +166,10 @@ class StorageVsp:
 
     def load(self, untrusted: bytes) -> RestoredSession:
         """What `serve` goes on with. Raises `WireError`."""
-        return decode_session(untrusted)
+        restored = decode_session(untrusted)
+        if restored.negotiation.max_sub_channels > self._max_sub_channels:
+            raise BadValue(f"a saved storage session with {restored.negotiation.max_sub_channels} subchannels")
+        return restored
 
     # --- disks that come and go
 
