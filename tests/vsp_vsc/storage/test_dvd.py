@@ -68,6 +68,22 @@ def test_inquiry_says_what_it_is() -> None:
     assert "at CDB byte 2" in player.bad("120080002400", 36)
 
 
+class _Vast(MemoryBackend):
+    """Says that it has ten terabytes."""
+
+    @property
+    def size_bytes(self) -> int:
+        return 10 << 40
+
+
+def test_a_disc_that_no_drive_could_play() -> None:
+    """Its end has no address of 32 bits: what is told is the last one that has, whoever put it in."""
+    player = Player(_Vast(DISC, read_only=True))
+    assert player.good("25" + "00" * 9, 8) == struct.pack(">II", 0xFFFF_FFFE, BLOCK)
+    assert len(player.good("43000000000000001400", 20)) == 20
+    assert "out of range" in player.bad("2800FFFFFFFF00000200", 4096)
+
+
 def test_blocks_of_the_disc_are_read() -> None:
     """By READ(10) and READ(12); what is past the end is refused, and nothing is moved for a buffer too small."""
     player = Player()

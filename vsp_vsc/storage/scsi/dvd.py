@@ -23,6 +23,7 @@ from vsp_vsc.storage.scsi.unit import LogicalUnit
 BLOCK = 2048
 """Bytes; the medium knows no other."""
 _SHIFT = 11
+_MOST_BLOCKS = 0xFFFF_FFFF
 _DVD_ROM, _CD_ROM = 0x0010, 0x0008
 """Profiles (MMC-6 table 96)."""
 _LEAD_OUT = 0xAA
@@ -63,8 +64,8 @@ class DvdDrive(LogicalUnit):
 
     @property
     def blocks(self) -> int:
-        """Capacity, 0 without a disc."""
-        return 0 if self.backend is None else self.backend.size_bytes >> _SHIFT
+        """Capacity, 0 without a disc; what lies behind the last block that has an address of 32 bits is not shown."""
+        return 0 if self.backend is None else min(self.backend.size_bytes >> _SHIFT, _MOST_BLOCKS)
 
     # --- the host's hands
 

@@ -136,7 +136,7 @@ def log_sense(unit: LogicalUnit, call: Call) -> ScsiResult:
     pages = {
         _SUPPORTED_LOG_PAGES: bytes((_SUPPORTED_LOG_PAGES, _START_STOP_LOG)),
         # SPC-4 7.3.20: accumulated start-stop cycles, a binary number in a list.
-        _START_STOP_LOG: bytes((0, 0x04, 0x03, 4)) + unit.starts.to_bytes(4, "big"),
+        _START_STOP_LOG: bytes((0, 0x04, 0x03, 4)) + (unit.starts & 0xFFFF_FFFF).to_bytes(4, "big"),
     }
     if page not in pages:
         raise Refused(Reason.INVALID_FIELD_IN_CDB, field=2, bit=5)
