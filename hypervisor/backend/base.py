@@ -54,8 +54,9 @@ class Backend(Protocol):
         """Drive an input of the guest's interrupt controllers; nothing where it has none."""
 
 
+@runtime_checkable
 class SavableBackend(Backend, Protocol):
-    """A backend whose guests may be saved, and go on from a saved state."""
+    """A backend that says whether its guests can be saved, and if so has them go on from a saved state."""
 
     @property
     def cannot_save(self) -> str:

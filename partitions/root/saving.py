@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from hypervisor.backend.base import Backend, SavableBackend
 from hypervisor.blocks import MemoryBlock
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
@@ -73,9 +74,9 @@ class Machine(msgspec.Struct, frozen=True):
     chipset: Chipset
 
 
-def refusal(backend: object) -> str:
+def refusal(backend: Backend | None) -> str:
     """Why guests of this backend cannot be saved; empty if they can."""
-    return str(getattr(backend, "cannot_save", "its backend has no way to save a guest"))
+    return backend.cannot_save if isinstance(backend, SavableBackend) else "its backend has no way to save a guest"
 
 
 async def quiesce(server: VmbusServer) -> None:

@@ -15,7 +15,7 @@ import datetime
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import attrs
 import msgspec
@@ -227,74 +227,19 @@ class Worker:
         )
 
     async def _run(self) -> None:
-        host, settings = self._host, self._settings
-        hypervisor = host.hypervisor
         try:
-            backend = host.make_backend(hypervisor, settings)
+            backend = self._host.make_backend(self._host.hypervisor, self._settings)
         except (OSError, SyntaxError, ValueError, NotImplementedError) as error:  # the guest's program, mostly
             raise CannotStart(str(error)) from error
         self._backend = backend
         saved = await self._read_saved(backend)
         async with contextlib.AsyncExitStack() as stack:
-            built = stack.enter_context(
-                host.vid.open_partition(
-                    name=settings.name,
-                    memory=settings.memory,
-                    processors=settings.processors,
-                    privileges=vm_privileges(settings),
-                    huge_pages=settings.backend is BackendKind.KVM,
-                )
-            )
-            partition = built.partition
-            self._built = built
-            stack.callback(self._forget_partition)
-            host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
-            stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
-
-            com1 = Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high))
-            self._console.connect(com1.receive)
-            stack.callback(self._console.connect, None)
-            cmos = CmosClock(host.wall_clock)
-            chipset = Chipset(
-                (
-                    com1,
-                    cmos,
-                    self._power,
-                    ResetControl(self._guest_reset),
-                    self._exit_code,
-                ),
-                hypervisor.trace,
-                built.id,
-            )
-            partition.intercepts = chipset
-            partition.on_crash = self._crashed
-            partition.on_reset = self._guest_reset
-
-            self.integration = Integration(
-                settings,
-                wall_clock=host.wall_clock,
-                reference_time=partition.reference_time.now,
-                trace=hypervisor.trace,
-                partition_id=built.id,
-            )
-            ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
-            stack.callback(ports.close)
-            stack.callback(self._close_devices)  # when nobody is served any more
-            server = await stack.enter_async_context(
-                open_vmbus_server(
-                    ports,
-                    partition.memory,
-                    partition_id=built.id,
-                    trace=hypervisor.trace,
-                    shared=settings.backend is not BackendKind.TASK,
-                )
-            )
-            self.server = server
-            self.hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
-            self._offer_all(self.hotplug, self.integration)
+            built = self._open_partition(stack)
+            com1, cmos, chipset = self._fit_chipset(stack, backend, built)
+            server, hotplug = await self._open_bus(stack, built)
             self._machine = machine = Machine(
-                name=settings.name,
-                winhv=host.winhv,
+                name=self._settings.name,
+                winhv=self._host.winhv,
                 built=built,
                 server=server,
                 console=self._console,
@@ -310,9 +255,68 @@ class Worker:
                 except CannotRestore as error:
                     raise CannotStart(f"cannot restore: {error}") from error
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(follow_plan, self.hotplug, settings.device)
+                nursery.start_soon(follow_plan, hotplug, self._settings.device)
                 await self._rounds(backend, built, chipset, server)
                 nursery.cancel_scope.cancel()
+
+    def _open_partition(self, stack: contextlib.AsyncExitStack) -> VmPartition:
+        """Without software, and suspended. Raises what `Vid.open_partition` does."""
+        host, settings = self._host, self._settings
+        built = stack.enter_context(
+            host.vid.open_partition(
+                name=settings.name,
+                memory=settings.memory,
+                processors=settings.processors,
+                privileges=vm_privileges(settings),
+                huge_pages=settings.backend is BackendKind.KVM,
+            )
+        )
+        self._built = built
+        stack.callback(self._forget_partition)
+        host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
+        stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
+        return built
+
+    def _fit_chipset(
+        self, stack: contextlib.AsyncExitStack, backend: Backend, built: VmPartition
+    ) -> tuple[Com1, CmosClock, Chipset]:
+        """What answers the partition's intercepts, and those of its devices that are new in each run."""
+        com1 = Com1(self._console.write_byte, lambda high: backend.set_line(COM1_LINE, high))
+        self._console.connect(com1.receive)
+        stack.callback(self._console.connect, None)
+        cmos = CmosClock(self._host.wall_clock)
+        devices = com1, cmos, self._power, ResetControl(self._guest_reset), self._exit_code
+        chipset = Chipset(devices, self._host.hypervisor.trace, built.id)
+        built.partition.intercepts = chipset
+        built.partition.on_crash = self._crashed
+        built.partition.on_reset = self._guest_reset
+        return com1, cmos, chipset
+
+    async def _open_bus(self, stack: contextlib.AsyncExitStack, built: VmPartition) -> tuple[VmbusServer, HotPlug]:
+        """The bus with all devices that the VM has when it is switched on. Raises `CannotStart`."""
+        host, settings, partition = self._host, self._settings, built.partition
+        self.integration = Integration(
+            settings,
+            wall_clock=host.wall_clock,
+            reference_time=partition.reference_time.now,
+            trace=host.hypervisor.trace,
+            partition_id=built.id,
+        )
+        ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
+        stack.callback(ports.close)
+        stack.callback(self._close_devices)  # when nobody is served any more
+        self.server = server = await stack.enter_async_context(
+            open_vmbus_server(
+                ports,
+                partition.memory,
+                partition_id=built.id,
+                trace=host.hypervisor.trace,
+                shared=settings.backend is not BackendKind.TASK,
+            )
+        )
+        self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
+        self._offer_all(hotplug, self.integration)
+        return server, hotplug
 
     async def _read_saved(self, backend: Backend) -> SavedVm | None:
         """The state to go on from. Raises `CannotStart`."""
@@ -370,8 +374,8 @@ class Worker:
                 async with trio.open_nursery() as nursery:
                     if self._saved is not None:
                         self._saved = None  # after a reset it boots as any other
-                        savable = cast("SavableBackend", backend)  # it was asked whether it is
-                        await nursery.start(functools.partial(savable.run, restored=True), built.partition)
+                        assert isinstance(backend, SavableBackend), "asked by `saving.refusal` before"
+                        await nursery.start(functools.partial(backend.run, restored=True), built.partition)
                         self.resume()
                     else:
                         await nursery.start(backend.run, built.partition)
