@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from partitions.root.devices import CONTROLLER
 from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.hotplug import HotPlugError
 from partitions.topology_check import Check
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from partitions.root.disks import VmDisks
     from partitions.root.hotplug import HotPlug
     from partitions.root.management import ManagedVm
-
-CONTROLLER: Final = "storage"
-"""The name of the controller with the topology's disks."""
 
 
 class DiskDesk:
