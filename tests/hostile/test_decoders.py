@@ -326,8 +326,10 @@ DECODERS = {
         stateless(sense.decode_sense), (FIXED_SENSE, DESCRIPTOR_SENSE + bytes(12))
     ),
     # What the rule of names does not find, and what stands for those that it does.
-    "ServerState.handle": Decoder(bus, tuple(row.layout().encode().ljust(240, b"\0") for row in table.MESSAGES)),
-    "Negotiation.control": Decoder(negotiate, (bytes(64),)),
+    "vmbus.server.state.ServerState.handle": Decoder(
+        bus, tuple(row.layout().encode().ljust(240, b"\0") for row in table.MESSAGES)
+    ),
+    "vsp_vsc.storage.negotiation.Negotiation.control": Decoder(negotiate, (bytes(64),)),
     "Nexus.start": Decoder(
         command,
         (
@@ -356,13 +358,24 @@ ELSEWHERE = {
     "partitions.root.intercepts.Intercepts._decode": "the hypervisor's messages, not a guest's bytes",
     "partitions.root.saving_file._unpacked": "of `decode_file`; damaged files: tests/partitions/test_saving",
     "vmbus.ring.RingReader._parse": "tests/hostile/test_ring and test_ring_machine",
+    "vmbus.server.offers.SavableDevice.load": "says what a device's own is like",
     "vmbus.server.saved_replay._Replay._decode": "`decode_message`, and a saved bus's own error: test_saving_bus",
+    "vmbus.server.saved_replay._Replay._say": "`ServerState.handle`",
+    "vmbus.server.service.VmbusServer._arrived": "`ServerState.handle`, later",
+    "vmbus.server.service.VmbusServer._receive": "`ServerState.handle`",
+    "vmbus.server.state.ServerState._dispatch": "of `handle`",
     "vsp_vsc.integration.component.IntegrationVsp._take": "`Session.take`, and a word for the trace",
     "vsp_vsc.integration.component.IntegrationVsp.load": "`Session.load`",
     "vsp_vsc.integration.component.Link.take": "`Session.take`",
     "vsp_vsc.integration.time_sync.vsc.TimeSyncDriver.answer": "`test_the_date_that_a_host_sends`",
     "vsp_vsc.storage.scsi.modes.ModePages._select_one": "of `select`",
     "vsp_vsc.storage.scsi.sense._decode_descriptors": "of `decode_sense`",
+    "vsp_vsc.storage.negotiation.Negotiation._before_the_end": "of `control`",
+    "vsp_vsc.storage.negotiation.Negotiation._create_sub_channels": "of `control`",
+    "vsp_vsc.storage.negotiation.Negotiation._query_version": "of `control`",
+    "vsp_vsc.storage.negotiation.Negotiation._ready": "of `control`",
+    "vsp_vsc.storage.session.StorageSession._reset": "whole packets: tests/hostile/test_storage",
+    "vsp_vsc.storage.session.StorageSession._without_data": "whole packets: as above",
     "vsp_vsc.storage.vsp.StorageVsp.load": "`decode_session`",
 }
 """Decoders without a row: why."""

@@ -94,8 +94,8 @@ class _Replay:
             state.held[:] = _messages(state, saved.held)
         self._compare()
 
-    def _say(self, data: bytes, *, multiclient: bool = False) -> None:
-        self._perform(self._state.handle(data, multiclient=multiclient))
+    def _say(self, untrusted: bytes, *, multiclient: bool = False) -> None:
+        self._perform(self._state.handle(untrusted, multiclient=multiclient))
 
     def _plan_ids(self) -> None:
         plan: dict[OfferKey, int] = {}

@@ -242,13 +242,13 @@ class VmbusServer:
         self._slots.start(nursery)
         nursery.start_soon(self._run, name=f"partition {self.partition_id} vmbus")
 
-    def _arrived(self, data: bytes, *, multiclient: bool) -> None:
+    def _arrived(self, untrusted: bytes, *, multiclient: bool) -> None:
         """In the root's interrupt: note and wake."""
         if len(self._inbox) >= INBOX_MESSAGES:
             self.counters["inbox_overflows"] += 1
             self._trace.warn(Layer.CONTROL, "message_overflow", self.partition_id, "too many channel messages wait")
             return
-        self._inbox.append((multiclient, data))
+        self._inbox.append((multiclient, untrusted))
         self._bell.ring()
 
     async def _run(self) -> None:
@@ -269,18 +269,18 @@ class VmbusServer:
                 if turn % _MESSAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
 
-    def _receive(self, multiclient: bool, data: bytes) -> None:
+    def _receive(self, multiclient: bool, untrusted: bytes) -> None:
         self.counters["messages_in"] += 1
         if self._trace.on:
             try:
                 message = decode_message(
-                    data, sender=Direction.TO_ROOT, version=self._state.version, features=self._state.features
+                    untrusted, sender=Direction.TO_ROOT, version=self._state.version, features=self._state.features
                 )
             except WireError:
                 pass  # the state machine says so, as a fault
             else:
-                self._emit(message, len(data), TO_ROOT)
-        self._perform(self._state.handle(data, multiclient=multiclient))
+                self._emit(message, len(untrusted), TO_ROOT)
+        self._perform(self._state.handle(untrusted, multiclient=multiclient))
 
     # ---------------------------------------------------------------------------------------------- host to guest
 

@@ -62,18 +62,18 @@ class ServerState(ChannelRules):
 
     # ------------------------------------------------------------------------------------------- the guest's messages
 
-    def handle(self, data: bytes, *, multiclient: bool = False) -> list[Action]:
+    def handle(self, untrusted: bytes, *, multiclient: bool = False) -> list[Action]:
         """Take one message of the guest's. `multiclient` if it came by connection ID 4."""
-        if self.phase is Phase.DISCONNECTED and data[: len(_LATE_RELEASE)] == _LATE_RELEASE:
+        if self.phase is Phase.DISCONNECTED and untrusted[: len(_LATE_RELEASE)] == _LATE_RELEASE:
             return []
         try:
-            message = decode_message(data, sender=Direction.TO_ROOT, version=self.version, features=self.features)
-            self._dispatch(message, data, multiclient)
+            message = decode_message(untrusted, sender=Direction.TO_ROOT, version=self.version, features=self.features)
+            self._dispatch(message, untrusted, multiclient)
         except WireError as error:
             self._fault("malformed_message", str(error))
         return self._take()
 
-    def _dispatch(self, message: Message, data: bytes, multiclient: bool) -> None:
+    def _dispatch(self, message: Message, untrusted: bytes, multiclient: bool) -> None:
         if isinstance(message, _CONTACTS):
             self._take_contact(message, multiclient)
             return
@@ -93,9 +93,9 @@ class ServerState(ChannelRules):
             case m.RequestOffers():
                 self._request_offers()
             case m.GpadlHeader():
-                self._gpadl_header(message, data[m.GpadlHeader.SIZE :])
+                self._gpadl_header(message, untrusted[m.GpadlHeader.SIZE :])
             case m.GpadlBody():
-                self._gpadl_body(message, data[m.GpadlBody.SIZE :])
+                self._gpadl_body(message, untrusted[m.GpadlBody.SIZE :])
             case m.GpadlTeardown():
                 self._gpadl_teardown(message)
             case m.OpenChannel() | m.OpenChannel2():

@@ -78,8 +78,8 @@ class Negotiation:
         """Bytes of an SRB in the agreed version."""
         return srb_size(self.version) if self.version else SRB_SIZE
 
-    def control(self, operation: int, payload: bytes) -> Answer:
-        """Status and body of the answer to any operation of `GUEST_OPERATIONS`. `payload` is the whole packet, as sent.
+    def control(self, operation: int, untrusted: bytes) -> Answer:
+        """Status and body of the answer to any operation of `GUEST_OPERATIONS`. `untrusted` is the whole packet.
 
         EXECUTE_SRB and resets come here only before READY. Raises `ShortMessage` where the body lacks what the
         operation needs.
@@ -91,7 +91,7 @@ class Negotiation:
                 self.state = State.QUERY_VERSION
                 return _DONE
             case State.QUERY_VERSION:
-                return self._query_version(payload) if operation == Operation.QUERY_PROTOCOL_VERSION else _REFUSED
+                return self._query_version(untrusted) if operation == Operation.QUERY_PROTOCOL_VERSION else _REFUSED
             case State.QUERY_PROPERTIES:
                 if operation != Operation.QUERY_PROPERTIES:
                     return _REFUSED
@@ -100,14 +100,14 @@ class Negotiation:
                 flags = ChannelFlags.MULTI_CHANNEL if self.version >= Version.WIN8 else 0
                 return NtStatus.SUCCESS, ChannelProperties(max_channel_count=most, flags=flags).encode()
             case State.END:
-                return self._before_the_end(operation, payload)
+                return self._before_the_end(operation, untrusted)
             case State.READY:
-                return self._ready(operation, payload)
+                return self._ready(operation, untrusted)
             case _:
                 assert_never(self.state)
 
-    def _query_version(self, payload: bytes) -> Answer:
-        asked = ProtocolVersion.decode(payload, HEADER_SIZE)
+    def _query_version(self, untrusted: bytes) -> Answer:
+        asked = ProtocolVersion.decode(untrusted, HEADER_SIZE)
         if asked.major_minor not in VERSIONS:
             return NtStatus.REVISION_MISMATCH, asked.encode()
         self.version = asked.major_minor
@@ -116,27 +116,27 @@ class Negotiation:
         self.state = State.QUERY_PROPERTIES
         return NtStatus.SUCCESS, asked.encode()
 
-    def _before_the_end(self, operation: int, payload: bytes) -> Answer:
+    def _before_the_end(self, operation: int, untrusted: bytes) -> Answer:
         match operation:
             case Operation.FCHBA_DATA:
                 return NtStatus.SUCCESS, FcHbaData().encode()
             case Operation.CREATE_SUB_CHANNELS if self.version >= Version.WIN8 and not self.sub_channels:
-                return self._create_sub_channels(payload)
+                return self._create_sub_channels(untrusted)
             case Operation.END_INITIALIZATION:
                 self.state = State.READY
                 return _DONE
             case _:
                 return _REFUSED
 
-    def _ready(self, operation: int, payload: bytes) -> Answer:
+    def _ready(self, operation: int, untrusted: bytes) -> Answer:
         match operation:
             case Operation.CREATE_SUB_CHANNELS if self.is_primary:
-                return self._create_sub_channels(payload)
+                return self._create_sub_channels(untrusted)
             case _:
                 return _REFUSED
 
-    def _create_sub_channels(self, payload: bytes) -> Answer:
-        untrusted_count = SubChannelCount.decode(payload, HEADER_SIZE).count
+    def _create_sub_channels(self, untrusted: bytes) -> Answer:
+        untrusted_count = SubChannelCount.decode(untrusted, HEADER_SIZE).count
         if untrusted_count > self.max_sub_channels:
             return NtStatus.INVALID_PARAMETER, b""
         self.sub_channels = max(self.sub_channels, untrusted_count)

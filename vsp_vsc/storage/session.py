@@ -299,20 +299,20 @@ class StorageSession:
         """Anything but a command with data."""
         if packet.type not in (_INBAND, _GPA_DIRECT):
             raise BadValue(f"a storage packet of type {packet.type}")
-        payload = packet.payload
-        if len(payload) < HEADER_SIZE:
-            raise ShortMessage("storage packet", HEADER_SIZE, len(payload))
-        operation = _header(payload)[0]
+        untrusted = packet.payload
+        if len(untrusted) < HEADER_SIZE:
+            raise ShortMessage("storage packet", HEADER_SIZE, len(untrusted))
+        operation = _header(untrusted)[0]
         if operation not in GUEST_OPERATIONS:
             raise BadValue(f"storage operation {operation}")
         if self._ready:
             if operation == Operation.EXECUTE_SRB:
-                self._without_data(packet, payload)
+                self._without_data(packet, untrusted)
                 return 0
             if operation in _RESETS:
-                self._reset(packet, operation, payload)
+                self._reset(packet, operation, untrusted)
                 return 0
-        status, body = self.negotiation.control(operation, payload)
+        status, body = self.negotiation.control(operation, untrusted)
         if not self._ready:
             self._look_whether_ready()
         if operation == Operation.CREATE_SUB_CHANNELS and not status:
@@ -341,10 +341,10 @@ class StorageSession:
             return NtStatus.INSUFFICIENT_RESOURCES
         return NtStatus.SUCCESS
 
-    def _without_data(self, packet: Packet, payload: bytes) -> None:
-        if len(payload) < self._least:
-            raise ShortMessage("storage packet with an SRB", self._least, len(payload))
-        _, srb_length, where, cdb_length, sense_length, _, wanted, cdb = _inband_srb(payload)
+    def _without_data(self, packet: Packet, untrusted: bytes) -> None:
+        if len(untrusted) < self._least:
+            raise ShortMessage("storage packet with an SRB", self._least, len(untrusted))
+        _, srb_length, where, cdb_length, sense_length, _, wanted, cdb = _inband_srb(untrusted)
         if wanted:
             raise BadValue(f"a transfer of {wanted} bytes without a GPA range")
         if srb_length != self._srb_size or sense_length > SENSE_SIZE or not 0 < cdb_length <= CDB_SIZE:
@@ -366,13 +366,13 @@ class StorageSession:
         else:
             self._complete(packet, result)
 
-    def _reset(self, packet: Packet, operation: int, payload: bytes) -> None:
+    def _reset(self, packet: Packet, operation: int, untrusted: bytes) -> None:
         """End what one unit or all of them have under way; answered when the last of it is."""
         if self._trace.on:
             self._emit_control(operation, NtStatus.SUCCESS)
         units, reason = list(self._units.values()), Reason.BUS_RESET
         if operation == Operation.RESET_LUN:
-            where = _inband_srb(payload)[2] >> 8 if len(payload) >= self._least else address(0)
+            where = _inband_srb(untrusted)[2] >> 8 if len(untrusted) >= self._least else address(0)
             unit = self._units.get(where)
             if unit is None:
                 self._counters.refused += 1

@@ -62,7 +62,6 @@ HYPERCALL_CODE = bytes.fromhex(
     "c3"  #             1e ret
 )
 """What the guest calls. It changes RAX only, as the hypercall ABI allows."""
-_AFTER_DOORBELL = 0x16
 _RETURN = 0x1B
 
 SIGNAL_EVENT_FAST = 0x1005D

@@ -113,7 +113,6 @@ CDB_12 = struct.Struct(">BBIIBB")
 CDB_16 = struct.Struct(">BBQIBB")
 CDB_6 = struct.Struct(">BBBHB")
 """INQUIRY: opcode, EVPD, page, allocation length, control."""
-MODE_10 = struct.Struct(">BBBB3xHB")
 SERVICE_16 = struct.Struct(">BBQIBB")
 """opcode, service action, block, allocation length, flags, control."""
 LUNS_12 = struct.Struct(">BxB3xIxB")
