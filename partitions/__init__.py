@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from partitions.host import (
+        CannotSave,
         Console,
         ConsoleLine,
+        Contact,
+        DiskError,
+        DiskState,
         ExitReason,
         ExitRecord,
+        Heartbeat,
         Host,
+        HotPlugError,
         InvalidTransition,
+        Kvp,
+        NoAnswer,
+        Pool,
         ReturnCode,
         StartFailed,
         UnknownVm,
@@ -27,16 +36,29 @@ if TYPE_CHECKING:
         open_host,
     )
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
+    from partitions.topology_schema import DeviceTable, DiskTable
 
 _FROM_TOPOLOGY = ("Topology", "TopologyError", "VmTable", "load_topology")
+_FROM_SCHEMA = ("DeviceTable", "DiskTable")
 
 __all__ = [
+    "CannotSave",
     "Console",
     "ConsoleLine",
+    "Contact",
+    "DeviceTable",
+    "DiskError",
+    "DiskState",
+    "DiskTable",
     "ExitReason",
     "ExitRecord",
+    "Heartbeat",
     "Host",
+    "HotPlugError",
     "InvalidTransition",
+    "Kvp",
+    "NoAnswer",
+    "Pool",
     "ReturnCode",
     "StartFailed",
     "Topology",
@@ -58,8 +80,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module("partitions.topology" if name in _FROM_TOPOLOGY else "partitions.host")
-    return getattr(module, name)
+    home = "topology" if name in _FROM_TOPOLOGY else "topology_schema" if name in _FROM_SCHEMA else "host"
+    return getattr(importlib.import_module(f"partitions.{home}"), name)
 
 
 def __dir__() -> list[str]:

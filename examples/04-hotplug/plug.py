@@ -5,7 +5,6 @@ import pathlib
 import trio
 
 import partitions
-from partitions.topology_schema import DiskTable
 
 HERE = pathlib.Path(__file__).parent
 
@@ -25,7 +24,7 @@ async def main(folder=HERE):
         lines = vm.console.follow()
         await vm.start()
         await said(lines, "devices at the start")
-        await vm.add_device("spare", DiskTable(path="spare.img", size=64 << 10))
+        await vm.add_device("spare", partitions.DiskTable(path="spare.img", size=64 << 10))
         await said(lines, "disk:")
         print("host | plugged in:", ", ".join(vm.devices))
         await vm.remove_device("spare")  # the file is closed then

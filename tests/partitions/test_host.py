@@ -12,6 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import partitions
+import partitions.host as host_module
 from hypervisor.clock import seconds
 from hypervisor.machine import Machine
 from hypervisor.msr import CRASH_NOTIFY, Msr
@@ -226,6 +227,8 @@ def test_importing_the_package_is_cheap() -> None:
     assert done.stdout.split() == ["False", "False"]
     assert set(partitions.__all__) <= set(dir(partitions))
     assert partitions.open_host is open_host
+    assert set(host_module.__all__) <= set(partitions.__all__), "docs/python.md: everything is in partitions"
+    assert all(getattr(partitions, name) is not None for name in partitions.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = partitions.nothing
 
