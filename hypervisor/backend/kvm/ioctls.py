@@ -123,7 +123,6 @@ class Exit(enum.IntEnum):
 
 MEMORY_REGION = struct.Struct("<IIQQQ")
 """slot, flags, guest_phys_addr, memory_size, userspace_addr."""
-MEMORY_READ_ONLY = 1 << 1
 
 MSI = struct.Struct("<IIIII12x")
 """address_lo, address_hi, data, flags, devid."""
@@ -150,16 +149,11 @@ RIP, RFLAGS = 16, 17
 
 CPUID_ENTRY = struct.Struct("<IIIIIII12x")
 """function, index, flags, eax, ebx, ecx, edx."""
-CPUID_SIGNIFICANT_INDEX = 1 << 0
 
 # struct kvm_run, as far as it is read.
 RUN_EXIT_REASON = 8
 RUN_EXIT = 32
 """Where the union for the exit reason begins."""
-RUN_VALID_REGS = 288
-RUN_DIRTY_REGS = 296
-RUN_SYNC_REGS = 304
-SYNC_REGISTERS = 1 << 0
 
 IO_EXIT = struct.Struct("<BBHIQ")
 """direction, size, port, count, data offset from the start of kvm_run."""
