@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import datetime
 import functools
 import importlib
 import io
@@ -53,7 +54,7 @@ from vsp_vsc.integration.responder import Responder
 from vsp_vsc.integration.session import Session
 from vsp_vsc.integration.shutdown import protocol as shutdown
 from vsp_vsc.integration.shutdown.vsc import ShutdownDriver
-from vsp_vsc.integration.time_sync.protocol import TimeMessage
+from vsp_vsc.integration.time_sync.protocol import SyncFlags, TimeMessage, TimeReference, file_time
 from vsp_vsc.integration.time_sync.vsc import TimeSyncDriver
 from vsp_vsc.storage import saved
 from vsp_vsc.storage.backends.memory import MemoryBackend
@@ -448,6 +449,17 @@ def test_the_date_that_a_host_sends(data: bytes, version: integration.Version) -
     except WireError:
         return
     driver.now()
+
+
+@pytest.mark.parametrize("reference", [0, 0x7F00_0000_0000_0000, (1 << 64) - 1])
+def test_a_reference_time_that_does_not_go_with_its_date(reference: int) -> None:
+    """Regression: a sound date at an absurd reference time made the guest's clock raise whenever it was asked."""
+    driver = TimeSyncDriver(PlainPlatform(1 << 14))  # type: ignore[arg-type]
+    last = file_time(datetime.datetime.max.replace(tzinfo=datetime.UTC))
+    told = TimeReference(parent_time=last, reference_time=reference, flags=SyncFlags.SYNC)
+    driver.answer(told.encode(), integration.VERSIONS[Component.TIME_SYNC][-1])
+    date = driver.now()
+    assert date is None or date.year > 0
 
 
 # --- that none is forgotten

@@ -37,10 +37,13 @@ class TimeSyncDriver:
         self.samples = 0
 
     def now(self) -> datetime.datetime | None:
-        """The date; None while the host has not told it."""
+        """The date; None while the host has told none, or one that no calendar has."""
         if self._distance is None:
             return None
-        return moment_of(self._platform.reference_time() + self._distance)
+        try:
+            return moment_of(self._platform.reference_time() + self._distance)
+        except OverflowError:
+            return None  # a sound date at a reference time that cannot be, or the last year is over
 
     def answer(self, untrusted: bytes, version: Version) -> Reply:
         """One message. Raises `WireError`."""
