@@ -128,7 +128,10 @@ async def test_a_paused_guest_stands_still_and_goes_on_where_it_was() -> None:
                 await until(lambda: vcpu.exits["IO"] >= 10)
                 assert 0 < min(exit_latencies(host.hypervisor.partitions[vm_id(host)])) < 10**9
                 await vm.pause()
-                await trio.sleep(0.01)
+                seen = -1
+                while seen != vcpu.exits["IO"]:  # one that was on its way is answered yet
+                    seen = vcpu.exits["IO"]
+                    await trio.sleep(0.02)
                 vcpu.exits.clear()
                 await trio.sleep(0.01)
                 assert vcpu.exits["IO"] == 0
