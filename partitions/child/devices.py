@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from vsp_vsc.storage.vsc import DiskChange, Storage
 
 KEPT_CHANGES = 64
-"""Changes of disks that a program may be behind."""
+"""Changes of devices or disks that a program may be behind: then its channel ends, and it can look for itself."""
 OnDriver = Callable[[str, Any], None]
 """Hears of each driver that has begun, by its kind's name, before its device says anything."""
 
@@ -226,7 +225,7 @@ class Devices:
 
     def watch(self) -> trio.MemoryReceiveChannel[DeviceChange]:
         """Each device that comes or goes from now on; subchannels are their primaries' business."""
-        send, receive = trio.open_memory_channel[DeviceChange](math.inf)
+        send, receive = trio.open_memory_channel[DeviceChange](KEPT_CHANGES)
         self._watchers.append(send)
         return receive
 
@@ -266,8 +265,9 @@ class Devices:
         for watcher in list(self._watchers):
             try:
                 watcher.send_nowait(change)
-            except trio.BrokenResourceError:  # its reader has gone
+            except (trio.BrokenResourceError, trio.WouldBlock):  # its reader has gone, or does not read
                 self._watchers.remove(watcher)
+                watcher.close()
 
     async def _drive(self, device: BoundDevice, kind: DeviceKind) -> None:
         """Task: one device's driver, from the first packet to the last."""
@@ -319,7 +319,7 @@ class Devices:
         for follower in self._followers[:]:
             try:
                 follower.send_nowait(change)
-            except trio.WouldBlock:  # it does not read: its channel ends, and it can look for itself
+            except trio.WouldBlock:
                 self._followers.remove(follower)
                 follower.close()
 

@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from hypervisor.wire import Guid
+from partitions.child.devices import KEPT_CHANGES
 from partitions.host import ExitReason, Host, HotPlugError, Vm, open_host
 from partitions.topology_schema import DeviceTable, DiskTable, HostTable, Size, Topology, VmTable
 from vmbus.channel import Channel
@@ -60,6 +61,13 @@ async def main(guest):
         await guest.departure(change.device)
         await changes.receive()
         print("gone")
+"""
+BEHIND = """
+async def main(guest):
+    changes = guest.device_changes()
+    print("up")
+    await guest.sleep(60)
+    print(len([change async for change in changes]), "changes were kept")
 """
 
 
@@ -116,6 +124,22 @@ async def test_a_controller_comes_and_goes(tmp_path: Path, autojump_clock: trio.
         await says(vm, "+ storage 2 [32, 64]")
         assert list(vm.devices) == ["storage", "other"]
         assert vm.statistics().faults == 0
+
+
+async def test_a_program_that_does_not_read_keeps_no_more_than_so_many(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """Its channel ends when it is too far behind, and what is kept for it has a bound."""
+    async with open_host(machine(tmp_path, BEHIND), clock="virtual") as host:
+        vm = await up(host)
+        for _ in range(KEPT_CHANGES // 2 + 3):
+            await vm.add_device("more", Silent())
+            await wait_all_tasks_blocked()
+            await vm.remove_device("more")
+            await wait_all_tasks_blocked()
+        with trio.fail_after(600):
+            await vm.wait()
+        assert vm.console.lines()[-1] == f"{KEPT_CHANGES} changes were kept"
 
 
 async def test_the_controller_of_the_topology_can_go_too(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
