@@ -113,7 +113,7 @@ def assert_interrupt_2010(
                 raise HvError(HvStatus.FEATURE_UNAVAILABLE)
             for each in found:
                 each.raise_interrupt(NMI_VECTOR)
-        case _:
+        case _:  # INIT and SIPI
             pass
 
 
