@@ -184,8 +184,8 @@ class Guest:
     def device_changes(self) -> trio.MemoryReceiveChannel[DeviceChange]:
         """Devices that come and go from now on: `async for change in guest.device_changes()`, or `receive` one.
 
-        What is there already is in `guest.bus.offers`. A device that comes has its driver after `settled`. For a program
-        that falls 64 changes behind it ends.
+        What is there already is in `guest.bus.offers`. A device that comes has its driver after `settled`.
+        For a program that falls 64 changes behind it ends.
         """
         return self._devices.watch()
 
