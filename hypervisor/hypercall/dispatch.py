@@ -88,7 +88,7 @@ def step(
     status = _check_word(word, call)
     if status is not HvStatus.SUCCESS or word is None or call is None:
         partition.counters["hypercalls"] += 1
-        return True, _refused(hypervisor, partition, control, status)
+        return True, _refused(hypervisor, vp, control, status)
     if call.rep:
         return _run_rep(hypervisor, vp, call, word, input_gpa, output_gpa)
     try:
@@ -139,9 +139,9 @@ def _run_fast(hypervisor: Hypervisor, vp: VirtualProcessor, call: Call, low: int
             target = _find_target(hypervisor, partition, call, values[0])
         call.handler(hypervisor, vp, target, request)
     except HvError as error:
-        return _failed(hypervisor, partition, target, call, request, error.status)
+        return _failed(hypervisor, vp, target, call, request, error.status)
     if hypervisor.trace.on:
-        _report(hypervisor, partition, target, call, request, HvStatus.SUCCESS)
+        _report(hypervisor, vp, target, call, request, HvStatus.SUCCESS)
     return 0
 
 
@@ -167,11 +167,11 @@ def _run_slow(
         else:
             output = call.handler(hypervisor, vp, target, request)
     except HvError as error:
-        return _failed(hypervisor, partition, target, call, request, error.status)
+        return _failed(hypervisor, vp, target, call, request, error.status)
     if output is not None:
         room[:] = output
     if hypervisor.trace.on:
-        _report(hypervisor, partition, target, call, request, HvStatus.SUCCESS)
+        _report(hypervisor, vp, target, call, request, HvStatus.SUCCESS)
     return 0
 
 
@@ -215,9 +215,9 @@ def _run_rep(
     if status is HvStatus.SUCCESS and done < word.count:
         return False, control_word(word.code, count=word.count, start=done, header_qwords=word.header_qwords)
     if status:
-        _failed(hypervisor, partition, target, call, request, status, completed=done)
+        _failed(hypervisor, vp, target, call, request, status, completed=done)
     elif hypervisor.trace.on:
-        _report(hypervisor, partition, target, call, request, status, completed=done)
+        _report(hypervisor, vp, target, call, request, status, completed=done)
     return True, result_value(int(status), done)
 
 
@@ -282,21 +282,29 @@ def _find_target(hypervisor: Hypervisor, caller: Partition, call: Call, untruste
 # --- telling
 
 
-def _refused(hypervisor: Hypervisor, partition: Partition, control: int, status: HvStatus) -> int:
+def _refused(hypervisor: Hypervisor, vp: VirtualProcessor, control: int, status: HvStatus) -> int:
     call = BY_CODE.get(control & 0xFFFF)
     name = call.name if call else f"call {control & 0xFFFF:#06x}"
     words = f"{name} -> {status.name} (control word {control:#x})"
-    hypervisor.trace.warn(Layer.HYPERCALL, "hypercall_refused", partition.id, words)
+    caller = vp.partition.id
+    hypervisor.trace.warn(Layer.HYPERCALL, "hypercall_refused", caller, words)
     if hypervisor.trace.on:
         hypervisor.trace.emit(
-            Layer.HYPERCALL, "hypercall", partition.id, words=words, call=name, status=status.name, caller=partition.id
+            Layer.HYPERCALL,
+            "hypercall",
+            caller,
+            words=words,
+            call=name,
+            status=status.name,
+            caller=caller,
+            vp=vp.index,
         )
     return result_value(status)
 
 
 def _report(
     hypervisor: Hypervisor,
-    caller: Partition,
+    vp: VirtualProcessor,
     target: Partition,
     call: Call,
     request: object,
@@ -304,11 +312,11 @@ def _report(
     *,
     completed: int | None = None,
 ) -> None:
-    """Tell whoever listens; the partition of the event is the one that the call is about."""
+    """Tell whoever listens. The event's partition is the one that the call is about; who made it are `caller`, `vp`."""
     inputs = describe(request)
     words = f"{call.name}{inputs} -> {status.name}"
     if status in _MISUSE:
-        hypervisor.trace.warn(Layer.HYPERCALL, "hypercall_refused", caller.id, words)
+        hypervisor.trace.warn(Layer.HYPERCALL, "hypercall_refused", vp.partition.id, words)
     if hypervisor.trace.on:
         fields: dict[str, Any] = {} if completed is None else {"completed": completed}
         hypervisor.trace.emit(
@@ -318,14 +326,15 @@ def _report(
             words=words,
             call=call.name,
             status=status.name,
-            caller=caller.id,
+            caller=vp.partition.id,
+            vp=vp.index,
             **fields,
         )
 
 
 def _failed(
     hypervisor: Hypervisor,
-    caller: Partition,
+    vp: VirtualProcessor,
     target: Partition,
     call: Call,
     request: object,
@@ -335,7 +344,7 @@ def _failed(
 ) -> int:
     """RAX of a simple call that was refused, and what is to be told of it."""
     if hypervisor.trace.on or status in _MISUSE:
-        _report(hypervisor, caller, target, call, request, status, completed=completed)
+        _report(hypervisor, vp, target, call, request, status, completed=completed)
     return int(status)
 
 

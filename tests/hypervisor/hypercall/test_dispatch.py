@@ -418,7 +418,12 @@ def test_calls_are_told_with_name_status_and_words(machine: Machine) -> None:
             "hypercall",
             child.id,
             f"HvInitializePartition partition_id={child.id:#x} -> INSUFFICIENT_MEMORY",
-            {"call": "HvInitializePartition", "status": "INSUFFICIENT_MEMORY", "caller": 1},
+            {"call": "HvInitializePartition", "status": "INSUFFICIENT_MEMORY", "caller": 1, "vp": 0},
         ),
-        ("hypercall", 1, "HvGetPartitionId -> SUCCESS", {"call": "HvGetPartitionId", "status": "SUCCESS", "caller": 1}),
+        (
+            "hypercall",
+            1,
+            "HvGetPartitionId -> SUCCESS",
+            {"call": "HvGetPartitionId", "status": "SUCCESS", "caller": 1, "vp": 0},
+        ),
     ]
