@@ -14,6 +14,7 @@ from hypervisor.clock import Clock
 from hypervisor.event_log import ENABLE_PARTITION, EventLog, LogEvent
 from hypervisor.hypercall import dispatch
 from hypervisor.hypercall.ports import disconnect
+from hypervisor.inspect import Branch, Many
 from hypervisor.intercept import InterceptAccess, InvalidRegister, memory_intercept_payload
 from hypervisor.machine import GeneralProtection, VpStopped
 from hypervisor.memory import GpaFault, GuestMemory
@@ -86,6 +87,20 @@ class Hypervisor:
             self.create_vp(self.root, index).set_explicit_suspend(False)
         self.root_processors = [RootVp(self, vp) for vp in self.root.vps.values()]
         """The root's processors as its software sees them."""
+
+    def inspect(self) -> Branch:
+        """The machine, and its partitions by ID."""
+        return Branch(
+            {
+                "logical_processors": self.logical_processors,
+                "memory_bytes": self.memory_bytes,
+                "root_bytes": self.root_bytes,
+                "max_vps": self.max_vps,
+                "timers_waiting": len(self.timers),
+                "statistics_pages": len(self.statistics),
+                "partitions": Many(self.partitions, int),
+            }
+        )
 
     def by_id(self, partition_id: int) -> Partition:
         """Raises INVALID_PARTITION_ID."""

@@ -9,6 +9,7 @@ from typing import Protocol
 import attrs
 
 from hypervisor.blocks import MemoryBlock, runs, stitch
+from hypervisor.inspect import Branch, Hex, by_hex
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, Access, pages_for
 from hypervisor.wire import Buffer
 
@@ -48,6 +49,12 @@ class _Extent:
     @property
     def end(self) -> int:
         return self.gpn + self.count
+
+    def inspect(self) -> Branch:
+        """Where it lies."""
+        block_gpa = Hex(self.block_page << PAGE_SHIFT)
+        rights = Access(self.rights).name or "none"
+        return Branch({"pages": self.count, "block": self.block.name, "block_offset": block_gpa, "rights": rights})
 
 
 class GuestMemory:
@@ -118,6 +125,16 @@ class GuestMemory:
     def extents(self) -> list[tuple[int, MemoryBlock, int, int, Access]]:
         """Every extent as (gpn, block, block page, pages, rights), by address."""
         return [(e.gpn, e.block, e.block_page, e.count, Access(e.rights)) for e in self._extents]
+
+    def inspect(self) -> Branch:
+        """Sizes, and the extents by address."""
+        return Branch(
+            {
+                "bytes": sum(extent.count for extent in self._extents) << PAGE_SHIFT,
+                "end": Hex(self.end),
+                "extents": lambda: by_hex({extent.gpn << PAGE_SHIFT: extent for extent in self._extents}),
+            }
+        )
 
     def alone(self, block: MemoryBlock) -> bool:
         """Whether no other GPA space shows anything of `block`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import attrs
 
+from hypervisor.inspect import Branch
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 
@@ -87,6 +88,16 @@ class OverlayMap:
     def places(self) -> list[tuple[int, bytes | None, tuple[OverlayPage, ...]]]:
         """(page number, what lies beneath or None where nothing is mapped, overlays from below) for each place."""
         return [(gpn, place.beneath, tuple(place.stack)) for gpn, place in self._places.items()]
+
+    def inspect(self) -> Branch:
+        """By guest address, what lies there, the one that is seen last."""
+        return Branch(
+            {
+                hex(gpn << PAGE_SHIFT): ", ".join(page.name for page in pages)
+                + ("" if mapped is not None else " (not mapped)")
+                for gpn, mapped, pages in self.places()
+            }
+        )
 
     # --- the memory map changes under the overlays
 

@@ -11,10 +11,12 @@ import attrs
 import msgspec
 
 from hypervisor.blocks import MemoryBlock
+from hypervisor.clock import seconds
 from hypervisor.cpuid import DEFAULT_FEATURES, CpuidFeatures
+from hypervisor.inspect import Branch, Hex, Many, by_hex, counters
 from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap
-from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege
+from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege, privilege_names
 from hypervisor.properties import PROPERTY_RULES, WHOLE_PROCESSOR, Property, default_properties
 from hypervisor.reference_time import ReferenceTime
 from hypervisor.registers import PartitionRegisters
@@ -137,6 +139,10 @@ class MemoryPool:
         self.deposited += run.count
         run.block.deposited += run.count
 
+    def inspect(self) -> Branch:
+        """Accounts, in pages."""
+        return Branch({"deposited": self.deposited, "in_use": self.in_use, "available": self.available})
+
     def withdraw(self, limit: int) -> DepositedRun | None:
         """Give at most `limit` adjacent pages out, the newest first; None when none is free."""
         count = min(limit, self.withdrawable)
@@ -231,6 +237,31 @@ class Partition:
     def parent(self) -> Partition | None:
         """The partition that made this one; None for the root."""
         return self.hypervisor.partitions.get(self.parent_id)
+
+    def inspect(self) -> Branch:
+        """Everything that the hypervisor keeps of it."""
+        return Branch(
+            {
+                "name": self.label,
+                "state": self.state.value,
+                "parent": self.parent_id,
+                "guest_os_id": Hex(self.guest_os_id),
+                "hypercall_msr": Hex(self.hypercall_msr),
+                "reference_time": seconds(self.reference_time.now()),
+                "reference_time_runs": self.reference_time.running,
+                "reference_tsc": Hex(self.registers.reference_tsc),
+                "crash": None if self.crash is None else self.crash.text,
+                "privileges": lambda: Branch({"mask": Hex(self.privileges), "names": privilege_names(self.privileges)}),
+                "properties": lambda: Branch({code.name.lower(): self.properties[code] for code in self.properties}),
+                "pool": self.pool.inspect,
+                "memory": self.memory.inspect,
+                "overlays": self.overlays.inspect,
+                "ports": by_hex(self.ports),
+                "connections": by_hex(self.connections),
+                "counters": lambda: counters(self.counters),
+                "vps": Many(self.vps, int),
+            }
+        )
 
     def advance(self, operation: PartitionOperation) -> None:
         """Move to the state that `operation` leads to. Raises INVALID_PARTITION_STATE."""

@@ -43,6 +43,14 @@ class ProcessorRegister(enum.IntEnum):
     INITIAL_APIC_ID = 0x0008000C
 
 
+def register_name(number: int) -> str:
+    """Its name in lower case; its number where it has none here."""
+    try:
+        return ProcessorRegister(number).name.lower()
+    except ValueError:
+        return hex(number)
+
+
 _LEGAL: tuple[tuple[range, int], ...] = (
     (range(0x00010002, 0x00010004), (1 << 64) - 1),  # pending interruption, interrupt state
     (range(0x00020000, 0x00020012), (1 << 64) - 1),  # RAX to R15, RIP, RFLAGS

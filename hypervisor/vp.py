@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypervisor.clock import seconds
+from hypervisor.inspect import Branch, Hex, shown
 from hypervisor.msr import PAGE_ENABLE
 from hypervisor.msr_table import refresh_tsc_page
 from hypervisor.overlay import OverlayPage
 from hypervisor.partition import ROOT_ID
+from hypervisor.processor_registers import register_name
 from hypervisor.synic.synic import Synic
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
 from hypervisor.unhalted_timer import UnhaltedTimer
@@ -112,6 +115,26 @@ class VirtualProcessor:
     def has_timers(self) -> bool:
         """Whether a timer register was ever written."""
         return self._timers is not None
+
+    def inspect(self) -> Branch:
+        """As the hypervisor has it; registers that a backend keeps are not asked for, since that would stop it."""
+        runner = self._runner
+        seen: dict[str, object] = {
+            "suspended": self.suspended,
+            "explicit_suspend": self.explicit_suspend,
+            "intercept_suspend": self.intercept_suspend,
+            "run_time": seconds(self.run_time()),
+            "pending_interrupts": " ".join(map(hex, sorted(self.pending))) or "none",
+            "vp_assist": Hex(self.vp_assist),
+            "tpr": Hex(self.tpr),
+            "icr": Hex(self.icr),
+            "synic": self.synic.inspect,
+            "registers": lambda: Branch({register_name(name): Hex(self.registers[name]) for name in self.registers}),
+            "runner": None if runner is None else lambda: shown(runner),
+        }
+        if self._timers is not None:
+            seen["timers"] = self._timers.inspect
+        return Branch(seen)
 
     # --- run time
 

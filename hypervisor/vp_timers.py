@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hypervisor.inspect import Branch, Hex, Many
 from hypervisor.machine import GeneralProtection
 from hypervisor.partition import ROOT_ID
 from hypervisor.synic.messages import MessageType
@@ -33,6 +34,11 @@ class VpTimers:
         self._vp = vp
         self._time = vp.partition.reference_time
         self.state = SyntheticTimers()
+
+    def inspect(self) -> Branch:
+        """Those that are set, in the partition's reference time, 100 ns units."""
+        used = {n: timer for n, timer in enumerate(self.state.timers) if timer.config or timer.count}
+        return Branch({"ticks_skipped": self.state.skipped, "set": Many(used, int, show=_inspect_timer)})
 
     # --- registers
 
@@ -106,3 +112,16 @@ class VpTimers:
         """The message has left its buffer; what the timer had to hold back is due now."""
         timer.waits = False
         self._wait()
+
+
+def _inspect_timer(timer: Timer) -> Branch:
+    return Branch(
+        {
+            "config": Hex(timer.config),
+            "count": timer.count,
+            "due": timer.due,
+            "message_waits": timer.waits,
+            "sint": timer.sint,
+            "vector": timer.vector,
+        }
+    )

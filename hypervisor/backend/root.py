@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from hypervisor.clock import seconds
+from hypervisor.inspect import Branch
 from hypervisor.msr import Msr
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class RootVp:
         self._handling = False
         self._arrived: trio.Event | None = None
         vp.runner = self
+
+    def inspect(self) -> Branch:
+        """What it is at."""
+        return Branch({"kind": "root", "has_handler": self._handler is not None, "in_handler": self._handling})
 
     # --- VpRunner
 

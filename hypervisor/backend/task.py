@@ -16,6 +16,7 @@ import trio
 from hypervisor.backend import watchdog
 from hypervisor.backend.shields import drop_shields
 from hypervisor.clock import seconds
+from hypervisor.inspect import Branch
 from hypervisor.machine import Intercepted, Machine, VpStopped
 from hypervisor.msr import Msr
 from hypervisor.trace import Layer
@@ -61,6 +62,17 @@ class TaskVp:
         self.gone = True
         if self.vp.runner is self:
             self.vp.runner = None
+
+    def inspect(self) -> Branch:
+        """What it is at."""
+        return Branch(
+            {
+                "kind": "task",
+                "halted": self._parked is not None,
+                "suspended": self._resumed is not None,
+                "power": not self.gone,
+            }
+        )
 
     # --- VpRunner
 
@@ -240,6 +252,10 @@ class TaskBackend:
         self._resume = resume
         self.failure: BaseException | None = None
         """What the guest's software raised, for the worker to keep."""
+
+    def inspect(self) -> Branch:
+        """How far it keeps a guest's software away from everything else: it cannot."""
+        return Branch({"kind": "task", "contained": False, "preempts": False, "cannot_save": self.cannot_save or None})
 
     @property
     def cannot_save(self) -> str:

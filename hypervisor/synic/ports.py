@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.inspect import Branch, Hex
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT
 from hypervisor.partition import ROOT_ID, PageCost, PartitionState
 from hypervisor.status import HvError, HvStatus
@@ -114,6 +115,20 @@ class Port:
         """A message has left for its slot."""
         self.buffers += 1
 
+    def inspect(self) -> Branch:
+        """What it is for, and what came by it."""
+        seen: dict[str, object] = {"type": self.type.name.lower(), "sender": self.sender_id}
+        if self.type is PortType.MONITOR:
+            seen |= {"page": Hex(self.monitor_address)}
+        else:
+            seen |= {"sint": self.sint, "vp": "any" if self.vp_index == ANY_VP else self.vp_index}
+        if self.type is PortType.EVENT:
+            seen |= {"base_flag": self.base_flag, "flags": self.flag_count}
+        if self.type is PortType.MESSAGE:
+            seen |= {"free_buffers": self.buffers}
+        connection = None if self.connection is None else Hex(self.connection.id)
+        return Branch(seen | {"post_count": self.post_count, "connection": connection})
+
 
 @attrs.define(eq=False)
 class Connection:
@@ -126,6 +141,12 @@ class Connection:
     """Monitor connections: where the sender sees the page."""
     watch: Waiting | None = attrs.field(default=None, repr=False)
     """Monitor connections: what looks at the page."""
+
+    def inspect(self) -> Branch:
+        """Where it leads."""
+        port = self.port
+        seen = {"type": port.type.name.lower(), "to_partition": port.owner.id, "port": Hex(port.id)}
+        return Branch(seen | {"alive": port.alive, "post_count": port.post_count})
 
 
 # --- making and breaking

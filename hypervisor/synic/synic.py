@@ -15,6 +15,7 @@ from collections.abc import Callable
 import attrs
 import msgspec
 
+from hypervisor.inspect import Branch, Claim, Hex, Many
 from hypervisor.overlay import OverlayMap, OverlayPage
 from hypervisor.pages import PAGE_SHIFT
 from hypervisor.synic.messages import (
@@ -35,6 +36,7 @@ ENABLED = 1
 _MASKED = int(Sint.MASKED)
 _NO_INTERRUPT = int(Sint.MASKED | Sint.POLLING)
 _WORDS_A_SLOT = SLOT_SIZE // 4
+_FLAGS_SHOWN = 16
 _fence_lock = threading.Lock()
 _acquire, _release = _fence_lock.acquire, _fence_lock.release
 
@@ -85,6 +87,35 @@ class Synic:
     def takes_events(self, sint: int) -> bool:
         """Whether an event flag of this SINT may be set."""
         return bool(self.scontrol & self.siefp & ENABLED) and not self.sints[sint] & _MASKED
+
+    def inspect(self) -> Branch:
+        """Registers, and the SINTs that are unmasked or have something waiting, with their message slots and flags."""
+        used = {n: n for n in range(SINT_COUNT) if self.sints[n] != SINT_RESET or self.queues.get(n)}
+        return Branch(
+            {
+                "scontrol": Hex(self.scontrol),
+                "simp": Hex(self.simp),
+                "siefp": Hex(self.siefp),
+                "queued_messages": self.queued,
+                "sints": Many(used, int, show=self._inspect_sint),
+            }
+        )
+
+    def _inspect_sint(self, sint: int) -> Branch:
+        value = Sint(self.sints[sint])
+        slot = self.message_page.words[sint * _WORDS_A_SLOT]
+        flags = bytes(self.event_page.view[sint * EVENT_FLAGS_SIZE : (sint + 1) * EVENT_FLAGS_SIZE])
+        return Branch(
+            {
+                "vector": Hex(value & Sint.VECTOR),
+                "masked": bool(value & Sint.MASKED),
+                "auto_eoi": bool(value & Sint.AUTO_EOI),
+                "polling": bool(value & Sint.POLLING),
+                "slot_message_type": Claim(Hex(slot)),
+                "queued_messages": len(self.queues.get(sint, ())),
+                "event_flags_set": Claim(_flags_set(flags)),
+            }
+        )
 
     # --- registers
 
@@ -200,6 +231,18 @@ class Synic:
             vector = value & 0xFF
             if vector >= LEAST_VECTOR:
                 self.raise_interrupt(vector)
+
+
+def _flags_set(flags: bytes) -> str:
+    """The numbers of the first flags that are set."""
+    left = int.from_bytes(flags, "little")
+    found: list[str] = []
+    while left and len(found) < _FLAGS_SHOWN:
+        lowest = left & -left
+        found.append(str(lowest.bit_length() - 1))
+        left ^= lowest
+    more = [f"and {left.bit_count()} more"] if left else []
+    return " ".join(found + more) or "none"
 
 
 def _place(overlays: OverlayMap, page: OverlayPage, value: int) -> None:

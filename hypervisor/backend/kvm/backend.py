@@ -35,6 +35,7 @@ from hypervisor.cpuid import (
     CpuidFeatures,
     hypervisor_leaf,
 )
+from hypervisor.inspect import Branch
 from hypervisor.machine import Intercepted, InvalidOpcode, ProcessorFault, VpStopped
 from hypervisor.partition import PartitionState
 from hypervisor.trace import Layer
@@ -122,6 +123,10 @@ class KvmVp:
         self.unfinished: Callable[[], None] | None = None
         """The rest of an exit that waits for the parent's answer to an intercept."""
 
+    def inspect(self) -> Branch:
+        """What its thread is at, and the exits that it made."""
+        return self.vcpu.inspect()
+
     def interrupt(self, vector: int) -> None:
         """Raise an edge interrupt at the vCPU's local APIC."""
         self._machine.interrupt(self.vcpu.index, vector)
@@ -184,6 +189,20 @@ class KvmBackend:
         self._posted: PostedWrites | None = None
         self._fault: BaseException | None = None
         self._faulted = trio.Event()
+
+    def inspect(self) -> Branch:
+        """How far it keeps a guest's software away from everything else: by hardware."""
+        doorbells = self._partition.doorbells if self._machine is not None else None
+        return Branch(
+            {
+                "kind": "kvm",
+                "contained": True,
+                "preempts": True,
+                "cannot_save": self.cannot_save,
+                "threads": len(self._vcpus),
+                "doorbells": len(doorbells) if isinstance(doorbells, Doorbells) else 0,
+            }
+        )
 
     async def run(self, partition: Partition, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Execute until cancelled. An exception of ours that an exit met is raised here."""

@@ -55,6 +55,7 @@ import trio
 
 from hypervisor.backend.kvm import ioctls
 from hypervisor.backend.kvm.ioctls import Exit, Request
+from hypervisor.inspect import Branch, Log2Counts, counters
 
 if TYPE_CHECKING:
     from hypervisor.backend.kvm.backend import GuestStart
@@ -119,6 +120,27 @@ class Vcpu:
             self._thread.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def inspect(self) -> Branch:
+        """What its thread is at, and the exits that it made."""
+        return Branch(
+            {
+                "kind": "kvm",
+                "thread_runs": self._thread is not None and not self.ended.is_set(),
+                "paused": self.paused,
+                "exit_handed_over": self.handed_over,
+                "stopping": self.stopping,
+                "errno": self.error,
+                "exits": lambda: counters(self.exits),
+                "exit_latency": self._exit_latency,
+            }
+        )
+
+    def _exit_latency(self) -> Branch:
+        counts = Log2Counts()
+        for nanoseconds in list(self.latencies):
+            counts.add(nanoseconds // 1000)
+        return Branch({"last_exits": len(self.latencies), "took": counts.histogram("us")})
 
     def pause(self, paused: bool) -> None:
         """Keep the thread out of KVM_RUN, or let it in again. It leaves soon after, not before this returns."""
