@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from partitions.cli import boundary, doctor, examples, explain, run, schema, validate
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
-_MODULES = (run, explain, validate, examples, doctor, boundary, schema)
-VERBS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+VERBS = (
+    *("run", "explain", "validate", "examples"),
+    *("doctor", "boundary", "schema"),
+)
+"""In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""
 
 
 class _Version(argparse.Action):
@@ -41,9 +44,8 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in VERBS.items():
-        if only is None or name == only:
-            verb.add_parser(verbs)
+    for name in VERBS if only is None else (only,):
+        importlib.import_module(f"partitions.cli.{name.replace('-', '_')}").add_parser(verbs)
     return parser
 
 
