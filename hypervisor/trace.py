@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -69,35 +69,72 @@ class TraceEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Further numbers, by stable names."""
     vm: str = ""
     """The VM's name, where the event is about a VM that may have no partition; else the partition's name is meant."""
+    data: bytes = b""
+    """What crossed, where bytes did: a whole channel message, or a ring packet as it lies in the ring, descriptor and
+    body without the trailer. Lines for people and scripts leave it out.
+    """
+
+
+class PacketBatch(msgspec.Struct, frozen=True, gc=False):
+    """Ring packets that crossed together, for readers to whom an event each would cost too much."""
+
+    time: int
+    partition: int
+    channel: int
+    direction: str
+    device: str
+    """The short name of what is at the channel's end, such as `storage`; empty for one that we have no name for."""
+    packets: Sequence[Any]
+    """As whoever knows the ring has them."""
 
 
 TO_ROOT = ">root"
 TO_CHILD = ">child"
 Sink = Callable[[TraceEvent], None]
+PacketSink = Callable[[PacketBatch], None]
+Packet = TypeVar("Packet")
 
 
 class Trace:
     """Hands events to sinks. Belongs to one hypervisor; every layer above reaches it through that."""
 
-    __slots__ = ("_clock", "_sinks", "names", "on", "warnings")
+    __slots__ = ("_batch_sinks", "_clock", "_each_sinks", "_sinks", "devices", "names", "on", "versions", "warnings")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._sinks: list[Sink] = []
+        self._each_sinks: list[Sink] = []
+        """Those of them that take packets one by one."""
+        self._batch_sinks: list[PacketSink] = []
         self.on = False
         """True while somebody listens. Test it before building what `emit` takes."""
         self.names: dict[int, str] = {}
         """Partition ID to VM name, kept by the VID, so that sinks can print names."""
+        self.versions: dict[int, int] = {}
+        """Partition ID to the version that its bus has negotiated, kept by the bus: bytes mean nothing without it."""
+        self.devices: dict[int, dict[int, str]] = {}
+        """Partition ID, channel, and the short name of its device while the channel is there; kept by the bus."""
         self.warnings: Counter[tuple[int, str]] = Counter()
         """How often each (partition, event) was warned of; counted even while nobody listens."""
 
-    def add_sink(self, sink: Sink) -> Callable[[], None]:
-        """Start to send events to `sink`; returns the function that stops it."""
+    def add_sink(self, sink: Sink, *, packets: PacketSink | None = None) -> Callable[[], None]:
+        """Start to send events to `sink`; returns the function that stops it.
+
+        With `packets` ring packets go there as they crossed, many at once, and never to `sink`.
+        """
         self._sinks.append(sink)
+        if packets is None:
+            self._each_sinks.append(sink)
+        else:
+            self._batch_sinks.append(packets)
         self.on = True
 
         def remove() -> None:
             self._sinks.remove(sink)
+            if packets is None:
+                self._each_sinks.remove(sink)
+            else:
+                self._batch_sinks.remove(packets)
             self.on = bool(self._sinks)
 
         return remove
@@ -114,17 +151,53 @@ class Trace:
         size: int | None = None,
         words: str = "",
         vm: str = "",
+        data: bytes = b"",
         **fields: Any,
     ) -> None:
         """Build one event and hand it to every sink. A sink that raises is a bug of ours and is let through."""
         now = self._clock()
-        happened = TraceEvent(now, layer, event, partition, level, direction, channel, size, words, fields, vm)
+        happened = TraceEvent(now, layer, event, partition, level, direction, channel, size, words, fields, vm, data)
         for sink in self._sinks:
             sink(happened)
 
-    def warn(self, layer: Layer, event: str, partition: int, words: str, **fields: Any) -> None:
-        """A guest's mistake: always counted, and emitted at first and then at each power of two, so it cannot flood."""
+    def emit_packets(
+        self,
+        partition: int,
+        channel: int,
+        direction: str,
+        device: str,
+        packets: Sequence[Packet],
+        event_of: Callable[[PacketBatch, Packet], TraceEvent],
+    ) -> None:
+        """Hand on ring packets that crossed together; `event_of` makes one an event, for sinks that want it so."""
+        batch = PacketBatch(self._clock(), partition, channel, direction, device, packets)
+        for take in self._batch_sinks:
+            take(batch)
+        if self._each_sinks:
+            for packet in packets:
+                happened = event_of(batch, packet)
+                for sink in self._each_sinks:
+                    sink(happened)
+
+    def warn(
+        self,
+        layer: Layer,
+        event: str,
+        partition: int,
+        words: str,
+        *,
+        data: bytes = b"",
+        **fields: Any,
+    ) -> None:
+        """A guest's mistake: always counted, and a warning at first and then at each power of two, so it cannot flood.
+
+        A mistake that has `data`, what the guest sent, is an event each time: what crossed is never left out.
+        """
         self.warnings[partition, event] += 1
+        if not self._sinks:
+            return
         count = self.warnings[partition, event]
-        if self._sinks and count & (count - 1) == 0:
-            self.emit(layer, event, partition, level=Level.WARNING, words=words, count=count, **fields)
+        if count & (count - 1) == 0:
+            self.emit(layer, event, partition, level=Level.WARNING, words=words, data=data, count=count, **fields)
+        elif data:
+            self.emit(layer, event, partition, words=words, data=data, count=count, **fields)

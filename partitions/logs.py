@@ -82,7 +82,12 @@ class HumanRenderer:
         mark = "" if self._colour or event["level"] < Level.WARNING else f"{Level(event['level']).name.lower()}: "
         if words or mark:
             parts.append(mark + printable(words))
-        parts.extend(f"{key}={_value(key, value)}" for key, value in event.items() if _tells(key, value, words))
+        said = _SAID_IN_WORDS.get(event["layer"], ())
+        parts.extend(
+            f"{key}={_value(key, value)}"
+            for key, value in event.items()
+            if key not in said and _tells(key, value, words)
+        )
         moment, name, rest = f"{event['time']:11.6f}", f"{vm:<{self._vm_width}}", "  ".join(parts).rstrip()
         if not self._colour:
             return f"{moment}  {name}  {rest}"
@@ -94,11 +99,12 @@ class HumanRenderer:
 _COLUMNS = frozenset(JSON_KEYS)
 _HEX = frozenset({"address", "connection", "control", "gpa", "msr", "port", "value", "vector"})
 """Fields that people know by their hexadecimal numbers."""
+_SAID_IN_WORDS = {"packet": ("type", "flags")}
 
 
 def _tells(key: str, value: object, words: str) -> bool:
     """Whether a field says more than the columns and the words."""
-    return key not in _COLUMNS and not (isinstance(value, str) and f" {value} " in f" {words} ")
+    return key not in _COLUMNS and value != "" and not (isinstance(value, str) and f" {value} " in f" {words} ")
 
 
 def _value(key: str, value: object) -> str:

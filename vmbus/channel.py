@@ -21,7 +21,7 @@ from vmbus.ring import BATCH_PACKETS, Packet, RingReader, RingWriter, ring_bytes
 
 RECEIVED = "received"
 SENT = "sent"
-PacketTap = Callable[[str, list[Packet]], None]
+PacketTap = Callable[[str, Sequence[Packet]], None]
 """Is shown each batch, with `RECEIVED` or `SENT`, as this end sees it."""
 
 
@@ -225,7 +225,7 @@ class Channel(trio.abc.Channel[Packet]):
         if sent:
             self._packets_out += sent
             if self.on_packets is not None:
-                self.on_packets(SENT, list(packets[:sent]))
+                self.on_packets(SENT, packets if sent == len(packets) else packets[:sent])
             if self._writer.signal_needed():
                 self._send_signal()
         return sent

@@ -44,6 +44,7 @@ _PENDING_SIZE_SUPPORTED = 1
 _DESCRIPTOR = 16
 _TRAILER = 8
 _LONGEST_BODY = 0xFFFF * 8 - _DESCRIPTOR
+_DESCRIPTOR_LAYOUT = struct.Struct("<HHHHQ")
 _head_and_id = struct.Struct("<QQ").unpack_from
 
 
@@ -95,6 +96,15 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
 def ring_bytes(body: int) -> int:
     """The room in bytes that a packet with `body` bytes takes: descriptor, padding and trailer included."""
     return _DESCRIPTOR + ((body + 7) & ~7) + _TRAILER
+
+
+def packet_bytes(packet: Packet) -> bytes:
+    """The packet as it lies in a ring: descriptor and body, padded to a multiple of 8; the trailer is left out."""
+    body8 = (len(packet.body) + 7) >> 3
+    head = _DESCRIPTOR_LAYOUT.pack(
+        packet.type, 2 + (packet.data_offset >> 3), 2 + body8, packet.flags, packet.transaction_id
+    )
+    return head + packet.body.ljust(body8 << 3, b"\0")
 
 
 @lru_cache(maxsize=512)

@@ -30,6 +30,7 @@ from hypervisor.privileges import Privilege
 from hypervisor.synic.messages import InterceptHeader, MessageType
 from partitions.lifecycle import VmEvent
 from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
+from partitions.recording.link import device_name
 from partitions.root import saving
 from partitions.root.chipset.chipset import Chipset
 from partitions.root.chipset.cmos import CmosClock
@@ -312,6 +313,7 @@ class Worker:
                 partition_id=built.id,
                 trace=host.hypervisor.trace,
                 shared=settings.backend is not BackendKind.TASK,
+                device_names=device_name,
             )
         )
         self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypervisor.trace import Layer, Level, Trace, TraceEvent
+from hypervisor.trace import TO_ROOT, Layer, Level, PacketBatch, Trace, TraceEvent
 
 
 def make() -> tuple[Trace, list[TraceEvent]]:
@@ -42,3 +42,40 @@ def test_mistakes_are_counted_while_nobody_listens() -> None:
     trace.warn(Layer.PACKET, "corrupt_ring", 3, "in index past the end")
 
     assert trace.warnings == {(3, "corrupt_ring"): 1}
+
+
+def event_of(batch: PacketBatch, packet: int) -> TraceEvent:
+    return TraceEvent(batch.time, Layer.PACKET, "packet_received", batch.partition, channel=batch.channel, size=packet)
+
+
+def test_packets_come_one_by_one_or_in_batches_and_never_twice() -> None:
+    """Whoever takes batches gets every other event as all do; nobody builds an event that no sink wants."""
+    trace, seen = make()
+    batches: list[PacketBatch] = []
+    others: list[TraceEvent] = []
+    stop = trace.add_sink(others.append, packets=batches.append)
+    trace.emit_packets(2, 5, TO_ROOT, "storage", [8, 16], lambda batch, packet: 1 // 0)  # type: ignore[arg-type,return-value]
+    trace.emit(Layer.STATE, "vm_state", 2)
+    assert batches == [PacketBatch(42, 2, 5, TO_ROOT, "storage", [8, 16])]
+    assert [event.event for event in others] == ["vm_state"]
+
+    trace.add_sink(seen.append)
+    trace.emit_packets(2, 5, TO_ROOT, "storage", [24, 32], event_of)
+    assert [(event.time, event.channel, event.size) for event in seen] == [(42, 5, 24), (42, 5, 32)]
+    assert len(batches) == 2
+
+    stop()
+    assert trace.on
+    trace.emit_packets(2, 5, TO_ROOT, "storage", [40], event_of)
+    assert (len(batches), len(seen), len(others)) == (2, 3, 1)
+
+
+def test_a_mistake_with_its_bytes_is_an_event_each_time() -> None:
+    """What crossed is never left out; but only each power of two is a warning."""
+    trace, seen = make()
+    trace.add_sink(seen.append)
+    for number in range(5):
+        trace.warn(Layer.CONTROL, "malformed_message", 2, "no type", data=bytes([number]))
+
+    assert [event.data for event in seen] == [b"\0", b"\1", b"\2", b"\3", b"\4"]
+    assert [event.level is Level.WARNING for event in seen] == [True, True, False, True, False]

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import trio
 
 from hypervisor.memory import GuestMemory
 from hypervisor.status import HvError, HvStatus
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
-from hypervisor.wire import WireError
+from hypervisor.wire import Guid, WireError
 from vmbus.bell import Bell
 from vmbus.protocol.identifiers import (
     MESSAGE_CONNECTION,
@@ -65,6 +65,7 @@ class VmbusServer:
         trace: Trace,
         shared: bool,
         max_version: int | None = None,
+        device_names: Callable[[Guid], str] = lambda interface: "",
     ) -> None:
         self.partition_id = partition_id
         self.counters: Counter[str] = Counter()
@@ -78,6 +79,8 @@ class VmbusServer:
         self._todo: deque[Action] = deque()
         self._performing = False
         self._replaying = False
+        self._unread: tuple[bytes, str] | None = None
+        """A message of the guest's that has no event yet, since it cannot be read, and why."""
         self._bell = Bell()
         self._try_again = Bell()
         self._phase_changed = trio.Event()
@@ -97,6 +100,7 @@ class VmbusServer:
             ended=self._device_ended,
             offer=self._offer,
             withdraw=self._withdraw,
+            device_names=device_names,
         )
         self._message_ports = [
             ports.receive_messages(MESSAGE_CONNECTION, lambda data: self._arrived(data, multiclient=False)),
@@ -246,7 +250,8 @@ class VmbusServer:
         """In the root's interrupt: note and wake."""
         if len(self._inbox) >= INBOX_MESSAGES:
             self.counters["inbox_overflows"] += 1
-            self._trace.warn(Layer.CONTROL, "message_overflow", self.partition_id, "too many channel messages wait")
+            words = "too many channel messages wait"
+            self._warn("message_overflow", words, direction=TO_ROOT, size=len(untrusted), data=untrusted)
             return
         self._inbox.append((multiclient, untrusted))
         self._bell.ring()
@@ -276,11 +281,14 @@ class VmbusServer:
                 message = decode_message(
                     untrusted, sender=Direction.TO_ROOT, version=self._state.version, features=self._state.features
                 )
-            except WireError:
-                pass  # the state machine says so, as a fault
+            except WireError as error:
+                self._unread = untrusted, str(error)
             else:
-                self._emit(message, len(untrusted), TO_ROOT)
+                self._emit(message, untrusted, TO_ROOT)
         self._perform(self._state.handle(untrusted, multiclient=multiclient))
+        if self._unread is not None:  # the state machine does not mind it
+            _, words = self._unread
+            self._trace.emit(Layer.CONTROL, "ignored_message", self.partition_id, words=words, **self._take_unread())
 
     # ---------------------------------------------------------------------------------------------- host to guest
 
@@ -301,25 +309,26 @@ class VmbusServer:
     def _posted(self, message: Message, data: bytes) -> None:
         self.counters["messages_out"] += 1
         if self._trace.on:
-            self._emit(message, len(data), TO_CHILD)
+            self._emit(message, data, TO_CHILD)
 
     def _lose(self, message: Message, why: str) -> None:
         self.counters["messages_lost"] += 1
         self._warn("message_lost", f"{describe(message)}: {why}")
 
-    def _emit(self, message: Message, size: int, direction: str) -> None:
+    def _emit(self, message: Message, data: bytes, direction: str) -> None:
         self._trace.emit(
             Layer.CONTROL,
             event_name(message),
             self.partition_id,
             direction=direction,
             channel=getattr(message, "channel_id", None),
-            size=size,
+            size=len(data),
             words=describe(message),
+            data=data,
         )
 
-    def _warn(self, event: str, words: str) -> None:
-        self._trace.warn(Layer.CONTROL, event, self.partition_id, words)
+    def _warn(self, event: str, words: str, **more: Any) -> None:
+        self._trace.warn(Layer.CONTROL, event, self.partition_id, words, **more)
 
     # ---------------------------------------------------------------------------------------------------- actions
 
@@ -375,7 +384,7 @@ class VmbusServer:
             case act.ProtocolFault(event, words):
                 self.counters["faults"] += 1
                 self.counters[event] += 1
-                self._warn(event, words)
+                self._warn(event, words, **self._take_unread())
             case _:
                 assert_never(action)
 
@@ -383,10 +392,16 @@ class VmbusServer:
         if channel_id is None:
             self._phase_changed.set()
             self._phase_changed = trio.Event()
+            self._trace.versions[self.partition_id] = self._state.version or 0
         if self._trace.on:
             event = "vmbus_connection" if channel_id is None else "vmbus_channel"
             words = f"{before} -> {after}"
             self._trace.emit(Layer.STATE, event, self.partition_id, channel=channel_id, words=words)
+
+    def _take_unread(self) -> dict[str, Any]:
+        """What an event says of a message that could not be read; nothing where there is none."""
+        unread, self._unread = self._unread, None
+        return {} if unread is None else {"direction": TO_ROOT, "size": len(unread[0]), "data": unread[0]}
 
     def _set_message_target(self, vp: int, sint: int) -> None:
         self._drop_message_target()
@@ -443,6 +458,7 @@ class VmbusServer:
         """Give up every port, connection and view. No task of the server runs any longer."""
         for port in self._message_ports:
             port.close()
+        self._trace.versions.pop(self.partition_id, None)
         self._slots.shut_down()
         self._drop_message_target()
         self._drop_reserved_targets()
@@ -457,14 +473,24 @@ async def open_vmbus_server(
     trace: Trace,
     shared: bool,
     max_version: int | None = None,
+    device_names: Callable[[Guid], str] = lambda interface: "",
 ) -> AsyncIterator[VmbusServer]:
     """Serve the bus to one child until the block ends; then devices are cancelled and everything is given up.
 
-    `shared` says that the guest runs on another thread or in another process; `max_version` caps the versions. An
+    `shared` says that the guest runs on another thread or in another process; `max_version` caps the versions;
+    `device_names` is what traces call devices of an interface. An
     exception of a device that is no fault of the guest's cancels the block and comes out of it, in an exception group.
     HvError if the message ports cannot be made.
     """
-    server = VmbusServer(ports, memory, partition_id=partition_id, trace=trace, shared=shared, max_version=max_version)
+    server = VmbusServer(
+        ports,
+        memory,
+        partition_id=partition_id,
+        trace=trace,
+        shared=shared,
+        max_version=max_version,
+        device_names=device_names,
+    )
     try:
         async with trio.open_nursery() as nursery:
             server.start(nursery)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -15,13 +15,13 @@ import trio
 from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.status import HvError
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
-from hypervisor.wire import WireError
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, PacketBatch, Trace, TraceEvent
+from hypervisor.wire import Guid, WireError
 from vmbus.channel import RECEIVED, Channel
 from vmbus.gpadl import GpadlRange
 from vmbus.protocol.identifiers import INTERRUPTS_OFF, event_connection_id
 from vmbus.protocol.pages import ConnectionPages
-from vmbus.ring import Packet, PacketType
+from vmbus.ring import Packet, PacketType, packet_bytes
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.limits import MAX_SCATTERED_PAGES
@@ -113,10 +113,12 @@ class ChannelSlots:
         ended: Callable[[int], None],
         offer: Callable[[Device, Offer], OfferedChannel],
         withdraw: Callable[[OfferedChannel], None],
+        device_names: Callable[[Guid], str],
     ) -> None:
         """`gpadl_released(channel_id, gpadl_id)`: no view is left; `ended(channel_id)`: the device has stopped.
 
-        `offer` and `withdraw` are for subchannels; what is withdrawn may be gone by then.
+        `offer` and `withdraw` are for subchannels; what is withdrawn may be gone by then. `device_names` is what traces
+        call those who are offered under an interface.
         """
         self._ports = ports
         self._memory = memory
@@ -128,6 +130,7 @@ class ChannelSlots:
         self._ended = ended
         self._offer = offer
         self._withdraw = withdraw
+        self._device_names = device_names
         self._holds = HoldCounts(gpadl_released)
         self._pages = PagesInUse(ports, memory, ConnectionPages(), self._signaled)
         self._slots: dict[int, _Slot] = {}
@@ -145,6 +148,8 @@ class ChannelSlots:
     def create(self, channel_id: int, offered: OfferedChannel) -> None:
         """The guest may signal the channel from now on."""
         slot = self._slots[channel_id] = _Slot(offered)
+        devices = self._trace.devices.setdefault(self._partition_id, {})
+        devices[channel_id] = self._device_names(offered.offer.interface)
         try:
             self._listen(slot, event_connection_id(channel_id))
         except HvError as error:  # tried again when the guest opens it
@@ -175,6 +180,7 @@ class ChannelSlots:
     def close(self, channel_id: int) -> OfferedChannel:
         """The ID is free again; returns whose it was."""
         slot = self._slots.pop(channel_id)
+        del self._trace.devices[self._partition_id][channel_id]
         if slot.port is not None:
             slot.port.close()
         return slot.offered
@@ -256,6 +262,7 @@ class ChannelSlots:
             if slot.events is not None:
                 slot.events.close()
         self._slots.clear()
+        self._trace.devices.pop(self._partition_id, None)
         self._pages.close()
         self._dropped.set()
 
@@ -300,7 +307,7 @@ class ChannelSlots:
             incoming=rings[:border],
             signal=slot.signal,
             shared=self._shared,
-            on_packets=lambda direction, packets: self._packets(action.channel_id, direction, packets),
+            on_packets=partial(self._packets, action.channel_id, self._device_names(slot.offered.offer.interface)),
         )
         slot.ring = GpadlHold(self._holds, action.channel_id, action.gpadl_id, (action.ring,))
         slot.scattered = scattered
@@ -326,23 +333,11 @@ class ChannelSlots:
         self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
         return True
 
-    def _packets(self, channel_id: int, direction: str, packets: list[Packet]) -> None:
+    def _packets(self, channel_id: int, device: str, direction: str, packets: Sequence[Packet]) -> None:
         """The tap on a channel: packets as they are on the ring; what they mean is the device's to say."""
-        if not self._trace.on:
-            return
-        event, way = ("packet_received", TO_ROOT) if direction == RECEIVED else ("packet_sent", TO_CHILD)
-        for packet in packets:
-            kind = _PACKET_NAMES.get(packet.type, str(packet.type))
-            self._trace.emit(
-                Layer.PACKET,
-                event,
-                self._partition_id,
-                direction=way,
-                channel=channel_id,
-                size=len(packet.payload),
-                words=f"{kind} id={packet.transaction_id:#x} flags={packet.flags}",
-                transaction_id=packet.transaction_id,
-            )
+        if self._trace.on:
+            way = TO_ROOT if direction == RECEIVED else TO_CHILD
+            self._trace.emit_packets(self._partition_id, channel_id, way, device, packets, _packet_event)
 
     async def _serve(self, slot: _Slot, scope: trio.CancelScope) -> None:
         """Run a channel's device to its end, which is the close of the channel or a fault of the guest's."""
@@ -426,6 +421,28 @@ class ChannelSlots:
 
     def _warn(self, event: str, words: str) -> None:
         self._trace.warn(Layer.CONTROL, event, self._partition_id, words)
+
+
+def _packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
+    """Its size is that of the payload as it lies in the ring, which is all that the other end can know of it."""
+    kind = _PACKET_NAMES.get(packet.type, str(packet.type))
+    return TraceEvent(
+        batch.time,
+        Layer.PACKET,
+        "packet_received" if batch.direction == TO_ROOT else "packet_sent",
+        batch.partition,
+        direction=batch.direction,
+        channel=batch.channel,
+        size=(len(packet.body) - packet.data_offset + 7) & ~7,
+        words=f"{kind} id={packet.transaction_id:#x} flags={packet.flags}",
+        fields={
+            "transaction_id": packet.transaction_id,
+            "type": packet.type,
+            "flags": packet.flags,
+            "device": batch.device,
+        },
+        data=packet_bytes(packet),
+    )
 
 
 def _first_words(error: BaseException) -> str:

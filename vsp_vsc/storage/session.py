@@ -269,7 +269,7 @@ class StorageSession:
         except GpaFault as fault:
             return self._invalid(packet, f"{describe_cdb(cdb)}: {fault}")
         if self._trace.on:
-            self._emit_command(where, cdb, wanted)
+            self._emit_command(packet, where, cdb, wanted)
         unit = self._units.get(where >> 8)
         if unit is None or opcode == _REPORT_LUNS:
             return self._elsewhere(packet, where, cdb, views, wanted)
@@ -351,7 +351,7 @@ class StorageSession:
             self._invalid(packet, f"{describe_cdb(cdb)}: SRB {srb_length}, CDB {cdb_length}")
             return
         if self._trace.on:
-            self._emit_command(where, cdb, 0)
+            self._emit_command(packet, where, cdb, 0)
         unit = self._units.get(where >> 8)
         if unit is None or cdb[0] == _REPORT_LUNS:
             self._elsewhere(packet, where, cdb, (), 0)
@@ -511,7 +511,7 @@ class StorageSession:
             status=int(status),
         )
 
-    def _emit_command(self, where: int, cdb: bytes, size: int) -> None:
+    def _emit_command(self, packet: Packet, where: int, cdb: bytes, size: int) -> None:
         self._trace.emit(
             Layer.DEVICE,
             "scsi_command",
@@ -523,6 +523,7 @@ class StorageSession:
             path=where >> 8 & 0xFF,
             target=where >> 16 & 0xFF,
             lun=where >> 24,
+            transaction=packet.transaction_id,
         )
 
     def _emit_result(self, packet: Packet, result: ScsiResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ import trio.testing
 from hypervisor.blocks import MemoryBlock
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
-from hypervisor.trace import Layer, Trace, TraceEvent
+from hypervisor.trace import Layer, Level, Trace, TraceEvent
 from hypervisor.wire import BadValue
 from tests.doubles.vmbus_guest import scsi
 from tests.doubles.vmbus_ports import FakePorts
@@ -131,7 +132,15 @@ async def bench(memory: GuestMemory, *devices: EchoDevice, tracing: bool = False
     ports, trace, seen = FakePorts(), Trace(lambda: 0), []
     if tracing:
         trace.add_sink(seen.append)
-    async with open_vmbus_server(ports, memory, partition_id=7, trace=trace, shared=False) as server:
+    names = {scsi().interface: "disks"}
+    async with open_vmbus_server(
+        ports,
+        memory,
+        partition_id=7,
+        trace=trace,
+        shared=False,
+        device_names=lambda interface: names.get(interface, ""),
+    ) as server:
         for device in devices:
             server.offer(device)
         yield Bench(server, ports, memory, trace, seen)
@@ -474,3 +483,65 @@ async def test_every_message_is_traced_both_ways(memory: GuestMemory) -> None:
         ("packet_sent", ">child", 8, "INBAND id=0x2a flags=1"),
     ]
     assert ("vmbus_channel", "opening -> open") in [(e.event, e.words) for e in b.seen if e.layer is Layer.STATE]
+    assert [e.fields for e in b.seen if e.layer is Layer.PACKET] == 2 * [
+        {"transaction_id": 42, "type": 6, "flags": 1, "device": "disks"}
+    ]
+
+
+async def test_traced_bytes_are_those_that_crossed(memory: GuestMemory) -> None:
+    """A channel message as it was posted; a packet with its descriptor, padded to 8 and without its trailer."""
+    async with bench(memory, EchoDevice(scsi()), tracing=True) as b:
+        await b.connect()
+        channel = await b.gpadl_and_open()
+        await channel.send(Packet(9, 1, 42, 16, bytes(range(29))))
+        await trio.testing.wait_all_tasks_blocked()
+        channel.close()
+    told = {e.event: e.data for e in b.seen if e.data}
+    assert told["initiate_contact"] == m.initiate_contact(Version.V5_3).encode()
+    assert told["offer_channel"] in b.ports.posted
+    assert all(len(e.data) == e.size for e in b.seen if e.layer is Layer.CONTROL)
+    descriptor = struct.pack("<HHHHQ", 9, 4, 6, 1, 42)
+    assert told["packet_received"] == told["packet_sent"] == descriptor + bytes(range(29)) + bytes(3)
+    assert [e.size for e in b.seen if e.layer is Layer.PACKET] == [16, 16]
+
+
+async def test_a_message_that_cannot_be_read_is_traced_each_time_with_its_bytes(memory: GuestMemory) -> None:
+    """Once each: the warning where there is one, with the fault in words, and an event of no weight where not."""
+    async with bench(memory, tracing=True) as b:
+        for number in range(5):
+            await b.say(struct.pack("<II", 99, number))
+        await b.say(m.RelIdReleased(channel_id=1))  # as Linux does after UNLOAD: no fault
+        await b.say(m.RequestOffers())
+        await b.say(m.initiate_contact(Version.V5_3))
+        await b.say(m.OpenChannel(channel_id=1, open_id=1, gpadl_id=5))  # read, and refused
+    told = [(e.event, e.level, e.words, e.data) for e in b.seen if e.layer is Layer.CONTROL and e.direction == ">root"]
+    unknown = "no channel message has type 99"
+    debug, warning = Level.DEBUG, Level.WARNING
+    assert told[:5] == [
+        ("malformed_message", level, unknown, struct.pack("<II", 99, number))
+        for number, level in enumerate((warning, warning, debug, warning, debug))
+    ]
+    ignored, malformed, contact, refused = told[5:]
+    assert ignored[:3] == ("ignored_message", debug, "REL_ID_RELEASED is not legal without a connection")
+    assert malformed[0] == "malformed_message"
+    assert (contact[0], refused[0]) == ("initiate_contact", "open_channel")
+    assert [e.data for e in b.seen if e.event == "unexpected_message"] == [b""]
+
+
+async def test_what_overflows_the_inbox_is_traced_with_its_bytes(memory: GuestMemory) -> None:
+    async with bench(memory, tracing=True) as b:
+        for number in range(INBOX_MESSAGES + 3):
+            b.ports.message_handlers[1](struct.pack("<II", 3, number))
+        lost = [e.data for e in b.seen if e.event == "message_overflow"]
+        assert lost == [struct.pack("<II", 3, INBOX_MESSAGES + each) for each in range(3)]
+
+
+async def test_the_trace_knows_version_and_devices_while_there_are_any(memory: GuestMemory) -> None:
+    """A recording that begins late has to say what the bytes mean."""
+    async with bench(memory, EchoDevice(scsi())) as b:
+        assert (b.trace.versions, b.trace.devices) == ({}, {})
+        await b.connect(Version.V5_1)
+        assert (b.trace.versions, b.trace.devices) == ({7: Version.V5_1}, {7: {1: "disks"}})
+        await b.say(m.Unload())
+        assert (b.trace.versions, b.trace.devices) == ({7: 0}, {7: {}})
+    assert (b.trace.versions, b.trace.devices) == ({}, {})
