@@ -168,8 +168,9 @@ class Host(Mapping[str, Vm]):
 
     async def wait_all(self) -> dict[str, ExitRecord]:
         """Until every VM is off; how each ended, without those that were never started."""
-        for managed in list(self.vmms.vms.values()):
-            await self.vmms.wait_off(managed)
+        while on := [vm for vm in self.vmms.vms.values() if vm.state not in (VmState.OFF, VmState.SAVED)]:
+            await self.vmms.wait_off(on[0])
+        await trio.lowlevel.checkpoint()
         return {name: vm.exit for name, vm in self.items() if vm.exit is not None}
 
     async def shut_down_all(self, grace: float = SHUT_DOWN_GRACE) -> None:

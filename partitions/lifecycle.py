@@ -92,6 +92,19 @@ class VmEvent(enum.Enum):
     RESTART = "restart"
     """That while is over."""
 
+    @property
+    def requested(self) -> bool:
+        """True for what somebody asks for, and does not just happen."""
+        return self in _REQUESTS
+
+
+_REQUESTS: Final = frozenset(
+    {
+        *(VmEvent.START, VmEvent.PAUSE, VmEvent.RESUME, VmEvent.RESET, VmEvent.SAVE),
+        *(VmEvent.SHUT_DOWN, VmEvent.TURN_OFF, VmEvent.DESTROY),
+    }
+)
+
 
 _S, _E = VmState, VmEvent
 TRANSITIONS: Final[dict[tuple[VmState, VmEvent], VmState]] = {

@@ -59,6 +59,8 @@ class ExitRecord:
     """100 ns units on the host's clock."""
     ended_at: int = 0
     resets: int = 0
+    by: str = ""
+    """Who asked for the end, where somebody did who is not the program itself: a signal, a peer of the control socket."""
     gave_up_after: int = 0
     """Restarts in a row after which its restart policy let it stay off; 0 where it did not come to that."""
 

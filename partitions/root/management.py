@@ -30,6 +30,7 @@ from partitions.lifecycle import (
     next_state,
     requested_event,
 )
+from partitions.root.asking import asked_by, asker
 from partitions.root.console import Console
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
@@ -69,6 +70,10 @@ class VmStateChange(msgspec.Struct, frozen=True, gc=False):
     before: VmState
     after: VmState
     event: VmEvent
+    by: str = ""
+    """Who asked for it; empty where nobody did, or the program that opened the host."""
+    words: str = ""
+    """How the run ended, where this is its end."""
 
 
 @attrs.define(eq=False)
@@ -81,7 +86,13 @@ class Run:
     """Nobody started it but its restart policy."""
     asked_to_end: bool = False
     """Somebody outside wanted the end, so the restart policy does not undo it."""
+    asked_by: str = ""
+    """Who: the last one who asked."""
     ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
+
+    def ask_to_end(self) -> None:
+        """Somebody outside wants the end."""
+        self.asked_to_end, self.asked_by = True, asker()
 
     async def wait(self) -> ExitRecord:
         """Until it has ended; how."""
@@ -196,7 +207,7 @@ class Vmms:
             self._still_saving(vm)
             vm.saved = functools.partial(read_file, path)
             assert vm.run is not None, "it has a worker"
-            vm.run.asked_to_end = True
+            vm.run.ask_to_end()
             _worker(vm).end(ExitReason.SAVED, str(path))
         await self._while(vm, VmState.SAVING)
         return path
@@ -315,7 +326,7 @@ class Vmms:
         self._move(vm, VmEvent.SHUT_DOWN)
         this, worker = vm.run, _worker(vm)
         assert this is not None, "it has a worker"
-        this.asked_to_end = True
+        this.ask_to_end()
         with trio.move_on_after(grace):
             asked = worker.integration is not None and await worker.integration.request_shutdown()
             if not asked and vm.state is VmState.SHUTTING_DOWN:
@@ -394,7 +405,7 @@ class Vmms:
         vm.saved = None
         if vm.worker is not None:
             assert vm.run is not None, "it has a worker"
-            vm.run.asked_to_end = True
+            vm.run.ask_to_end()
             vm.worker.end(ExitReason.TURNED_OFF)
 
     async def wait_off(self, vm: ManagedVm) -> None:
@@ -424,6 +435,8 @@ class Vmms:
             vm.worker = None
             told = not worker.ran and not this.by_policy
             wish = vm.restarts.ended(this.record, asked=this.asked_to_end or record is None, told=told)
+            if this.asked_to_end:
+                this.record = attrs.evolve(this.record, by=this.asked_by)
             if wish is Wish.GIVE_UP:
                 this.record = attrs.evolve(this.record, gave_up_after=vm.restarts.in_a_row)
             if this.record.reason is ExitReason.SAVED and vm.state is VmState.SAVING:
@@ -472,12 +485,14 @@ class Vmms:
                 reason=record.reason.value,
                 exit_code=record.exit_code,
                 uptime=record.uptime,
+                **({"by": record.by} if record.by else {}),
             )
 
     def _move(self, vm: ManagedVm, event: VmEvent) -> None:
         """The one place where a VM's state changes. Raises `InvalidTransition`."""
         before = vm.state
         vm.state = next_state(before, event)
+        by = asker() if event.requested else ""
         if before is VmState.WAITING and vm.restart_timer is not None:
             vm.restart_timer.cancel()
             vm.restart_timer = None
@@ -489,10 +504,12 @@ class Vmms:
                 *(Layer.STATE, "vm_state", vm.partition_id),
                 vm=vm.name,  # which has no partition before its first start
                 level=Level.INFO,
-                words=f"{before.value} -> {vm.state.value}",
+                words=f"{before.value} -> {vm.state.value}{f', asked by {by}' if by else ''}",
                 cause=event.value,
+                **({"by": by} if by else {}),
             )
-        change = VmStateChange(host.clock(), vm.name, before, vm.state, event)
+        ended = str(vm.exit) if vm.worker is None and vm.exit is not None and before.active else ""
+        change = VmStateChange(host.clock(), vm.name, before, vm.state, event, by, ended)
         vm.feed.put(change)
         self.feed.put(change)
         vm.changed.set()
@@ -517,7 +534,8 @@ async def open_vmms(host: HostServices) -> AsyncIterator[Vmms]:
         try:
             yield vmms
         finally:
-            vmms.turn_all_off()
+            with asked_by("the end of the host"):
+                vmms.turn_all_off()
     for vm in vmms.vms.values():
         vm.console.close()
         vm.feed.close()
