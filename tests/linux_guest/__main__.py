@@ -13,14 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.linux_guest import discs, distribution, hyperv_daemons, nested, parts, sg3_utils
+from tests.linux_guest import discs, distribution, hyperv_daemons, nested, parts, progress, sg3_utils, suite
 from tests.linux_guest.conftest import ASKED
 
 HERE = Path(__file__).parent
 PROBE_SECONDS = 20
 """A kernel that has not come to its init by then runs on a KVM that is no use."""
-SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "1500"))
-"""A machine with nothing else to do needs a third of it, emulation included."""
+SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "2400"))
+"""A machine with nothing else to do needs a fifth of it, emulation included."""
 PROBE = "--probe"
 PASSED_ON = ("PARTITA_HAMMER_SECONDS", "PARTITA_KILLS")
 
@@ -71,7 +71,7 @@ def main(options: list[str]) -> int:
     hyperv_daemons.fetch()
     sg3_utils.fetch(())
     discs.fetch()
-    suite = [
+    command = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300", "-q"),
         *(options or [str(HERE)]),
     ]
@@ -79,11 +79,16 @@ def main(options: list[str]) -> int:
     started = time.monotonic()
     if not why_not:
         print("on this machine's own KVM", flush=True)
-        status = subprocess.run(suite, env={**os.environ, ASKED: "1"}, timeout=SUITE_SECONDS, check=False).returncode
+        status = subprocess.run(command, env={**os.environ, ASKED: "1"}, timeout=SUITE_SECONDS, check=False).returncode
     else:
         print(f"this machine's own KVM is no use: {why_not}; in an outer machine under emulation", flush=True)
         settings = [f"{name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
-        status = nested.run(["env", f"{ASKED}=1", *settings, *suite], timeout=SUITE_SECONDS)
+
+        def once(further: list[str], processors: int, seconds: float) -> int:
+            words = ["env", f"{ASKED}=1", *settings, *command, *further]
+            return nested.run(words, timeout=seconds, processors=processors, pulse=progress.FILE)
+
+        status = suite.run(once, seconds=SUITE_SECONDS)
     print(f"{time.monotonic() - started:.0f} s in all")
     return status
 

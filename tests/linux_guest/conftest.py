@@ -8,20 +8,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.linux_guest.progress import Progress
 from tests.linux_guest.report import FILE, Report
+from tests.linux_guest.suite import FIRST
 
 ASKED = "PARTITA_LINUX_TESTS"
 _REPORT = Report()
+_PROGRESS = Progress()
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get(ASKED) == "1":
+        items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
         return
     skip = pytest.mark.skip(reason="a Linux kernel is booted by `make linux-test`, which takes minutes")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(skip)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    if os.environ.get(ASKED) == "1":
+        _PROGRESS.begin(nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if os.environ.get(ASKED) == "1" and (report.when == "call" or not report.passed):
+        _PROGRESS.end(report.nodeid, report.outcome)
 
 
 @pytest.fixture(scope="session")
