@@ -29,6 +29,7 @@ from functools import lru_cache
 
 import msgspec
 
+from hypervisor.inspect import Branch, Claim, Hex
 from hypervisor.pages import PAGE_SIZE
 from hypervisor.wire import WireError
 
@@ -59,6 +60,7 @@ class PacketType(enum.IntEnum):
     COMPLETION = 0xB
 
 
+_NAMES = {int(kind): kind.name for kind in PacketType}
 _LEAST_OFFSET8: dict[int, int] = {
     PacketType.INBAND: 2,
     PacketType.TRANSFER_PAGES: 3,
@@ -96,6 +98,11 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
 def ring_bytes(body: int) -> int:
     """The room in bytes that a packet with `body` bytes takes: descriptor, padding and trailer included."""
     return _DESCRIPTOR + ((body + 7) & ~7) + _TRAILER
+
+
+def packet_words(kind: int, transaction_id: int, flags: int) -> str:
+    """A packet in words, by its descriptor: `GPA_DIRECT id=0x4 flags=1`."""
+    return f"{_NAMES.get(kind) or kind} id={transaction_id:#x} flags={flags}"
 
 
 def packet_bytes(packet: Packet) -> bytes:
@@ -166,6 +173,34 @@ class _Ring:
             self._error = RingError(reason)
         return self._error
 
+    def _claim(self, word: int) -> Claim:
+        """One of the two indices, as it stands in the guest's memory."""
+        index = self._control[word]
+        fault = ""
+        if index >= self.size:
+            fault = f"past the end of a ring of {self.size:#x} bytes"
+        elif index & 7:
+            fault = "no multiple of 8"
+        return Claim(Hex(index), fault)
+
+    def _inspect(self, ours: dict[str, object], start: Claim | int, end: Claim | int) -> Branch:
+        """What lies from `start` to `end`, and the words of the control page."""
+        control = self._control
+        values = [place.value if isinstance(place, Claim) else place for place in (start, end)]
+        faulty = any(isinstance(place, Claim) and place.fault for place in (start, end))
+        used = None if faulty else (int(values[1]) - int(values[0])) % self.size
+        return Branch(
+            ours
+            | {
+                "used_bytes": used,
+                "free_bytes": None if used is None else max(0, self.size - used - 8),
+                "interrupt_mask": Claim(control[_MASK]),
+                "pending_send_size": Claim(control[_PENDING]),
+                "feature_bits": Claim(Hex(control[_FEATURES])),
+                "fault": None if self._error is None else str(self._error),
+            }
+        )
+
     def release(self) -> None:
         """Give up the views, so that the memory beneath can go. Nothing else may be called afterwards."""
         self._control.release()
@@ -183,6 +218,11 @@ class RingReader(_Ring):
         self._signal = False
         self.bytes_read = 0
         """Bytes taken out so far, descriptors, padding and trailers included."""
+
+    def inspect(self) -> Branch:
+        """Indices, masks and room; `in` is the peer's."""
+        end, out = self._claim(_IN), Hex(self._out)
+        return self._inspect({"size": self.size, "in": end, "out": out, "bytes_read": self.bytes_read}, self._out, end)
 
     @property
     def available(self) -> int:
@@ -314,6 +354,12 @@ class RingWriter(_Ring):
         self.largest_body = min(_LONGEST_BODY, self.size - 16 - _DESCRIPTOR - _TRAILER)
         """The most bytes of body that a packet on this ring can ever have."""
         self._control[_FEATURES] = _PENDING_SIZE_SUPPORTED
+
+    def inspect(self) -> Branch:
+        """Indices, masks and room; `out` is the peer's."""
+        start, own = self._claim(_OUT), Hex(self._in)
+        seen: dict[str, object] = {"size": self.size, "in": own, "out": start, "bytes_written": self.bytes_written}
+        return self._inspect(seen, start, self._in)
 
     @property
     def free_bytes(self) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Final
+from typing import Any
 
 import attrs
 import trio
 
+from hypervisor.inspect import Branch, Hex
 from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.status import HvError
@@ -21,17 +22,15 @@ from vmbus.channel import RECEIVED, Channel
 from vmbus.gpadl import GpadlRange
 from vmbus.protocol.identifiers import INTERRUPTS_OFF, event_connection_id
 from vmbus.protocol.pages import ConnectionPages
-from vmbus.ring import Packet, PacketType, packet_bytes
+from vmbus.ring import Packet, packet_bytes, packet_words
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.limits import MAX_SCATTERED_PAGES
-from vmbus.server.offers import Device, Offer, SavableDevice
+from vmbus.server.offers import Device, InspectableDevice, Offer, SavableDevice
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
 from vmbus.server.saved import CannotRestore, CannotSave
-
-_PACKET_NAMES: Final = {int(kind): kind.name for kind in PacketType}
 
 
 @attrs.define(eq=False)
@@ -94,6 +93,25 @@ class _Slot:
         """Wake the guest."""
         if self.events is not None:
             self.events.signal()
+
+    def inspect(self) -> Branch:
+        """What an open gave it."""
+        opened, channel, device = self.opened, self.channel, self.offered.device
+        seen: dict[str, object] = {
+            "connection": Hex(self.connection_id) if self.port is not None else None,
+            "event_flag": self.event_flag,
+            "monitor": self.monitor_id,
+            "served": self.scope is not None,
+            "closing": self.closing,
+            "scattered": self.scattered,
+            "subchannels": len(self.subchannels),
+        }
+        if opened is not None and channel is not None:
+            seen |= {"target_vp": opened.target_vp, "ring_gpadl": None if self.ring is None else self.ring.gpadl_id}
+            seen |= {"ring": channel.inspect}
+            if isinstance(device, InspectableDevice):
+                seen |= {"session": partial(device.inspect_channel, opened.channel_id)}
+        return Branch(seen)
 
 
 class ChannelSlots:
@@ -197,6 +215,21 @@ class ChannelSlots:
         if slot.port is not None:
             slot.port.close()
         slot.port, slot.connection_id = port, connection_id
+
+    def inspect(self, channel_id: int) -> dict[str, Any]:
+        """A channel's ports and rings, as children for a branch."""
+        slot = self._slots.get(channel_id)
+        return {} if slot is None else dict(slot.inspect().children)
+
+    def is_ring(self, channel_id: int, gpadl_id: int) -> bool:
+        """Whether an open channel's rings lie in it."""
+        slot = self._slots.get(channel_id)
+        return slot is not None and slot.ring is not None and slot.ring.gpadl_id == gpadl_id
+
+    @property
+    def holds(self) -> HoldCounts:
+        """How many views there are of each GPADL; for looking at only."""
+        return self._holds
 
     @property
     def scattered(self) -> int:
@@ -425,7 +458,6 @@ class ChannelSlots:
 
 def _packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
     """Its size is that of the payload as it lies in the ring, which is all that the other end can know of it."""
-    kind = _PACKET_NAMES.get(packet.type, str(packet.type))
     return TraceEvent(
         batch.time,
         Layer.PACKET,
@@ -434,7 +466,7 @@ def _packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
         direction=batch.direction,
         channel=batch.channel,
         size=(len(packet.body) - packet.data_offset + 7) & ~7,
-        words=f"{kind} id={packet.transaction_id:#x} flags={packet.flags}",
+        words=packet_words(packet.type, packet.transaction_id, packet.flags),
         fields={
             "transaction_id": packet.transaction_id,
             "type": packet.type,

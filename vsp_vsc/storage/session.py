@@ -41,7 +41,7 @@ from vsp_vsc.storage.protocol import (
 )
 from vsp_vsc.storage.scsi.cdb import DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
 from vsp_vsc.storage.scsi.nexus import Nexus
-from vsp_vsc.storage.scsi.sense import Reason, SenseKey, decode_sense
+from vsp_vsc.storage.scsi.sense import Reason, SenseKey, decode_sense, result_words
 from vsp_vsc.storage.scsi.target import ScsiResult, absent_inquiry, report_luns
 
 if TYPE_CHECKING:
@@ -534,6 +534,6 @@ class StorageSession:
             direction=TO_CHILD,
             channel=self._channel_id,
             size=result.transferred,
-            words=decode_sense(result.sense).words if result.sense else "good",
+            words=result_words(result.status, result.sense),
             transaction=packet.transaction_id,
         )

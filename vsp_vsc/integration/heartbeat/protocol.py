@@ -31,3 +31,8 @@ class Beat(Wire):
 
     sequence: u64 = at(0)
     application_state: u32 = at(8, default=0)
+
+
+def describe(body: bytes) -> str:
+    """The host's message in words: `beat 41`. Any bytes are fine."""
+    return f"beat {Beat.decode(body).sequence}" if len(body) >= Beat.SIZE else "beat"

@@ -14,7 +14,7 @@ import msgspec
 from hypervisor.clock import ticks
 from hypervisor.wire import ShortMessage
 from vsp_vsc.integration.component import IntegrationVsp, NoAnswer
-from vsp_vsc.integration.heartbeat.protocol import ANSWER_SIZE, SEQUENCE_MASK, ApplicationState, Beat
+from vsp_vsc.integration.heartbeat.protocol import ANSWER_SIZE, SEQUENCE_MASK, ApplicationState, Beat, describe
 from vsp_vsc.integration.protocol import Component
 from vsp_vsc.integration.session import Answer
 
@@ -70,7 +70,8 @@ class HeartbeatVsp(IntegrationVsp):
         while True:
             begin = self._time.now()
             try:
-                answer = await self.ask(Beat(sequence).encode(), PERIOD, f"beat {sequence}")
+                beat = Beat(sequence).encode()
+                answer = await self.ask(beat, PERIOD, describe(beat))
                 sequence = self._answered(sequence, answer)
             except NoAnswer:
                 if not self.ready:

@@ -162,3 +162,16 @@ def decode_value(untrusted_type: int, untrusted: bytes, untrusted_size: int) -> 
     if untrusted_size < needed:
         raise ShortMessage(f"{kind.name} value", needed, untrusted_size)
     return int.from_bytes(untrusted[:needed], "little")
+
+
+def describe(body: bytes) -> str:
+    """The host's message in words: `get in pool guest`. Any bytes are fine."""
+    if len(body) < KvpHeader.SIZE:
+        return "kvp"
+    header = KvpHeader.decode(body)
+    operation, pool = (_name(kind, number) for kind, number in ((Operation, header.operation), (Pool, header.pool)))
+    return f"{operation} in pool {pool}"
+
+
+def _name(kind: type[enum.IntEnum], number: int) -> str:
+    return kind(number).name.lower() if number in tuple(kind) else str(number)

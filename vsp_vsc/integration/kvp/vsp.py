@@ -19,6 +19,7 @@ from vsp_vsc.integration.kvp.protocol import (
     Pool,
     Value,
     decode_item,
+    describe,
     encode_item,
     encode_key,
     encode_request,
@@ -80,8 +81,8 @@ class KvpVsp(IntegrationVsp):
         return found
 
     async def _do(self, operation: Operation, pool: Pool, body: bytes) -> Answer:
-        words = f"{operation.name.lower()} in pool {pool.name.lower()}"
-        return await self.ask(encode_request(operation, pool, body), ANSWER_SECONDS, words)
+        request = encode_request(operation, pool, body)
+        return await self.ask(request, ANSWER_SECONDS, describe(request))
 
     def _item(self, answer: Answer, what: str, offset: int) -> tuple[str, Value]:
         if answer.status:

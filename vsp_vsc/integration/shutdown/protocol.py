@@ -60,3 +60,12 @@ def encode_text(text: str) -> bytes:
 def decode_text(untrusted: bytes) -> str:
     """Up to the NUL; what is no UTF-16 is replaced."""
     return untrusted.decode("utf-16-le", "replace").split("\0", 1)[0]
+
+
+def describe(body: bytes) -> str:
+    """The host's message in words: `shut down, flags 0x1`. Any bytes are fine."""
+    return (
+        f"shut down, flags {ShutdownRequest.decode(body).flags:#x}"
+        if len(body) >= ShutdownRequest.SIZE
+        else "shut down"
+    )

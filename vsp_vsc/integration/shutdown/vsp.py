@@ -9,7 +9,14 @@ from typing import Final
 
 from vsp_vsc.integration.component import IntegrationVsp, NoAnswer, Unavailable
 from vsp_vsc.integration.protocol import Component, Status, Version, status_words
-from vsp_vsc.integration.shutdown.protocol import LEAST_VERSION, PLANNED, ShutdownFlags, ShutdownRequest, encode_text
+from vsp_vsc.integration.shutdown.protocol import (
+    LEAST_VERSION,
+    PLANNED,
+    ShutdownFlags,
+    ShutdownRequest,
+    describe,
+    encode_text,
+)
 
 ANSWER_SECONDS: Final = 5.0
 """How long a guest may think about it."""
@@ -53,7 +60,7 @@ class ShutdownVsp(IntegrationVsp):
         body = ShutdownRequest(reason, round(timeout), int(flags), encode_text(text)).encode()
         self._under_way = True
         try:
-            answer = await self.ask(body, ANSWER_SECONDS, f"shut down, flags {int(flags):#x}")
+            answer = await self.ask(body, ANSWER_SECONDS, describe(body))
         finally:
             self._under_way = False
         if answer.status != Status.SUCCESS:

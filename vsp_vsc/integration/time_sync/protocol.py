@@ -62,3 +62,12 @@ def file_time(moment: datetime.datetime) -> int:
 def moment_of(ticks: int) -> datetime.datetime:
     """The date of so many 100 ns units. Raises `OverflowError` past the year 9999."""
     return EPOCH + datetime.timedelta(microseconds=ticks // 10)
+
+
+def describe(body: bytes) -> str:
+    """The host's message in words: `SYNC`, `SAMPLE`. Any bytes are fine."""
+    layout: type[TimeMessage | TimeReference] = TimeMessage if len(body) == TimeMessage.SIZE else TimeReference
+    if len(body) < layout.SIZE:
+        return "time"
+    flags = layout.decode(body).flags
+    return SyncFlags(flags).name or f"flags {flags:#x}"

@@ -15,7 +15,14 @@ import trio
 from hypervisor.trace import Trace
 from vsp_vsc.integration.component import IntegrationVsp, NoAnswer, PartitionTime
 from vsp_vsc.integration.protocol import Component
-from vsp_vsc.integration.time_sync.protocol import REFERENCE_VERSION, SyncFlags, TimeMessage, TimeReference, file_time
+from vsp_vsc.integration.time_sync.protocol import (
+    REFERENCE_VERSION,
+    SyncFlags,
+    TimeMessage,
+    TimeReference,
+    describe,
+    file_time,
+)
 
 PERIOD: Final = 5.0
 """Seconds of the partition's time between samples, and the time to answer one."""
@@ -51,7 +58,8 @@ class TimeSyncVsp(IntegrationVsp):
         while True:
             self._resumed = trio.Event()
             try:
-                await self.ask(self._message(flags), PERIOD, flags.name or "")
+                message = self._message(flags)
+                await self.ask(message, PERIOD, describe(message))
                 if flags is SyncFlags.SYNC:
                     self.syncs += 1
                 else:

@@ -11,6 +11,8 @@ import struct
 
 import msgspec
 
+from vsp_vsc.storage.scsi.cdb import ScsiStatus
+
 SENSE_BYTES = 18
 """Fixed format without vendor bytes."""
 _LONGEST = 252
@@ -85,6 +87,7 @@ class Reason(enum.Enum):
         return self.value[:2] == (SenseKey.UNIT_ATTENTION, 0x29)
 
 
+_STATUSES = {int(status): status.name.replace("_", " ") for status in ScsiStatus}
 _KEYS: dict[int, str] = {key: key.name.replace("_", " ") for key in SenseKey}
 _WORDS: dict[tuple[int, int, int], str] = {
     (key, asc, ascq): words for key, asc, ascq, words in (r.value for r in Reason)
@@ -201,3 +204,13 @@ def _decode_descriptors(data: bytes) -> Sense:
             field = pointer if specific & _SKSV and specific & _IN_CDB else None
         position += size
     return Sense(data[1] & 0xF, data[2], data[3], information, field)
+
+
+def result_words(scsi_status: int, sense: bytes) -> str:
+    """How a command ended, for people: `good`, what its sense data say, or the status alone: `RESERVATION CONFLICT`."""
+    if sense:
+        return decode_sense(sense).words
+    if not scsi_status:
+        return "good"
+    known = _STATUSES.get(scsi_status)
+    return known or f"SCSI status {scsi_status:02X}h"
