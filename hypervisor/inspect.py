@@ -8,14 +8,14 @@ it is called, and raises `Gone` where that is there no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from operator import methodcaller
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-K = TypeVar("K", bound="int | str")
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 

@@ -117,6 +117,16 @@ class Trace:
         self.warnings: Counter[tuple[int, str]] = Counter()
         """How often each (partition, event) was warned of; counted even while nobody listens."""
 
+    @property
+    def clock(self) -> Clock:
+        """The host's."""
+        return self._clock
+
+    @property
+    def now(self) -> int:
+        """The time of an event that happened now."""
+        return self._clock()
+
     def add_sink(self, sink: Sink, *, packets: PacketSink | None = None) -> Callable[[], None]:
         """Start to send events to `sink`; returns the function that stops it.
 
@@ -130,11 +140,12 @@ class Trace:
         self.on = True
 
         def remove() -> None:
-            self._sinks.remove(sink)
+            # In new lists: a sink may remove itself while the others are being called.
+            self._sinks = _without(self._sinks, sink)
             if packets is None:
-                self._each_sinks.remove(sink)
+                self._each_sinks = _without(self._each_sinks, sink)
             else:
-                self._batch_sinks.remove(packets)
+                self._batch_sinks = _without(self._batch_sinks, packets)
             self.on = bool(self._sinks)
 
         return remove
@@ -201,3 +212,12 @@ class Trace:
             self.emit(layer, event, partition, level=Level.WARNING, words=words, data=data, count=count, **fields)
         elif data:
             self.emit(layer, event, partition, words=words, data=data, count=count, **fields)
+
+
+S = TypeVar("S")
+
+
+def _without(sinks: list[S], sink: S) -> list[S]:
+    left = list(sinks)
+    left.remove(sink)
+    return left

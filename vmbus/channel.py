@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
+from hypervisor.inspect import Branch, Gone, counters
 from vmbus.bell import Bell
 from vmbus.ring import BATCH_PACKETS, Packet, RingReader, RingWriter, ring_bytes
 
@@ -130,6 +131,24 @@ class Channel(trio.abc.Channel[Packet]):
     def unread(self) -> bool:
         """Whether the peer has yet to take packets that were sent, as far as it says so."""
         return self._closed is None and not self._writer.empty
+
+    def inspect(self) -> Branch:
+        """Both rings, while they are there, and what went through."""
+        seen: dict[str, object] = {
+            "closed": self.closed,
+            "receiving": self._receiving,
+            "sending": self._sending,
+            "received_ahead": len(self._ahead),
+            "statistics": lambda: counters(msgspec.structs.asdict(self.statistics())),
+        }
+        if not self.closed:
+            seen |= {"outgoing": lambda: self._ring(self._writer), "incoming": lambda: self._ring(self._reader)}
+        return Branch(seen)
+
+    def _ring(self, ring: RingReader | RingWriter) -> Branch:
+        if self.closed:
+            raise Gone
+        return ring.inspect()
 
     def statistics(self) -> ChannelStatistics:
         """What went through so far; works after the end too."""

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from hypervisor.clock import Clock
+from hypervisor.inspect import Branch, Claim
 from partitions.root.feed import Feed, Subscription
 
 KEPT_BYTES: Final = 64 * 1024
@@ -90,6 +91,20 @@ class Console:
         self.closed = False
         self.total_bytes = 0
         """All that was ever printed, kept or not."""
+
+    def inspect(self) -> Branch:
+        """How much there is of it."""
+        return Branch(
+            {
+                "total_bytes": self.total_bytes,
+                "kept_bytes": min(len(self._bytes), KEPT_BYTES),
+                "most_bytes": KEPT_BYTES,
+                "lines": len(self._lines),
+                "connected": self._receive is not None,
+                "readers": len(self._readers),
+                "last_line": Claim(self.lines()[-1]) if self._lines or self._open_line else None,
+            }
+        )
 
     def connect(self, receive: Callable[[bytes], int] | None) -> None:
         """Where typed bytes go while the VM is on: COM1's receiver, or None when it goes off."""

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hypervisor.inspect import Branch, shown
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
 from partitions.root.disk_state import DeviceError
 from partitions.topology_schema import DeviceTable, VmTable
 from vmbus.channel import ChannelStatistics
-from vmbus.server.offers import Device, LeavingDevice, Offer, SavableDevice
+from vmbus.server.offers import Device, InspectableDevice, LeavingDevice, Offer, SavableDevice
 from vmbus.server.saved import CannotRestore, CannotSave
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class CountedDevice:
         if not isinstance(self.device, SavableDevice):
             raise CannotRestore(f"{self.offer} cannot be restored")
         return self.device.load(untrusted)
+
+    def inspect(self) -> Branch:
+        """The device's own, as far as it has any."""
+        return shown(self.device)
+
+    def inspect_channel(self, channel_id: int) -> Branch:
+        """The device's own; empty if it has none."""
+        return self.device.inspect_channel(channel_id) if isinstance(self.device, InspectableDevice) else Branch({})
 
     def channel_statistics(self) -> ChannelStatistics:
         """What went through all the channels that the guest has ever opened to it."""

@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+import msgspec
 import trio
 
+from hypervisor.inspect import Branch, counters
 from partitions.root.devices import CountedDevice
 from partitions.root.disk_state import DeviceError
 from partitions.topology_schema import DeviceTable, DiskTable
@@ -41,6 +43,20 @@ class Plugged:
     opened: contextlib.ExitStack
     """What it holds on the host: images, files."""
     leaving: bool = False
+
+    def inspect(self) -> Branch:
+        """Where it is on the bus, what went through it, and what it shows of itself."""
+        state = self.offered.state
+        return Branch(
+            {
+                "offer": self.offered.offer.inspect,
+                "channel": self.offered.channel_id,
+                "channel_state": None if state is None else state.value,
+                "leaving": self.leaving,
+                "statistics": lambda: counters(msgspec.structs.asdict(self.device.channel_statistics())),
+                **self.device.inspect().children,
+            }
+        )
 
 
 class HotPlug:

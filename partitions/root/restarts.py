@@ -14,6 +14,7 @@ from typing import Final, assert_never
 
 import attrs
 
+from hypervisor.inspect import Branch
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.topology_schema import Restart
 
@@ -49,6 +50,10 @@ class Restarts:
     def wait(self) -> float:
         """Seconds to wait before the restart that `ended` has asked for."""
         return min(FIRST_WAIT * 2.0 ** (self.in_a_row - 1), LONGEST_WAIT)
+
+    def inspect(self) -> Branch:
+        """The policy, and how often it has acted."""
+        return Branch({"policy": self.policy.value, "total": self.total, "in_a_row": self.in_a_row, "most": LIMIT})
 
     def by_hand(self) -> None:
         """Somebody starts it: what was before does not count any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import attrs
 import msgspec
@@ -85,6 +86,19 @@ class ServerChannel:
     """The host has withdrawn the device for good; goes away with the guest's release."""
     rescind_due: bool = False
     """RESCIND is held back until the GPADL_TORNDOWN of teardowns under way have been sent."""
+
+    def inspect(self) -> dict[str, Any]:
+        """As the state machine has it, as children for a branch."""
+        return {
+            "device": str(self.offer),
+            "state": self.state.value,
+            "activity": self.activity.value,
+            "offer": self.offer.inspect,
+            "offered_monitor": self.monitor_id,
+            "target_vp": self.target_vp,
+            "reserved": self.reserved is not None,
+            "rescinded": self.rescinded,
+        }
 
     @property
     def known_to_guest(self) -> bool:

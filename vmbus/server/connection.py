@@ -18,7 +18,7 @@ from vmbus.protocol.messages import (
     VersionResponse2,
 )
 from vmbus.protocol.pages import ConnectionPages
-from vmbus.protocol.versions import IMPLEMENTED, Ability, Version, abilities
+from vmbus.protocol.versions import IMPLEMENTED, Ability, Version, abilities, version_text
 
 Contact = InitiateContactLegacy | InitiateContact | InitiateContact2
 
@@ -78,6 +78,15 @@ def addressee(contact: Contact, *, multiclient: bool) -> Elsewhere | None:
     return None
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """One contact and what came of it, for people who ask why a connection is as it is."""
+
+    asked: int
+    """The version."""
+    accepted: bool
+    why: str
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The answer to a contact."""
 
@@ -102,7 +111,9 @@ def judge(contact: Contact, *, max_version: int, usable: Callable[[ConnectionPag
     can = abilities(version)
     vp = contact.target_vp if Ability.MESSAGE_TARGET in can or version not in IMPLEMENTED else 0
     if version not in IMPLEMENTED or version > max_version:
-        return Verdict(VersionResponse(supported=0), vp, refusal="version not supported")
+        above = version > max_version
+        why = f"above {version_text(max_version)}, the highest here" if above else "no version that there is here"
+        return Verdict(VersionResponse(supported=0), vp, refusal=why)
     granted = 0
     if Ability.FEATURES in can and not isinstance(contact, InitiateContactLegacy):
         granted = int(contact.features & SUPPORTED_FEATURES)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import attrs
 
+from hypervisor.inspect import Branch, Hex
+from hypervisor.pages import PAGE_SHIFT
 from hypervisor.wire import BadValue, TooMany, WireError
 from vmbus.gpadl import GpadlAssembly, GpadlRange
 from vmbus.protocol.messages import GpadlHeader
@@ -62,6 +65,22 @@ class ServerGpadl:
         """Its place in the table."""
         return self.gpadl_id, self.channel_id
 
+    def inspect(self) -> Branch:
+        """What it names."""
+        ranges = self.ranges
+        return Branch(
+            {
+                "channel": self.channel_id,
+                "state": self.state.value,
+                "pages": sum(len(part.gpns) for part in ranges),
+                "bytes": sum(part.byte_count for part in ranges),
+                "ranges": len(ranges),
+                "first_gpa": Hex(ranges[0].gpns[0] << PAGE_SHIFT) if ranges and ranges[0].gpns else None,
+                "words": self.words,
+                "mapped": self.mapped,
+            }
+        )
+
 
 class GpadlRecords:
     """All GPADLs of a connection."""
@@ -79,6 +98,11 @@ class GpadlRecords:
 
     def __iter__(self) -> Iterator[ServerGpadl]:
         return iter(list(self._records.values()))
+
+    @property
+    def by_key(self) -> Mapping[GpadlKey, ServerGpadl]:
+        """All of them; for looking at only."""
+        return MappingProxyType(self._records)
 
     @property
     def words(self) -> int:

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from hypervisor.inspect import Branch
 from vmbus.protocol.identifiers import MAX_CHANNELS
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
 
@@ -37,6 +38,22 @@ class BusUse(msgspec.Struct, frozen=True):
     gpadls_over_limit: int = 0
     opens_over_limit: int = 0
     messages_dropped: int = 0
+
+    def inspect(self) -> Branch:
+        """Each figure beside its limit."""
+        return Branch(
+            {
+                "channels": f"{self.channels} of {MAX_CHANNELS}",
+                "gpadls": f"{self.gpadls} of {MAX_GPADLS}",
+                "gpadl_words": f"{self.gpadl_words} of {MAX_GPADL_WORDS}",
+                "scattered_pages": f"{self.scattered_pages} of {MAX_SCATTERED_PAGES}",
+                "messages_waiting": f"{self.messages_waiting} of {INBOX_MESSAGES}",
+                "messages_unsent": self.messages_unsent,
+                "gpadls_over_limit": self.gpadls_over_limit,
+                "opens_over_limit": self.opens_over_limit,
+                "messages_dropped": self.messages_dropped,
+            }
+        )
 
 
 class Limit(msgspec.Struct, frozen=True):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
+from hypervisor.inspect import Branch
 from hypervisor.monitor_page import MAX_LATENCY
 from hypervisor.wire import Guid
+from vmbus.protocol.features import OfferFlag
 from vmbus.protocol.identifiers import MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -51,6 +53,20 @@ class Offer:
     def subchannel(self, index: int) -> Offer:
         """The offer of a subchannel of this primary."""
         return attrs.evolve(self, subchannel_index=index, name=f"{self} subchannel {index}")
+
+    def inspect(self) -> Branch:
+        """What the guest is told."""
+        return Branch(
+            {
+                "name": self.name,
+                "interface": str(self.interface),
+                "instance": str(self.instance),
+                "subchannel": self.subchannel_index,
+                "flags": OfferFlag(self.flags).name or "none",
+                "mmio_megabytes": self.mmio_megabytes,
+                "monitor_latency_us": None if self.monitor_latency is None else self.monitor_latency / 10,
+            }
+        )
 
     def __str__(self) -> str:
         return self.name or f"{self.interface}/{self.instance}"
@@ -95,6 +111,17 @@ class LeavingDevice(Protocol):
 
     async def leave(self) -> None:
         """Answer what it owes, and end on its own, in bounded time. After it the device is rescinded."""
+
+
+@runtime_checkable
+class InspectableDevice(Protocol):
+    """A device that shows itself, and what it has under way."""
+
+    def inspect(self) -> Branch:
+        """All of it."""
+
+    def inspect_channel(self, channel_id: int) -> Branch:
+        """Its session on one open channel. Raises `Gone` where it serves none there."""
 
 
 class ChannelIds:

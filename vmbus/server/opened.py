@@ -31,6 +31,14 @@ class HoldCounts:
         """One more view."""
         self._counts[channel_id, gpadl_id] += 1
 
+    def count(self, channel_id: int, gpadl_id: int) -> int:
+        """Views that there are."""
+        return self._counts.get((channel_id, gpadl_id), 0)
+
+    def wanted_back(self, channel_id: int, gpadl_id: int) -> bool:
+        """Whether the guest waits for the last of them to go."""
+        return (channel_id, gpadl_id) in self._wanted_back
+
     def drop(self, channel_id: int, gpadl_id: int) -> None:
         """One view less."""
         key = channel_id, gpadl_id

@@ -18,23 +18,29 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, assert_never
 
+import msgspec
 import trio
 
+from hypervisor.clock import seconds
+from hypervisor.inspect import Branch, Hex, Many, counters
 from hypervisor.memory import GuestMemory
 from hypervisor.status import HvError, HvStatus
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from hypervisor.wire import Guid, WireError
 from vmbus.bell import Bell
+from vmbus.protocol.features import Feature
 from vmbus.protocol.identifiers import (
     MESSAGE_CONNECTION,
     MESSAGE_CONNECTION_MULTICLIENT,
 )
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import Direction, decode_message, describe, event_name
+from vmbus.protocol.versions import version_text
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channels import ServerChannel
-from vmbus.server.connection import Phase
+from vmbus.server.connection import Judged, Phase
+from vmbus.server.gpadls import GpadlKey, ServerGpadl
 from vmbus.server.limits import INBOX_MESSAGES, MAX_RESERVED_TARGETS, BusUse
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
@@ -49,8 +55,29 @@ from vmbus.server.state import ServerState
 __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", "open_vmbus_server"]
 
 _MESSAGES_PER_TURN: Final = 16
+_CONTACTS_KEPT: Final = 16
 _FIRST_RETRY, _LAST_RETRY = 0.001, 0.016
 """Seconds between attempts to post when the guest's port is full."""
+
+
+class _Contacted(msgspec.Struct, frozen=True):
+    """A contact that the guest made."""
+
+    number: int
+    time: int
+    judged: Judged
+
+    def inspect(self) -> Branch:
+        """What came of it."""
+        judged = self.judged
+        return Branch(
+            {
+                "time": seconds(self.time),
+                "asked": version_text(judged.asked),
+                "accepted": judged.accepted,
+                "why": judged.why,
+            }
+        )
 
 
 class VmbusServer:
@@ -102,6 +129,10 @@ class VmbusServer:
             withdraw=self._withdraw,
             device_names=device_names,
         )
+        self._target = (0, 0)
+        """VP and SINT that take messages, while somebody does."""
+        self._contacts: list[_Contacted] = []
+        """The last of them."""
         self._message_ports = [
             ports.receive_messages(MESSAGE_CONNECTION, lambda data: self._arrived(data, multiclient=False)),
             ports.receive_messages(MESSAGE_CONNECTION_MULTICLIENT, lambda data: self._arrived(data, multiclient=True)),
@@ -158,6 +189,41 @@ class VmbusServer:
             opens_over_limit=self.counters["ring_limit"],
             messages_dropped=self.counters["inbox_overflows"],
         )
+
+    def inspect(self) -> Branch:
+        """The connection, how it came about, and everything that hangs on it."""
+        state = self._state
+        version, target = state.version, self._target
+        return Branch(
+            {
+                "state": state.phase.value,
+                "version": None if version is None else version_text(version),
+                "highest_version": version_text(state.max_version),
+                "features": Feature(state.features).name or "none",
+                "target_vp": None if self._messages is None else target[0],
+                "target_sint": None if self._messages is None else target[1],
+                "offers_requested": state.offers_sent,
+                "paused": state.paused,
+                "interrupt_page": Hex(state.pages.interrupt),
+                "monitor_page_to_child": Hex(state.pages.to_child),
+                "monitor_page_to_root": Hex(state.pages.to_root),
+                "contacts": lambda: Branch({str(told.number): told.inspect() for told in self._contacts}),
+                "limits": lambda: self.use().inspect(),
+                "counters": lambda: counters(self.counters),
+                "channels": Many(state.channels, int, show=self._inspect_channel),
+                "gpadls": Many(state.gpadls.by_key, _gpadl_key, name=_gpadl_name, show=self._inspect_gpadl),
+            }
+        )
+
+    def _inspect_channel(self, record: ServerChannel) -> Branch:
+        """One that has an ID."""
+        return Branch(record.inspect() | self._slots.inspect(record.channel_id))
+
+    def _inspect_gpadl(self, gpadl: ServerGpadl) -> Branch:
+        holds, key = self._slots.holds, (gpadl.channel_id, gpadl.gpadl_id)
+        kind = "ring" if self._slots.is_ring(*key) else "data"
+        holders = {"kind": kind, "views": holds.count(*key), "wanted_back": holds.wanted_back(*key)}
+        return Branch({**holders, **gpadl.inspect().children})
 
     @property
     def gpadl_count(self) -> int:
@@ -343,8 +409,18 @@ class VmbusServer:
                 self._carry_out(self._todo.popleft())
         finally:
             self._performing = False
+        if self._state.judged:
+            self._note_contacts()
         if self._outbox and not self._flush():
             self._bell.ring()
+
+    def _note_contacts(self) -> None:
+        """Keep what came of the guest's contacts; a guest may make them for ever."""
+        judged, self._state.judged = self._state.judged, []
+        for one in judged:
+            self.counters["contacts"] += 1
+            self._contacts.append(_Contacted(self.counters["contacts"], self._trace.clock(), one))
+        del self._contacts[:-_CONTACTS_KEPT]
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -407,6 +483,7 @@ class VmbusServer:
         self._drop_message_target()
         try:
             self._messages = self._ports.connect_messages(vp, sint)
+            self._target = vp, sint
         except HvError as error:
             self._warn("no_message_target", f"VP {vp} SINT {sint}: {error}")
 
@@ -462,6 +539,16 @@ class VmbusServer:
         self._slots.shut_down()
         self._drop_message_target()
         self._drop_reserved_targets()
+
+
+def _gpadl_name(key: GpadlKey) -> str:
+    """A GPADL ID alone may be that of several, on one channel each."""
+    return f"{key[0]:#x}@{key[1]}"
+
+
+def _gpadl_key(name: str) -> GpadlKey:
+    gpadl, _, channel = name.partition("@")
+    return int(gpadl, 16), int(channel)
 
 
 @asynccontextmanager

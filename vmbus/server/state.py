@@ -26,7 +26,7 @@ from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channel_rules import ChannelRules
 from vmbus.server.channels import ChannelState, DeviceActivity, ReservedTarget, ServerChannel
-from vmbus.server.connection import AfterDisconnect, Contact, Phase, addressee, judge, pages_problem
+from vmbus.server.connection import AfterDisconnect, Contact, Judged, Phase, addressee, judge, pages_problem
 from vmbus.server.offers import Offer, OfferKey, check_offer
 
 _LATE_RELEASE = int(m.MessageType.REL_ID_RELEASED).to_bytes(4, "little")
@@ -49,6 +49,8 @@ class ServerState(ChannelRules):
         self._next_handle = 1
         self.agreed: tuple[Contact, bool] | None = None
         """The guest's contact, and whether it came by connection ID 4, while there is a connection."""
+        self.judged: list[Judged] = []
+        """Contacts and what came of them, for whoever keeps them, who takes them out."""
 
     @property
     def channels(self) -> Mapping[int, ServerChannel]:
@@ -126,6 +128,7 @@ class ServerState(ChannelRules):
             self._initiate_contact(contact, multiclient)
             return
         self._fault("refused_contact", f"{describe(contact)}: {other.words}")
+        self.judged.append(Judged(contact.version, False, f"meant for {other.words}, which nobody serves"))
         if other.answer_at is not None:
             self._send_reserved(m.VersionResponse(supported=0), ReservedTarget(*other.answer_at))
 
@@ -137,7 +140,9 @@ class ServerState(ChannelRules):
         verdict = judge(contact, max_version=self.max_version, usable=self._usable)
         if verdict.version is None:
             self._fault("refused_contact", f"{describe(contact)}: {verdict.refusal}")
+            self.judged.append(Judged(contact.version, False, verdict.refusal))
         else:
+            self.judged.append(Judged(contact.version, True, "spoken here, and the guest asks for nothing higher"))
             self.version, self.features = verdict.version, verdict.features
             self._enter(Phase.CONNECTED)
             self.agreed = contact, multiclient

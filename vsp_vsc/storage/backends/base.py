@@ -18,6 +18,8 @@ from typing import Protocol
 import attrs
 import trio
 
+from hypervisor.inspect import Branch, counters
+
 BLOCK_SIZE = 512
 """Bytes in a logical block; every backend's size is a multiple."""
 
@@ -122,6 +124,20 @@ class DiskBackend(Protocol):
 
     def close(self) -> None:
         """Finish what was submitted, let go of the image. Blocks while a job is under way; harmless when repeated."""
+
+
+def inspect_backend(backend: DiskBackend) -> Branch:
+    """What it rests on, and what it has done."""
+    return Branch(
+        {
+            "kind": type(backend).__name__,
+            "identity": backend.identity,
+            "size": backend.size_bytes,
+            "read_only": backend.read_only,
+            "discards": backend.discards,
+            "counters": lambda: counters(attrs.asdict(backend.statistics())),
+        }
+    )
 
 
 async def run(backend: DiskBackend, operation: IoOperation, **job: object) -> None:

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Callable
 from functools import partial
 
-from vsp_vsc.storage.backends.base import DiskBackend, IoOperation, Job
+from vsp_vsc.storage.backends.base import DiskBackend, IoOperation, Job, inspect_backend
 from vsp_vsc.storage.scsi.answer import GOOD, Refused, ScsiResult, Views, first_bytes
 from vsp_vsc.storage.scsi.commands import Call, CommandSet
 from vsp_vsc.storage.scsi.primary import row
@@ -68,6 +68,11 @@ class DvdDrive(LogicalUnit):
         return 0 if self.backend is None else min(self.backend.size_bytes >> _SHIFT, _MOST_BLOCKS)
 
     # --- the host's hands
+
+    def medium(self) -> dict[str, object]:
+        """The disc, if there is one."""
+        backend = self.backend
+        return {"blocks": self.blocks, "disc": None if backend is None else lambda: inspect_backend(backend)}
 
     def insert(self, backend: DiskBackend) -> None:
         """Put a disc in. ValueError if there is one."""

@@ -12,6 +12,7 @@ import enum
 
 import attrs
 
+from hypervisor.inspect import Branch, Hex
 from vsp_vsc.storage.scsi.answer import Conflict, Refused
 from vsp_vsc.storage.scsi.sense import Reason
 
@@ -101,6 +102,18 @@ class Reservations:
     def any(self) -> bool:
         """Whether anyone can be in conflict."""
         return self.kind is not None or self.reserved_by is not None
+
+    def inspect(self) -> Branch:
+        """Who is registered, and who has what."""
+        return Branch(
+            {
+                "generation": self.generation,
+                "persistent": None if self.kind is None else self.kind.name.lower(),
+                "holder": "all registrants" if self.kind is not None and self.kind.held_by_all else self._holder,
+                "reserved_by": self.reserved_by,
+                "keys": Branch({initiator: Hex(key) for initiator, key in self.keys.items()}),
+            }
+        )
 
     def holds(self, initiator: str) -> bool:
         """Whether it holds the persistent reservation, perhaps with others."""

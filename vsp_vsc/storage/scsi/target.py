@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from vsp_vsc.storage.backends.base import DiskBackend, IoOperation
+from vsp_vsc.storage.backends.base import DiskBackend, IoOperation, inspect_backend
 from vsp_vsc.storage.scsi import blocks
 from vsp_vsc.storage.scsi.answer import (
     GOOD,
@@ -100,6 +100,16 @@ class ScsiTarget(LogicalUnit):
         self.busy_alone = False
         """Whether a command is under way that must not have another write in its middle."""
         self._waiting: deque[tuple[Nexus, int, Tag, Done, Callable[[Done], ScsiResult | None]]] = deque()
+
+    def medium(self) -> dict[str, object]:
+        """The disk."""
+        return {
+            "blocks": self.blocks,
+            "thin": self.thin,
+            "write_through": self.write_through,
+            "waiting": len(self._waiting),
+            "backend": lambda: inspect_backend(self.backend),
+        }
 
     # --- for front ends
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
+from hypervisor.inspect import Branch, counters
 from vsp_vsc.storage.scsi.answer import RESERVATION_CONFLICT, Refused, ScsiResult, Views
 from vsp_vsc.storage.scsi.cdb import ScsiStatus
 from vsp_vsc.storage.scsi.modes import ModePages
@@ -66,6 +67,33 @@ class LogicalUnit:
         self.preventing: set[Nexus] = set()
         """Who wants the medium to stay."""
         self._check_conditions = self._host_errors = self._conflicts = 0
+
+    def inspect(self) -> Branch:
+        """What initiators share."""
+        seen: dict[str, object] = {
+            "vendor": self.vendor.decode().rstrip(),
+            "product": self.product.decode().rstrip(),
+            "serial": self.serial,
+            "wwn": self.wwn.hex(),
+            "block_size": self.block_size,
+            "read_only": self.read_only,
+            "removable": self.removable,
+            "stopped": self.stopped,
+            "starts": self.starts,
+            "medium_held_by": len(self.preventing),
+        }
+        return Branch(
+            seen
+            | self.medium()
+            | {
+                "counters": lambda: counters(attrs.asdict(self.statistics())),
+                "reservations": self.reservations.inspect,
+            }
+        )
+
+    def medium(self) -> dict[str, object]:
+        """For `inspect`: what a kind of unit has to show of its medium."""
+        return {}
 
     @property
     def starters(self) -> tuple[Starter, ...]:
