@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -166,7 +166,7 @@ class StorageSession:
         body = PacketHeader(Operation.ENUMERATE_BUS).encode().ljust(self._least, b"\0")
         self.outbox.append(Packet(_INBAND, 0, 0, 0, body))
         if self._trace.on:
-            self._emit_control(Operation.ENUMERATE_BUS, NtStatus.SUCCESS, TO_CHILD)
+            self._emit_control(None, Operation.ENUMERATE_BUS, NtStatus.SUCCESS)
         if not self._taking:
             self._on_late()
 
@@ -320,7 +320,7 @@ class StorageSession:
         if status:
             self._counters.refused += 1
         if self._trace.on:
-            self._emit_control(operation, status)
+            self._emit_control(packet, operation, status)
         self._answer(packet, PacketHeader(Operation.COMPLETE_IO, 0, status).encode() + body)
         return 0
 
@@ -369,7 +369,7 @@ class StorageSession:
     def _reset(self, packet: Packet, operation: int, untrusted: bytes) -> None:
         """End what one unit or all of them have under way; answered when the last of it is."""
         if self._trace.on:
-            self._emit_control(operation, NtStatus.SUCCESS)
+            self._emit_control(packet, operation, NtStatus.SUCCESS)
         units, reason = list(self._units.values()), Reason.BUS_RESET
         if operation == Operation.RESET_LUN:
             where = _inband_srb(untrusted)[2] >> 8 if len(untrusted) >= self._least else address(0)
@@ -496,19 +496,22 @@ class StorageSession:
 
     # --- trace
 
-    def _emit_control(self, operation: int, status: NtStatus, direction: str = TO_ROOT) -> None:
+    def _emit_control(self, packet: Packet | None, operation: int, status: NtStatus) -> None:
+        """What a packet of the guest's asked, or without one what the host says."""
         name = Operation(operation).name
         words = name if not status else f"{name}: {status.name}"
         if operation == Operation.QUERY_PROTOCOL_VERSION and not status:
             words += f" {self.negotiation.version >> 8}.{self.negotiation.version & 0xFF}"
+        fields: dict[str, Any] = {} if packet is None else {"transaction": packet.transaction_id}
         self._trace.emit(
             Layer.DEVICE,
             "storage_control",
             self._partition_id,
-            direction=direction,
+            direction=TO_CHILD if packet is None else TO_ROOT,
             channel=self._channel_id,
             words=words,
             status=int(status),
+            **fields,
         )
 
     def _emit_command(self, packet: Packet, where: int, cdb: bytes, size: int) -> None:

@@ -1,0 +1,358 @@
+"""A request is followed by cause: every hop is its own, whatever else crosses meanwhile, and memory has a bound."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, TraceEvent
+from partitions import determinism, requests
+from partitions.host import open_host
+from partitions.requests import Outcome, Request, RequestTracker, track
+from tests.partitions.crossings import INBAND, Crossings
+
+NAMES = {2: "reader", 3: "writer"}
+
+
+def follow(crossings: Crossings) -> list[Request]:
+    return list(track(crossings.events, NAMES))
+
+
+def hops(request: Request) -> list[TraceEvent]:
+    return [hop.event for hop in request.hops]
+
+
+def read(crossings: Crossings, number: int = 4) -> list[TraceEvent]:
+    """A request by itself, with all hops that there are; its events in the order of the hops."""
+    return [
+        *crossings.signal(2, 1),
+        *crossings.packets(2, 1, [number]),
+        crossings.device(2, 1, number, "SCSI READ(10) lba=7 blocks=1"),
+        crossings.device(2, 1, number, "good", result=True),
+        *crossings.answers(2, 1, [number]),
+        *crossings.signal(2, 1, to_child=True),
+    ]
+
+
+def test_every_hop_of_a_read() -> None:
+    """Hypercall, flag, interrupt, packet, command, result, packet, and the way back; times never go back."""
+    crossings = Crossings()
+    expected = read(crossings)
+    (request,) = follow(crossings)
+    assert hops(request) == expected
+    assert [hop.place for hop in request.hops] == [
+        *("guest", "hypervisor", "root"),
+        *("root", "root", "root", "root"),
+        *("root", "hypervisor", "guest"),
+    ]
+    times = [hop.time for hop in request.hops]
+    assert times == sorted(times)
+    assert (request.started, request.ended) == (times[0], times[-1])
+    assert request.name == "reader/1/0x4"
+    assert (request.words, request.result, request.size) == ("SCSI READ(10) lba=7 blocks=1", "good", 512)
+    assert (request.device, request.outcome, request.number) == ("storage", Outcome.ANSWERED, 1)
+
+
+def test_a_batch_shares_its_signals() -> None:
+    """One signal for three packets and one for their answers: each of the three has both."""
+    crossings = Crossings()
+    told = crossings.signal(2, 1)
+    asked = crossings.packets(2, 1, [1, 2, 3])
+    answered = crossings.answers(2, 1, [3, 1, 2])
+    back = crossings.signal(2, 1, to_child=True)
+    found = follow(crossings)
+    assert [request.transaction_id for request in found] == [3, 1, 2]
+    for request in found:
+        number = request.transaction_id
+        assert hops(request) == [*told, asked[number - 1], answered[[3, 1, 2].index(number)], *back]
+
+
+def test_nobody_signals_a_ring_that_is_looked_at() -> None:
+    """A packet found while the ring was being drained, and an answer to a guest that polls, have no signal at all."""
+    crossings = Crossings()
+    crossings.signal(2, 1)
+    crossings.packets(2, 1, [1])
+    crossings.answers(2, 1, [1])
+    crossings.noise(2, 0)
+    asked = crossings.packets(2, 1, [2])
+    answered = crossings.answers(2, 1, [2])
+    first, second = follow(crossings)
+    assert len(first.hops) == 5
+    assert hops(second) == [*asked, *answered]
+    assert second.duration == answered[0].time - asked[0].time
+
+
+def test_a_signal_is_of_its_channel() -> None:
+    """Two VMs with a channel 1 and a VM with two channels: nobody takes another's signal."""
+    crossings = Crossings()
+    signals = {key: crossings.signal(*key) for key in ((2, 1), (3, 1), (2, 5))}
+    for key in ((2, 5), (2, 1), (3, 1)):
+        crossings.packets(*key, [9])
+        crossings.answers(*key, [9])
+    for request in follow(crossings):
+        assert hops(request)[:3] == signals[request.partition, request.channel]
+
+
+def test_doorbells_and_shared_connections() -> None:
+    """KVM's doorbell is no hypercall. Below 1.1 all channels share a connection, and each takes a signal once."""
+    crossings = Crossings()
+    rung = crossings.signal(2, 1, trapped=False)
+    crossings.packets(2, 1, [1])
+    crossings.answers(2, 1, [1])
+    shared = crossings.signal(3, 0, shared=True)
+    crossings.packets(3, 1, [1])
+    crossings.packets(3, 2, [1])
+    crossings.packets(3, 1, [2])
+    crossings.answers(3, 1, [1, 2])
+    back = crossings.signal(3, 1, to_child=True, shared=True)
+    crossings.answers(3, 2, [1])
+    first, second, third, fourth = follow(crossings)
+    assert hops(first)[:2] == rung
+    assert hops(second)[:3] == shared
+    assert len(hops(third)) == 5, "no signal of its own, the way back with the one before"
+    assert hops(second)[-3:] == hops(third)[-3:] == back
+    assert hops(fourth)[:3] == shared, "the other channel's"
+
+
+def test_a_monitor_page_signals_later() -> None:
+    """Where the host's signals come by a monitor page, the interrupt that follows later is still the request's."""
+    crossings = Crossings()
+    for number in (1, 2, 3):
+        crossings.packets(2, 1, [number])
+        crossings.answers(2, 1, [number])
+        crossings.noise(2, 0)
+        if number < 3:
+            crossings.signal(2, 1, to_child=True, trapped=False)
+            crossings.noise(2, 0)
+    first, second, third = follow(crossings)
+    assert len(first.hops) == 2, "what nobody could know yet"
+    assert [hop.event.event for hop in second.hops[-2:]] == ["signal_event", "interrupt"]
+    assert len(third.hops) == 2, "the trace ends before anybody looks"
+
+
+def test_ids_are_used_again() -> None:
+    """The second use of an ID is another request, and its name says so; of two open at once the older is answered."""
+    crossings = Crossings()
+    read(crossings)
+    read(crossings)
+    crossings.packets(2, 1, [4, 4])
+    crossings.answers(2, 1, [4])
+    crossings.answers(2, 1, [4])
+    assert [request.name.partition("0x")[2] for request in follow(crossings)] == ["4", "4.2", "4.3", "4.4"]
+
+
+def test_the_host_asks_too() -> None:
+    """A packet of the host's that wants an answer, answered as integration components are: in band."""
+    crossings = Crossings()
+    said = crossings.emit(Layer.DEVICE, "integration_message", 2, direction=TO_CHILD, channel=3, words="shut down")
+    asked = crossings.packets(2, 3, [7], to_child=True)
+    told = crossings.signal(2, 3, to_child=True)
+    back = crossings.signal(2, 3)
+    answered = crossings.packets(2, 3, [7], flags=0)
+    (request,) = follow(crossings)
+    assert request.by_host
+    assert request.name == "reader/3/host:0x7"
+    assert request.words == "shut down"
+    assert hops(request) == [said, *asked, *told, *back, *answered]
+
+
+def test_what_is_not_an_answer() -> None:
+    """What the host says by itself under an ID that is open at the guest's, as ENUMERATE_BUS is, answers nothing."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [0])
+    crossings.packets(2, 1, [0], to_child=True, kind=INBAND, flags=0)
+    crossings.answers(2, 1, [5])
+    (request,) = follow(crossings)
+    assert request.outcome is Outcome.OPEN
+
+
+@pytest.mark.parametrize(
+    ("layer", "event", "fields"),
+    [
+        (Layer.CONTROL, "close_channel", {}),
+        (Layer.CONTROL, "unload", {}),
+        (Layer.STATE, "partition_reset", {}),
+        (Layer.STATE, "partition_state", {"state": "deleted"}),
+        (Layer.STATE, "vm_ended", {}),
+    ],
+)
+def test_a_closed_channel_answers_nothing(layer: Layer, event: str, fields: dict[str, object]) -> None:
+    """Unanswered requests end with their channel, and a later use of the channel knows nothing of them."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [1, 2])
+    crossings.answers(2, 1, [2])
+    crossings.packets(3, 1, [1])
+    crossings.emit(layer, event, 2, channel=1, fields=fields)
+    crossings.answers(2, 1, [1])
+    found = {request.name: request.outcome for request in follow(crossings)}
+    assert found == {
+        "reader/1/0x2": Outcome.ANSWERED,
+        "reader/1/0x1": Outcome.CLOSED,
+        "writer/1/0x1": Outcome.OPEN,
+    }
+
+
+def test_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that asks for ever: the oldest are forgotten and counted, per channel and in all; bytes have a bound."""
+    monkeypatch.setattr(requests, "MAX_OPEN", 10)
+    monkeypatch.setattr(requests, "MAX_OPEN_IN_ALL", 25)
+    monkeypatch.setattr(requests, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(requests, "MAX_NUMBERED", 40)
+    tracker, crossings = RequestTracker(NAMES), Crossings()
+    over = 0
+    for number in range(500):
+        crossings.packets(2 + number % 3, 1, [number], data=b"x" * 300)
+    for event in crossings.events:
+        over += len(tracker.feed(event))
+        kept = tracker.open
+        assert len(kept) <= 25
+        assert sum(len(hop.event.data) for request in kept for hop in request.hops) <= 1000
+    assert sum(tracker.forgotten.values()) + len(tracker.open) == 500
+    assert over + len(tracker.open) == sum(tracker.forgotten.values()) + len(tracker.open)
+    crossings.events.clear()
+    crossings.answers(2, 1, [497 + number for number in range(3)])
+    answered = [request for event in crossings.events for request in tracker.feed(event)] + tracker.finish()
+    assert [request.outcome for request in answered] == [Outcome.ANSWERED]
+
+
+def test_a_device_that_never_stops_talking() -> None:
+    """One request has a bounded number of hops, and says how many are left out."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [1])
+    for _ in range(1000):
+        crossings.device(2, 1, 1, "again")
+    (request,) = follow(crossings)
+    assert len(request.hops) == requests.MAX_HOPS
+    assert len(request.hops) + request.hops_left_out == 1001
+
+
+JUNK = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2), st.booleans())
+
+
+@given(
+    st.lists(
+        st.builds(
+            TraceEvent,
+            time=st.integers(0, 1000),
+            layer=st.sampled_from(Layer),
+            event=st.sampled_from(
+                [
+                    "packet_received",
+                    "packet_sent",
+                    "signal_event",
+                    "interrupt",
+                    "hypercall",
+                    "scsi_result",
+                    "close_channel",
+                ]
+            ),
+            partition=st.integers(0, 3),
+            direction=st.sampled_from([TO_ROOT, TO_CHILD, ""]),
+            channel=st.one_of(st.none(), st.integers(0, 2)),
+            words=st.sampled_from(["", "connection_id=0x2001", "connection_id=zz"]),
+            fields=st.dictionaries(
+                st.sampled_from(["transaction_id", "transaction", "type", "flags", "flag", "connection", "caller"]),
+                st.one_of(st.integers(0, 11), JUNK),
+            ),
+        ),
+        max_size=40,
+    )
+)
+def test_no_event_is_too_strange(events: list[TraceEvent]) -> None:
+    """Events from a file may say anything: the tracker raises nothing, and each request comes out once."""
+    found = list(track(events, NAMES))
+    assert len({id(request) for request in found}) == len(found)
+    assert all(request.hops for request in found)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 1 << 32))
+def test_whatever_else_crosses(seed: int) -> None:
+    """Generated traffic of two VMs on three channels each, in batches, polled or signaled, answered in any order.
+
+    The generator knows each request's hops as it makes them; the tracker has to find just those.
+    """
+    crossings = Crossings()
+    expected = generate(random.Random(seed), crossings)
+    found = follow(crossings)
+    assert {request.name: hops(request) for request in found} == expected
+
+
+def generate(choose: random.Random, crossings: Crossings) -> dict[str, list[TraceEvent]]:
+    expected: dict[str, list[TraceEvent]] = {}
+    waiting: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    uses: dict[tuple[int, int, int], int] = {}
+    for _ in range(choose.randrange(1, 40)):
+        key = partition, channel = choose.randrange(2, 4), choose.randrange(1, 4)
+        open_here = waiting.setdefault(key, [])
+        match choose.randrange(4):
+            case 0 | 1:
+                free = [number for number in range(1, 9) if number not in {number for _, number in open_here}]
+                if not free:
+                    continue
+                told = crossings.signal(*key, trapped=choose.random() < 0.7) if choose.random() < 0.7 else []
+                for kind in range(choose.randrange(3)):
+                    crossings.noise(choose.randrange(2, 4), kind)
+                crossings.noise(partition, 0)
+                numbers = choose.sample(free, min(len(free), choose.randrange(1, 5)))
+                for number, event in zip(numbers, crossings.packets(*key, numbers), strict=True):
+                    use = uses[(*key, number)] = uses.get((*key, number), 0) + 1
+                    name = f"{NAMES[partition]}/{channel}/{number:#x}" + (f".{use}" if use > 1 else "")
+                    expected[name] = [*told, event]
+                    open_here.append((name, number))
+                crossings.noise(partition, 1)
+            case 2 if open_here:
+                name, number = choose.choice(open_here)
+                for words, result in (("SCSI WRITE(10)", False), ("good", True)):
+                    expected[name].append(crossings.device(*key, number, words, result=result))
+            case 3 if open_here:
+                batch = choose.sample(open_here, choose.randrange(1, len(open_here) + 1))
+                sent = crossings.answers(*key, [number for _, number in batch])
+                signaled = choose.random() < 0.6
+                back = crossings.signal(*key, to_child=True, interrupt=choose.random() < 0.8) if signaled else []
+                for (name, _), event in zip(batch, sent, strict=True):
+                    expected[name] += [event, *back]
+                waiting[key] = [one for one in open_here if one not in batch]
+                if not signaled:
+                    crossings.noise(partition, 1)
+            case _:
+                crossings.noise(partition, choose.randrange(4))
+    return expected
+
+
+@pytest.mark.parametrize("example", ["02-channel", "03-disk", "07-versions", "21-own-vsp"])
+def test_real_runs(example: str) -> None:
+    """Each packet of a real run that wants a completion is a request, is answered, and came because of a signal."""
+    events: list[TraceEvent] = []
+    found: list[Request] = []
+
+    async def run() -> None:
+        async with open_host(example) as host:
+            tracker = RequestTracker(host.trace.names)
+            host.trace.add_sink(events.append)
+            host.trace.add_sink(lambda event: found.extend(tracker.feed(event)))
+            await host.start_all()
+            await host.wait_all()
+            found.extend(tracker.finish())
+            assert not tracker.open
+            assert not tracker.forgotten
+
+    determinism.run(run, clock="virtual")
+    wanted = [event for event in events if event.event == "packet_received" and event.fields["flags"] & 1]
+    assert len(found) == len(wanted) > 0
+    assert {id(event) for request in found for event in hops(request)} >= {id(event) for event in wanted}
+    for request in found:
+        assert request.outcome is Outcome.ANSWERED
+        times = [hop.time for hop in request.hops]
+        assert times == sorted(times)
+        kinds = [hop.event.event for hop in request.hops]
+        assert kinds.index("packet_received") < kinds.index("packet_sent")
+    for _, same in itertools.groupby(found, key=lambda request: request.name):
+        assert len(list(same)) == 1
+    if example == "03-disk":
+        assert {request.device for request in found} == {"storage"}
+        assert not [request for request in found if not request.words.startswith(("SCSI ", "QUERY_", "BEGIN_", "END_"))]
