@@ -1,0 +1,72 @@
+"""The pictures in docs/ that come from real runs; `python -m tests.partitions.pictures` draws them again."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from hypervisor.trace import Layer, TraceEvent
+from partitions import determinism
+from partitions.host import open_host
+from partitions.logs import vm_name
+from partitions.sequence import Diagram, Sequence
+from partitions.sequence_mermaid import mermaid
+from partitions.sequence_svg import svg
+from partitions.topology import load_topology
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@functools.cache
+def events_of(example: str) -> tuple[tuple[TraceEvent, str], ...]:
+    """All events of an example on the virtual clock, with the names of their VMs."""
+    events: list[tuple[TraceEvent, str]] = []
+
+    async def run() -> None:
+        async with open_host(load_topology(example), clock="virtual", seed=1) as host:
+            host.trace.add_sink(lambda event: events.append((event, vm_name(host.trace.names, event))))
+            for vm in host.values():
+                await vm.start()
+            await host.wait_all()
+
+    determinism.run(run, clock="virtual", seed=1)
+    return tuple(events)
+
+
+def _one_read() -> Diagram:
+    """The writer's read of its disk's last block, from its signal to the end of its interrupt."""
+    events = [(event, vm) for event, vm in events_of("03")]
+    reads = [n for n, (event, vm) in enumerate(events) if vm == "writer" and "READ(10) lba=16383" in event.words]
+    start = max(n for n in range(reads[0]) if events[n][0].layer is Layer.SYNIC and events[n][1] == "writer")
+    end = next(n for n in range(reads[0], len(events)) if events[n][0].words == "EOI" and events[n][1] == "writer")
+    own_id = events[reads[0]][0].partition
+    drawn = Sequence()
+    for number, (event, vm) in enumerate(events):
+        # What the root does for the other VM meanwhile is left out.
+        own = vm == "writer" or event.layer is Layer.INTERRUPT or "HvSignalEvent" in event.words
+        own = own and event.partition in (1, own_id)
+        drawn.feed(event, vm, wanted=own and start <= number <= end)
+    return drawn.diagram()
+
+
+def sequence_picture() -> str:
+    """docs/sequence.svg."""
+    return svg(_one_read(), title="A read from a disk, from the guest's signal to its interrupt")
+
+
+def sequence_text() -> str:
+    """The Mermaid text in docs/sequence.md."""
+    return mermaid(_one_read())
+
+
+def main() -> None:
+    """Draw them."""
+    (DOCS / "sequence.svg").write_text(sequence_picture())
+    page = DOCS / "sequence.md"
+    if page.exists():
+        before, _, rest = page.read_text().partition("```mermaid\n")
+        page.write_text(f"{before}```mermaid\n{sequence_text()}```{rest.partition('```')[2]}")
+
+
+if __name__ == "__main__":
+    main()
