@@ -5,11 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from partitions.decode.dynamic_memory import decode_dynamic_memory, dynamic_memory_words
 from partitions.decode.field import Bits, Field, Hint, Hints, group, layout_field, raw
-from partitions.decode.integration import decode_integration, integration_words
-from partitions.decode.layouts import ByteRange, PacketDescriptor, PacketTrailer, RangeList, TransferPages
+from partitions.decode.input import decode_keyboard, decode_mouse, keyboard_words, mouse_words
+from partitions.decode.integration import decode_integration, decode_pipe, integration_words
+from partitions.decode.layouts import ByteRange, PacketDescriptor, PacketTrailer, PipeHeader, RangeList, TransferPages
+from partitions.decode.network import decode_network, network_words
 from partitions.decode.ranges import page_ranges
 from partitions.decode.storage import decode_storage, storage_words
+from partitions.decode.video import decode_video, video_words
 from partitions.decode.words import enum_words, yes_no
 from vmbus.ring import PacketType, packet_words
 
@@ -22,6 +26,22 @@ _DESCRIPTOR: Hints = {
 }
 _descriptor = struct.Struct("<HHHHQ")
 
+
+def decode_socket(data: bytes, at: int, end: int, direction: str = "") -> Field:
+    """The payload of a packet of a Hyper-V socket: some bytes of the stream."""
+    pipe, stop = decode_pipe(data, at, end)
+    parts = [pipe, raw("data", data, pipe.end, stop)] if pipe.end < stop else [pipe]
+    return group("payload", data, at, end, parts, socket_words(data[at:end]), pipe.fault)
+
+
+def socket_words(payload: bytes, direction: str = "") -> str:
+    """A packet of a Hyper-V socket in words: `12 bytes`, `the end of the stream`."""
+    if len(payload) < PipeHeader.SIZE:
+        return ""
+    length = int.from_bytes(payload[4:8], "little")
+    return f"{length} bytes" if length else "the end of the stream"
+
+
 PayloadDecoder = Callable[[bytes, int, int, str], Field]
 PayloadWords = Callable[[bytes, str], str]
 
@@ -30,11 +50,23 @@ _DECODERS: dict[str, PayloadDecoder] = {
     "storage": decode_storage,
     "ide": decode_storage,
     **dict.fromkeys(INTEGRATION, decode_integration),
+    "network": decode_network,
+    "keyboard": decode_keyboard,
+    "mouse": decode_mouse,
+    "video": decode_video,
+    "dynamic-memory": decode_dynamic_memory,
+    "hv-socket": decode_socket,
 }
 _WORDS: dict[str, PayloadWords] = {
     "storage": storage_words,
     "ide": storage_words,
     **dict.fromkeys(INTEGRATION, integration_words),
+    "network": network_words,
+    "keyboard": keyboard_words,
+    "mouse": mouse_words,
+    "video": video_words,
+    "dynamic-memory": dynamic_memory_words,
+    "hv-socket": socket_words,
 }
 DEVICES = tuple(_DECODERS)
 """Devices whose payload is put into words, by their short names."""

@@ -1,0 +1,434 @@
+"""Layouts of the network device: NVSP, the protocol of its channel, and RNDIS, what it carries. Root side.
+
+Facts: Linux 6.12 drivers/net/hyperv/hyperv_net.h and include/linux/rndis.h; tests/spec/layouts/network.txt holds them a
+second time. This host offers no network yet; what follows is for the traffic of others.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from hypervisor.wire import Wire, at, wire
+from hypervisor.wire.scalars import u16, u32, u64
+
+_NVSP = "Linux 6.12 drivers/net/hyperv/hyperv_net.h"
+_RNDIS = "Linux 6.12 include/linux/rndis.h"
+
+
+class NvspType(enum.IntEnum):
+    """What an NVSP message is."""
+
+    INIT = 1
+    INIT_COMPLETE = 2
+    SEND_NDIS_VERSION = 100
+    SEND_RECEIVE_BUFFER = 101
+    SEND_RECEIVE_BUFFER_COMPLETE = 102
+    REVOKE_RECEIVE_BUFFER = 103
+    SEND_SEND_BUFFER = 104
+    SEND_SEND_BUFFER_COMPLETE = 105
+    REVOKE_SEND_BUFFER = 106
+    SEND_RNDIS_PACKET = 107
+    SEND_RNDIS_PACKET_COMPLETE = 108
+    SEND_NDIS_CONFIG = 125
+    SEND_VF_ASSOCIATION = 128
+    SWITCH_DATA_PATH = 129
+    UPLINK_CONNECT_STATE = 130
+    OID_QUERY_EX = 131
+    OID_QUERY_EX_COMPLETE = 132
+    SUBCHANNEL = 133
+    SEND_INDIRECTION_TABLE = 134
+    PD_API = 135
+    PD_POST_BATCH = 136
+
+
+class NvspStatus(enum.IntEnum):
+    """The status of a completion."""
+
+    NONE = 0
+    SUCCESS = 1
+    FAIL = 2
+    PROTOCOL_TOO_NEW = 3
+    PROTOCOL_TOO_OLD = 4
+    INVALID_RNDIS_PACKET = 5
+    BUSY = 6
+    PROTOCOL_UNSUPPORTED = 7
+
+
+class NvspVersion(enum.IntEnum):
+    """Versions of NVSP."""
+
+    V1 = 0x00002
+    V2 = 0x30002
+    V4 = 0x40000
+    V5 = 0x50000
+    V6 = 0x60000
+    V6_1 = 0x60001
+
+
+class Capability(enum.IntFlag):
+    """What a guest can do (SEND_NDIS_CONFIG)."""
+
+    VMQ = 0x1
+    CHIMNEY = 0x2
+    SRIOV = 0x4
+    IEEE8021Q = 0x8
+    CORRELATION_ID = 0x10
+    TEAMING = 0x20
+    VIRTUAL_SUBNET_ID = 0x40
+    RSC = 0x80
+
+
+class DataPath(enum.IntEnum):
+    """By which way packets go."""
+
+    SYNTHETIC = 0
+    VF = 1
+
+
+class ChannelType(enum.IntEnum):
+    """What kind of RNDIS message a packet carries."""
+
+    DATA = 0
+    CONTROL = 1
+
+
+@wire(size=4, spec=f"{_NVSP}, struct nvsp_message_header")
+class NvspHeader(Wire):
+    """In front of every message."""
+
+    message_type: u32 = at(0, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_message_init")
+class NvspInit(Wire):
+    """The guest asks for a version."""
+
+    least_version: u32 = at(0, default=0)
+    greatest_version: u32 = at(4, default=0)
+
+
+@wire(size=12, spec=f"{_NVSP}, struct nvsp_message_init_complete")
+class NvspInitComplete(Wire):
+    """The host's answer."""
+
+    negotiated_version: u32 = at(0, default=0)
+    max_mdl_chain: u32 = at(4, default=0)
+    status: u32 = at(8, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_1_message_send_ndis_version")
+class NdisVersion(Wire):
+    """The guest's NDIS version."""
+
+    major: u32 = at(0, default=0)
+    minor: u32 = at(4, default=0)
+
+
+@wire(size=6, spec=f"{_NVSP}, struct nvsp_1_message_send_receive_buffer, nvsp_1_message_send_send_buffer")
+class SendBuffer(Wire):
+    """A buffer that the guest has named as a GPADL."""
+
+    gpadl_id: u32 = at(0, default=0)
+    buffer_id: u16 = at(4, default=0)
+
+
+@wire(size=2, spec=f"{_NVSP}, struct nvsp_1_message_revoke_receive_buffer, nvsp_1_message_revoke_send_buffer")
+class RevokeBuffer(Wire):
+    """The guest wants it back."""
+
+    buffer_id: u16 = at(0, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_1_message_send_receive_buffer_complete")
+class ReceiveBufferComplete(Wire):
+    """How the host divides the receive buffer; sections follow."""
+
+    status: u32 = at(0, default=0)
+    section_count: u32 = at(4, default=0)
+
+
+@wire(size=16, spec=f"{_NVSP}, struct nvsp_1_receive_buffer_section")
+class ReceiveSection(Wire):
+    """A part of the receive buffer in pieces of one size."""
+
+    section_offset: u32 = at(0, default=0)
+    piece_size: u32 = at(4, default=0)
+    piece_count: u32 = at(8, default=0)
+    end_offset: u32 = at(12, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_1_message_send_send_buffer_complete")
+class SendBufferComplete(Wire):
+    """How the guest shall divide its send buffer."""
+
+    status: u32 = at(0, default=0)
+    section_size: u32 = at(4, default=0)
+
+
+@wire(size=12, spec=f"{_NVSP}, struct nvsp_1_message_send_rndis_packet")
+class SendRndisPacket(Wire):
+    """An RNDIS message lies in the ranges of this packet, or in a section of the send buffer."""
+
+    channel_type: u32 = at(0, default=0)
+    section_index: u32 = at(4, default=0)
+    section_size: u32 = at(8, default=0)
+
+
+@wire(size=4, spec=f"{_NVSP}, struct nvsp_1_message_send_rndis_packet_complete")
+class RndisPacketComplete(Wire):
+    """It was taken."""
+
+    status: u32 = at(0, default=0)
+
+
+@wire(size=16, spec=f"{_NVSP}, struct nvsp_2_send_ndis_config")
+class NdisConfig(Wire):
+    """What the guest can do."""
+
+    mtu: u32 = at(0, default=0)
+    reserved: u32 = at(4, default=0)
+    capabilities: u64 = at(8, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_4_send_vf_association")
+class VfAssociation(Wire):
+    """A virtual function stands beside this device."""
+
+    allocated: u32 = at(0, default=0)
+    serial: u32 = at(4, default=0)
+
+
+@wire(size=4, spec=f"{_NVSP}, struct nvsp_4_sw_datapath")
+class SwitchDataPath(Wire):
+    """By which way packets shall go."""
+
+    active: u32 = at(0, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_5_subchannel_request")
+class SubchannelRequest(Wire):
+    """The guest wants more channels."""
+
+    operation: u32 = at(0, default=0)
+    count: u32 = at(4, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_5_subchannel_complete")
+class SubchannelComplete(Wire):
+    """How many it gets."""
+
+    status: u32 = at(0, default=0)
+    count: u32 = at(4, default=0)
+
+
+@wire(size=8, spec=f"{_NVSP}, struct nvsp_5_send_indirect_table")
+class IndirectionTable(Wire):
+    """Which channel each hash goes to; the table lies `table_offset` bytes into the message."""
+
+    count: u32 = at(0, default=0)
+    table_offset: u32 = at(4, default=0)
+
+
+class RndisType(enum.IntEnum):
+    """What an RNDIS message is."""
+
+    PACKET = 1
+    INITIALIZE = 2
+    HALT = 3
+    QUERY = 4
+    SET = 5
+    RESET = 6
+    INDICATE_STATUS = 7
+    KEEPALIVE = 8
+    INITIALIZE_COMPLETE = 0x8000_0002
+    QUERY_COMPLETE = 0x8000_0004
+    SET_COMPLETE = 0x8000_0005
+    RESET_COMPLETE = 0x8000_0006
+    KEEPALIVE_COMPLETE = 0x8000_0008
+
+
+class RndisStatus(enum.IntEnum):
+    """How a request went, and what INDICATE_STATUS tells."""
+
+    SUCCESS = 0
+    PENDING = 0x103
+    MEDIA_CONNECT = 0x4001_000B
+    MEDIA_DISCONNECT = 0x4001_000C
+    LINK_SPEED_CHANGE = 0x4001_0013
+    NETWORK_CHANGE = 0x4001_0018
+    BUFFER_OVERFLOW = 0x8000_0005
+    FAILURE = 0xC000_0001
+    RESOURCES = 0xC000_009A
+    NOT_SUPPORTED = 0xC000_00BB
+    INVALID_LENGTH = 0xC001_0014
+    INVALID_DATA = 0xC001_0015
+    BUFFER_TOO_SHORT = 0xC001_0016
+    INVALID_OID = 0xC001_0017
+
+
+class Oid(enum.IntEnum):
+    """What a QUERY or SET is about, as far as guests on Hyper-V ask."""
+
+    GEN_SUPPORTED_LIST = 0x0001_0101
+    GEN_HARDWARE_STATUS = 0x0001_0102
+    GEN_MAXIMUM_FRAME_SIZE = 0x0001_0106
+    GEN_LINK_SPEED = 0x0001_0107
+    GEN_CURRENT_PACKET_FILTER = 0x0001_010E
+    GEN_MAXIMUM_TOTAL_SIZE = 0x0001_0111
+    GEN_MEDIA_CONNECT_STATUS = 0x0001_0114
+    GEN_RECEIVE_SCALE_CAPABILITIES = 0x0001_0203
+    GEN_RECEIVE_SCALE_PARAMETERS = 0x0001_0204
+    GEN_RNDIS_CONFIG_PARAMETER = 0x0001_021B
+    GEN_FRIENDLY_NAME = 0x0002_0216
+    OFFLOAD_ENCAPSULATION = 0x0101_010A
+    ETHERNET_PERMANENT_ADDRESS = 0x0101_0101
+    ETHERNET_CURRENT_ADDRESS = 0x0101_0102
+    ETHERNET_MULTICAST_LIST = 0x0101_0103
+    TCP_OFFLOAD_CURRENT_CONFIG = 0xFC01_020B
+    TCP_OFFLOAD_PARAMETERS = 0xFC01_020C
+    TCP_OFFLOAD_HARDWARE_CAPABILITIES = 0xFC01_020D
+
+
+class PacketFilter(enum.IntFlag):
+    """What a guest wants to receive."""
+
+    DIRECTED = 0x1
+    MULTICAST = 0x2
+    ALL_MULTICAST = 0x4
+    BROADCAST = 0x8
+    PROMISCUOUS = 0x20
+
+
+class PacketInfo(enum.IntEnum):
+    """What a piece of per-packet information is."""
+
+    TCPIP_CHECKSUM = 0
+    IPSEC = 1
+    TCP_LARGE_SEND = 2
+    CLASSIFICATION_HANDLE = 3
+    SCATTER_GATHER_LIST = 5
+    IEEE_8021Q = 6
+    ORIGINAL_PACKET = 7
+    HASH_VALUE = 8
+    ORIGINAL_NET_BUFFER_LIST = 9
+    CACHED_NET_BUFFER_LIST = 10
+    SHORT_PACKET_PADDING = 11
+
+
+@wire(size=8, spec=f"{_RNDIS}, struct rndis_message")
+class RndisHeader(Wire):
+    """In front of every RNDIS message."""
+
+    message_type: u32 = at(0, default=0)
+    message_length: u32 = at(4, default=0)
+
+
+@wire(size=36, spec=f"{_RNDIS}, struct rndis_packet")
+class RndisPacket(Wire):
+    """Data; offsets count from the start of this structure."""
+
+    data_offset: u32 = at(0, default=0)
+    data_length: u32 = at(4, default=0)
+    oob_offset: u32 = at(8, default=0)
+    oob_length: u32 = at(12, default=0)
+    oob_count: u32 = at(16, default=0)
+    info_offset: u32 = at(20, default=0)
+    info_length: u32 = at(24, default=0)
+    vc_handle: u32 = at(28, default=0)
+    reserved: u32 = at(32, default=0)
+
+
+@wire(size=12, spec=f"{_RNDIS}, struct rndis_per_packet_info")
+class RndisPacketInfo(Wire):
+    """In front of each piece of per-packet information."""
+
+    size: u32 = at(0, default=0)
+    kind: u32 = at(4, default=0)
+    data_offset: u32 = at(8, default=0)
+
+
+@wire(size=16, spec=f"{_RNDIS}, struct rndis_initialize_request")
+class RndisInitialize(Wire):
+    """The guest begins."""
+
+    request_id: u32 = at(0, default=0)
+    major: u32 = at(4, default=0)
+    minor: u32 = at(8, default=0)
+    max_transfer: u32 = at(12, default=0)
+
+
+@wire(size=44, spec=f"{_RNDIS}, struct rndis_initialize_complete")
+class RndisInitializeComplete(Wire):
+    """The host's limits."""
+
+    request_id: u32 = at(0, default=0)
+    status: u32 = at(4, default=0)
+    major: u32 = at(8, default=0)
+    minor: u32 = at(12, default=0)
+    device_flags: u32 = at(16, default=0)
+    medium: u32 = at(20, default=0)
+    max_packets: u32 = at(24, default=0)
+    max_transfer: u32 = at(28, default=0)
+    alignment_factor: u32 = at(32, default=0)
+    family_list_offset: u32 = at(36, default=0)
+    family_list_size: u32 = at(40, default=0)
+
+
+@wire(size=4, spec=f"{_RNDIS}, struct rndis_halt_request, struct rndis_keepalive_request")
+class RndisRequest(Wire):
+    """HALT and KEEPALIVE."""
+
+    request_id: u32 = at(0, default=0)
+
+
+@wire(size=20, spec=f"{_RNDIS}, struct rndis_query_request, struct rndis_set_request")
+class RndisQuery(Wire):
+    """QUERY and SET; `info_offset` counts from the start of this structure."""
+
+    request_id: u32 = at(0, default=0)
+    oid: u32 = at(4, default=0)
+    info_length: u32 = at(8, default=0)
+    info_offset: u32 = at(12, default=0)
+    vc_handle: u32 = at(16, default=0)
+
+
+@wire(size=16, spec=f"{_RNDIS}, struct rndis_query_complete")
+class RndisQueryComplete(Wire):
+    """The answer to QUERY; `info_offset` counts from the start of this structure."""
+
+    request_id: u32 = at(0, default=0)
+    status: u32 = at(4, default=0)
+    info_length: u32 = at(8, default=0)
+    info_offset: u32 = at(12, default=0)
+
+
+@wire(size=8, spec=f"{_RNDIS}, struct rndis_set_complete, struct rndis_keepalive_complete")
+class RndisComplete(Wire):
+    """The answer to SET and KEEPALIVE."""
+
+    request_id: u32 = at(0, default=0)
+    status: u32 = at(4, default=0)
+
+
+@wire(size=4, spec=f"{_RNDIS}, struct rndis_reset_request")
+class RndisReset(Wire):
+    """Begin anew."""
+
+    reserved: u32 = at(0, default=0)
+
+
+@wire(size=8, spec=f"{_RNDIS}, struct rndis_reset_complete")
+class RndisResetComplete(Wire):
+    """Done."""
+
+    status: u32 = at(0, default=0)
+    addressing_reset: u32 = at(4, default=0)
+
+
+@wire(size=12, spec=f"{_RNDIS}, struct rndis_indicate_status")
+class RndisIndicateStatus(Wire):
+    """The host tells something unasked."""
+
+    status: u32 = at(0, default=0)
+    buffer_length: u32 = at(4, default=0)
+    buffer_offset: u32 = at(8, default=0)
