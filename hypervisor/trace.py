@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hypervisor.clock import Clock
+from hypervisor.inspect import Branch, Many, counters, shown
 
 
 class Layer(enum.StrEnum):
@@ -122,10 +123,11 @@ class Trace:
         """The host's."""
         return self._clock
 
-    @property
-    def now(self) -> int:
-        """The time of an event that happened now."""
-        return self._clock()
+    def inspect(self) -> Branch:
+        """Who listens, by the name that a sink gives itself, and what guests were warned of."""
+        sinks = {str(getattr(sink, "name", number)): sink for number, sink in enumerate(self._sinks)}
+        warned = {f"{self.names.get(vm, vm)} {event}": count for (vm, event), count in self.warnings.items()}
+        return Branch({"on": self.on, "sinks": Many(sinks, str, show=shown), "warnings": lambda: counters(warned)})
 
     def add_sink(self, sink: Sink, *, packets: PacketSink | None = None) -> Callable[[], None]:
         """Start to send events to `sink`; returns the function that stops it.
