@@ -1,4 +1,4 @@
-"""Sinks for trace events, on structlog: lines for people, JSON lines for scripts, and the filter in front. Root side.
+"""Sinks for trace events, on structlog: lines for people, and JSON lines for scripts. Root side.
 
 A sink is a function that takes a `TraceEvent`; `Trace.add_sink` attaches it. Nothing here is attached unless somebody
 asks to see something, so a silent run costs one attribute test a trace point, and does not even import structlog, which
@@ -7,16 +7,17 @@ brings asyncio and logging along.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import IO, Any, TextIO
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
 from hypervisor.clock import seconds
-from hypervisor.trace import Layer, Level, Sink, Trace, TraceEvent
+from hypervisor.trace import Level, Sink, Trace, TraceEvent
+
+if TYPE_CHECKING:
+    from partitions.filters import Predicate
 
 ROOT_PARTITION = 1
 ROOT_NAME = "root"
@@ -24,8 +25,6 @@ JSON_KEYS = ("time", "vm", "layer", "event", "level", "direction", "channel", "s
 """Stable names, in this order; an event's further fields follow. Absent keys have no meaning for that event."""
 
 EventDict = MutableMapping[str, Any]
-Predicate = Callable[[TraceEvent, str], bool]
-"""Takes the event and the VM's name."""
 
 
 def vm_name(names: Mapping[int, str], event: TraceEvent) -> str:
@@ -227,82 +226,3 @@ def filtered(sink: Sink, trace: Trace, predicate: Predicate) -> Sink:
             sink(event)
 
     return select
-
-
-def at_least(level: Level) -> Predicate:
-    """Everything of this level and above."""
-    return lambda event, vm: event.level >= level
-
-
-# Filters
-
-
-class FilterError(ValueError):
-    """A `--trace-filter` that cannot be read; the text says why, for people."""
-
-
-FILTER_KEYS = ("vm", "layer", "event", "channel", "direction", "level", "text")
-_DIRECTIONS = {"root": ">root", ">root": ">root", "child": ">child", ">child": ">child"}
-
-
-def parse_filter(text: str, *, vms: Iterable[str] | None = None) -> Predicate:
-    """`vm=web,layer=packet|control`: all keys must match, each with one of its values. Raises `FilterError`.
-
-    vm, layer, event (`*` stands for any letters), channel (a number), direction (root, child), level (this one and
-    above), text (part of the words). With `vms`, a name outside it is refused, since it would silently match nothing.
-    """
-    tests: list[Predicate] = []
-    known_vms = None if vms is None else [*vms, ROOT_NAME]
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value:
-            raise FilterError(f'"{part}" is not key=value; an example: vm=web,layer=packet|control')
-        if key not in FILTER_KEYS:
-            raise FilterError(_unknown("filter key", key, FILTER_KEYS))
-        tests.append(_test(key, [piece.strip() for piece in value.split("|")], known_vms))
-    if not tests:
-        raise FilterError("the filter is empty; an example: vm=web,layer=packet|control")
-    if len(tests) == 1:
-        return tests[0]
-    return lambda event, vm: all(test(event, vm) for test in tests)
-
-
-def _test(key: str, values: list[str], vms: list[str] | None) -> Predicate:
-    match key:
-        case "vm":
-            names = {_known("VM", value, vms) if vms is not None else value for value in values}
-            return lambda event, vm: vm in names
-        case "layer":
-            layers = {Layer(_known("layer", value, [layer.value for layer in Layer])) for value in values}
-            return lambda event, vm: event.layer in layers
-        case "event":
-            pattern = re.compile("|".join(re.escape(value).replace(r"\*", ".*") for value in values))
-            return lambda event, vm: pattern.fullmatch(event.event) is not None
-        case "channel":
-            wrong = next((value for value in values if not value.isdecimal()), None)
-            if wrong is not None:
-                raise FilterError(f'channel must be a number, not "{wrong}"')
-            numbers = {int(value) for value in values}
-            return lambda event, vm: event.channel in numbers
-        case "direction":
-            ways = {_DIRECTIONS[_known("direction", value, list(_DIRECTIONS))] for value in values}
-            return lambda event, vm: event.direction in ways
-        case "level":
-            least = min(Level[_known("level", value.lower(), list(_LEVEL_NAMES.values())).upper()] for value in values)
-            return at_least(least)
-        case _:
-            assert key == "text", key
-            return lambda event, vm: any(value in event.words for value in values)
-
-
-def _known(kind: str, value: str, known: list[str]) -> str:
-    if value not in known:
-        raise FilterError(_unknown(kind, value, known))
-    return value
-
-
-def _unknown(kind: str, value: str, known: Iterable[str]) -> str:
-    listed = list(known)
-    near = difflib.get_close_matches(value, listed, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(listed)}"
-    return f'unknown {kind} "{value}"; {hint}'

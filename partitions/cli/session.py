@@ -24,8 +24,9 @@ from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_j
 from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
+from partitions.filters import FilterError, Predicate, at_least, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
-from partitions.logs import FilterError, Predicate, at_least, filtered, human_sink, json_sink, parse_filter, vm_name
+from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.topology_schema import Backend
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, Trace, TraceEvent
+from hypervisor.trace import TO_ROOT, Layer, Level, Trace, TraceEvent
 from hypervisor.wire import Guid
 from partitions import logs
+from partitions.filters import parse_filter
 
 
 def make_trace() -> Trace:
@@ -156,74 +157,11 @@ def test_coloured_lines_say_the_same() -> None:
     assert "\033[33mhypercall" in out.getvalue()
 
 
-EVENTS = {
-    "control": TraceEvent(0, Layer.CONTROL, "open_channel", 2, Level.DEBUG, TO_ROOT, 5, 120, "OPENCHANNEL relid=5"),
-    "packet": TraceEvent(0, Layer.PACKET, "packet_sent", 2, Level.DEBUG, TO_CHILD, 6, 64, "SCSI status 0"),
-    "db": TraceEvent(0, Layer.PACKET, "packet_received", 3, Level.INFO, TO_ROOT, 5, 64, "SCSI READ(10) lba=0"),
-    "warning": TraceEvent(0, Layer.HYPERCALL, "bad", 3, Level.WARNING),
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("vm=web", {"control", "packet"}),
-        ("vm=web,layer=packet", {"packet"}),
-        ("layer=packet|control", {"control", "packet", "db"}),
-        ("event=packet_*", {"packet", "db"}),
-        ("event=packet_sent", {"packet"}),
-        ("channel=5", {"control", "db"}),
-        ("channel = 5 | 6 , vm = web", {"control", "packet"}),
-        ("direction=root", {"control", "db"}),
-        ("direction=>child", {"packet"}),
-        ("level=info", {"db", "warning"}),
-        ("level=warning", {"warning"}),
-        ("text=SCSI|relid=5", {"control", "packet", "db"}),
-        ("text=READ(10)", {"db"}),
-        ("vm=root", set()),
-    ],
-)
-def test_filter(text: str, expected: set[str]) -> None:
-    """All keys must match, each with one of its values."""
-    predicate = logs.parse_filter(text, vms=["web", "db"])
-    names = {2: "web", 3: "db"}
-    assert {name for name, event in EVENTS.items() if predicate(event, names[event.partition])} == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "the filter is empty; an example: vm=web,layer=packet|control"),
-        ("packet", '"packet" is not key=value; an example: vm=web,layer=packet|control'),
-        ("layer=", '"layer=" is not key=value; an example: vm=web,layer=packet|control'),
-        ("layr=packet", 'unknown filter key "layr"; did you mean "layer"?'),
-        (
-            "zz=1",
-            'unknown filter key "zz"; known are vm, layer, event, channel, direction, level, text',
-        ),
-        ("layer=pakcet", 'unknown layer "pakcet"; did you mean "packet"?'),
-        (
-            "layer=q",
-            'unknown layer "q"; known are hypercall, msr, synic, interrupt, port, control, packet, device, state',
-        ),
-        ("vm=wbe", 'unknown VM "wbe"; did you mean "web"?'),
-        ("channel=x", 'channel must be a number, not "x"'),
-        ("direction=up", 'unknown direction "up"; known are root, >root, child, >child'),
-        ("level=warn", 'unknown level "warn"; did you mean "warning"?'),
-    ],
-)
-def test_filter_refusals(text: str, expected: str) -> None:
-    """A filter that would silently match nothing is refused, with what was probably meant."""
-    with pytest.raises(logs.FilterError) as caught:
-        logs.parse_filter(text, vms=["web"])
-    assert str(caught.value) == expected
-
-
 def test_filtered_sink() -> None:
     """The filter stands before the sink, so what it drops is never rendered."""
     trace = make_trace()
     seen: list[TraceEvent] = []
-    trace.add_sink(logs.filtered(seen.append, trace, logs.parse_filter("vm=web,level=info")))
+    trace.add_sink(logs.filtered(seen.append, trace, parse_filter("vm=web,level=info")))
     emit_all(trace)
     assert [event.event for event in seen] == ["vm_state"]
 
