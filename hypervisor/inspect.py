@@ -178,6 +178,25 @@ def _from_hex(name: str) -> int:
     return int(name, 16)
 
 
+def data(value: object) -> Node:
+    """Plain data as a tree: structs and dictionaries by their names, sequences by number, all else in words."""
+    match value:
+        case None | bool() | float():
+            return value
+        case int():
+            return int(value)
+        case str():
+            return str(value)
+        case msgspec.Struct():
+            return Branch({name: data(getattr(value, name)) for name in value.__struct_fields__})
+        case Mapping():
+            return Branch({str(name): data(member) for name, member in value.items()})
+        case list() | tuple():
+            return Branch({str(number): data(member) for number, member in enumerate(value)})
+        case _:
+            return str(value)
+
+
 def counters(counted: Mapping[str, int]) -> Branch:
     """A collection of counts by what they count, in alphabetical order."""
     return Branch(dict(sorted(counted.items())))

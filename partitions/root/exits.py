@@ -9,6 +9,7 @@ import attrs
 
 from hypervisor.clock import seconds
 from hypervisor.crash import CrashReport
+from hypervisor.inspect import Branch
 
 
 class CannotStart(Exception):
@@ -60,9 +61,25 @@ class ExitRecord:
     ended_at: int = 0
     resets: int = 0
     by: str = ""
-    """Who asked for the end, where somebody did who is not the program itself: a signal, a peer of the control socket."""
+    """Who asked for the end; empty where nobody did, or the program that opened the host."""
     gave_up_after: int = 0
     """Restarts in a row after which its restart policy let it stay off; 0 where it did not come to that."""
+
+    def inspect(self) -> Branch:
+        """For people who ask why it is off."""
+        return Branch(
+            {
+                "reason": self.reason.value,
+                "ok": self.ok,
+                "exit_code": self.exit_code,
+                "detail": self.detail,
+                "by": self.by or None,
+                "started_at": seconds(self.started_at),
+                "ended_at": seconds(self.ended_at),
+                "resets": self.resets,
+                "gave_up_after": self.gave_up_after,
+            }
+        )
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from hypervisor.inspect import Branch
 from hypervisor.trace import Trace
 from partitions.topology_schema import Backend, VmTable
 from partitions.topology_schema import IntegrationName as Name
@@ -63,6 +64,10 @@ class Integration:
     def contacts(self) -> dict[str, Contact]:
         """How each stands with the guest, by name."""
         return {component.words: component.contact for component in self.components}
+
+    def inspect(self) -> Branch:
+        """The components by name."""
+        return Branch({component.words.replace(" ", "_"): component.inspect for component in self.components})
 
     def resumed(self) -> None:
         """The VM was paused, and its clock is behind."""

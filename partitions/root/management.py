@@ -14,12 +14,13 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import msgspec
 import trio
 
+from hypervisor.inspect import Branch, data
 from hypervisor.trace import Layer, Level
 from partitions.lifecycle import (
     InvalidTransition,
@@ -128,6 +129,22 @@ class ManagedVm:
     @restarts.default
     def _restarts(self) -> Restarts:
         return Restarts(self.settings.restart)
+
+    def inspect(self) -> Branch:
+        """All of it, the running VM's bus and devices too."""
+        worker, record = self.worker, self.exit
+        seen: dict[str, object] = {
+            "state": self.state.value,
+            "partition": None if worker is None or worker.partition is None else worker.partition.id,
+            "uptime": None if worker is None else worker.uptime,
+            "saved": self.saved is not None,
+            "exit": None if record is None else record.inspect,
+            "restarts": self.restarts.inspect,
+            "console": self.console.inspect,
+            "settings": lambda: data(self.settings),
+            "statistics": lambda: data(self.statistics),
+        }
+        return Branch(seen if worker is None else seen | worker.inspect())
 
     @property
     def name(self) -> str:
@@ -481,11 +498,11 @@ class Vmms:
                 *(Layer.STATE, "vm_ended", vm.partition_id),
                 vm=vm.name,
                 level=level,
-                words=str(record),
+                words=f"{record}{f', asked by {record.by}' if record.by else ''}",
                 reason=record.reason.value,
                 exit_code=record.exit_code,
                 uptime=record.uptime,
-                **({"by": record.by} if record.by else {}),
+                **_by(record.by),
             )
 
     def _move(self, vm: ManagedVm, event: VmEvent) -> None:
@@ -506,7 +523,7 @@ class Vmms:
                 level=Level.INFO,
                 words=f"{before.value} -> {vm.state.value}{f', asked by {by}' if by else ''}",
                 cause=event.value,
-                **({"by": by} if by else {}),
+                **_by(by),
             )
         ended = str(vm.exit) if vm.worker is None and vm.exit is not None and before.active else ""
         change = VmStateChange(host.clock(), vm.name, before, vm.state, event, by, ended)
@@ -519,6 +536,11 @@ class Vmms:
         while vm.state is state:
             await vm.changed.wait()
         await trio.lowlevel.checkpoint()
+
+
+def _by(who: str) -> dict[str, Any]:
+    """The field of an event that says who asked, where somebody did."""
+    return {"by": who} if who else {}
 
 
 def _worker(vm: ManagedVm) -> Worker:

@@ -15,16 +15,17 @@ import datetime
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import msgspec
 import trio
 
 from hypervisor.backend.base import Backend, SavableBackend
-from hypervisor.clock import TICKS_PER_SECOND
+from hypervisor.clock import TICKS_PER_SECOND, seconds
 from hypervisor.crash import CrashReport
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.inspect import Branch, Many, shown
 from hypervisor.partition import Partition
 from hypervisor.privileges import Privilege
 from hypervisor.synic.messages import InterceptHeader, MessageType
@@ -177,6 +178,34 @@ class Worker:
     def ending(self) -> bool:
         """Whether the end has been decided on."""
         return self._end is not None
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start; resets and pauses count."""
+        return seconds(self._host.hypervisor.clock() - self.started_at)
+
+    def inspect(self) -> dict[str, Any]:
+        """What there is while it is on, as children for a branch."""
+        server, hotplug, integration, backend = self.server, self.hotplug, self.integration, self._backend
+        seen: dict[str, Any] = {
+            "worker": Branch(
+                {
+                    "ran": self.ran,
+                    "resets": self.resets,
+                    "ending": None if self._end is None else f"{self._end[0].value}: {self._end[1]}",
+                    "reset_wanted": self._reset_wanted,
+                }
+            )
+        }
+        if backend is not None:
+            seen |= {"backend": lambda: shown(backend)}
+        if server is not None:
+            seen |= {"vmbus": server.inspect}
+        if hotplug is not None:
+            seen |= {"devices": Many(hotplug.devices, str)}
+        if integration is not None:
+            seen |= {"integration": integration.inspect}
+        return seen
 
     def _freeze(self) -> None:
         """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""

@@ -24,7 +24,7 @@ from tests.doubles.storage import INSTANCE, PlainPlatform, SlowBackend, channel_
 from tests.doubles.storage_guest import HANDSHAKE, command, control, srb
 from vmbus.channel import Channel
 from vmbus.ring import Packet, PacketType
-from vsp_vsc.storage import session, vsp
+from vsp_vsc.storage import controller, vsp
 from vsp_vsc.storage.protocol import (
     HEADER_SIZE,
     VERSIONS,
@@ -159,7 +159,7 @@ class StorageMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(session, "MAX_AT_DISK", AT_DISK)
+        self.patch.setattr(controller, "MAX_AT_DISK", AT_DISK)
         self.patch.setattr(vsp, "MAX_AT_CHANNEL", AT_CHANNEL)
         self.stepper = Stepper(bench)
         self.bench = self.stepper.made

@@ -40,14 +40,19 @@ class BusUse(msgspec.Struct, frozen=True):
     messages_dropped: int = 0
 
     def inspect(self) -> Branch:
-        """Each figure beside its limit."""
+        """Each figure, and where there is one its limit after it."""
         return Branch(
             {
-                "channels": f"{self.channels} of {MAX_CHANNELS}",
-                "gpadls": f"{self.gpadls} of {MAX_GPADLS}",
-                "gpadl_words": f"{self.gpadl_words} of {MAX_GPADL_WORDS}",
-                "scattered_pages": f"{self.scattered_pages} of {MAX_SCATTERED_PAGES}",
-                "messages_waiting": f"{self.messages_waiting} of {INBOX_MESSAGES}",
+                "channels": self.channels,
+                "max_channels": MAX_CHANNELS,
+                "gpadls": self.gpadls,
+                "max_gpadls": MAX_GPADLS,
+                "gpadl_words": self.gpadl_words,
+                "max_gpadl_words": MAX_GPADL_WORDS,
+                "scattered_pages": self.scattered_pages,
+                "max_scattered_pages": MAX_SCATTERED_PAGES,
+                "messages_waiting": self.messages_waiting,
+                "max_messages_waiting": INBOX_MESSAGES,
                 "messages_unsent": self.messages_unsent,
                 "gpadls_over_limit": self.gpadls_over_limit,
                 "opens_over_limit": self.opens_over_limit,

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from hypervisor.clock import seconds, ticks
+from hypervisor.inspect import Branch
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
 from hypervisor.wire import Guid, WireError
 from vmbus.channel import Channel
@@ -141,6 +142,10 @@ class IntegrationVsp:
     def stale(self) -> int:
         """Answers on this channel that came too late and were dropped."""
         return 0 if self._link is None else self._link.session.stale
+
+    def inspect(self) -> Branch:
+        """How it stands with the guest."""
+        return Branch({"contact": self.contact.value, "version": self.version or None, "late_answers": self.stale})
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Offer versions, then take answers until the channel closes. Raises `WireError` where the guest errs."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import attrs
 
+from hypervisor.inspect import Branch, Log2Counts, Setting
+from vsp_vsc.storage.protocol import MAX_AT_DISK
 from vsp_vsc.storage.scsi.nexus import Nexus
 from vsp_vsc.storage.scsi.sense import Reason
 from vsp_vsc.storage.scsi.unit import LogicalUnit
@@ -26,17 +28,41 @@ class Unit:
 
     lun: int
     nexus: Nexus
+    queue_depth: int
+    """Commands that may be under way; a guest is told to send what goes past it again."""
     stale: int = 0
     """Commands under way that a reset has ended."""
     resets: list[Reset] = attrs.field(factory=list)
     """That wait for them."""
     on_idle: Callable[[], object] | None = None
     """Called whenever nothing is under way any more."""
+    latency: Log2Counts = attrs.field(factory=Log2Counts)
+    """In microseconds, of commands that had to wait; most are answered at once."""
 
     @property
     def target(self) -> LogicalUnit:
         """The disk itself."""
         return self.nexus.unit
+
+    def inspect(self) -> Branch:
+        """The disk, and this guest's way to it."""
+        nexus = self.nexus
+        depth = Setting(self.queue_depth, self._set_depth, f"commands under way at once, 1 to {MAX_AT_DISK}")
+        return Branch(
+            {
+                "queue_depth": depth,
+                "under_way": nexus.under_way,
+                "stale": self.stale,
+                "attentions": ", ".join(reason.value[3] for reason in nexus.attentions) or "none",
+                "latency_of_waits": self.latency.histogram("us"),
+                **self.target.inspect().children,
+            }
+        )
+
+    def _set_depth(self, text: str) -> None:
+        if not text.isdecimal() or not 1 <= int(text) <= MAX_AT_DISK:
+            raise ValueError(f"a queue depth is a number from 1 to {MAX_AT_DISK}, not {text!r}")
+        self.queue_depth = int(text)
 
     def ended(self, *, aborted: bool) -> None:
         """A command that was under way has been answered."""
@@ -146,7 +172,7 @@ class Controller:
             raise ValueError(f"LUNs are 0 to {MAX_LUNS - 1}, not {lun}")
         if address(lun) in self.units:
             raise ValueError(f"LUN {lun} is taken")
-        unit = self.units[address(lun)] = Unit(lun, target.connect(self._initiator))
+        unit = self.units[address(lun)] = Unit(lun, target.connect(self._initiator), MAX_AT_DISK)
         return unit
 
     def _gone(self) -> None:

@@ -74,6 +74,11 @@ class Negotiation:
         return made
 
     @property
+    def version_words(self) -> str:
+        """The agreed version for people, such as `6.2`; `none`."""
+        return f"{self.version >> 8}.{self.version & 0xFF}" if self.version else "none"
+
+    @property
     def srb_size(self) -> int:
         """Bytes of an SRB in the agreed version."""
         return srb_size(self.version) if self.version else SRB_SIZE

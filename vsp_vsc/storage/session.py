@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from hypervisor.inspect import Branch, Hex, Many
 from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
@@ -26,7 +27,6 @@ from vsp_vsc.storage.negotiation import GUEST_OPERATIONS, Negotiation, State
 from vsp_vsc.storage.protocol import (
     CDB_SIZE,
     HEADER_SIZE,
-    MAX_AT_DISK,
     MAX_TRANSFER,
     NT_STATUS,
     PACKET_SIZE,
@@ -82,6 +82,27 @@ _KEPT_FORMS = 64
 
 _Tag = tuple[Packet, Unit]
 """What a disk hands back with a result."""
+
+
+@attrs.frozen
+class _Wait:
+    """A command that a backend takes its time for."""
+
+    tag: _Tag
+    began: int
+    """On the host's clock."""
+    cdb: bytes
+
+    def inspect(self, now: int) -> Branch:
+        """Which, and for how long."""
+        packet, unit = self.tag
+        age = (now - self.began) // 10
+        return Branch({"transaction": Hex(packet.transaction_id), "lun": unit.lun, "age_us": age, "words": self.words})
+
+    @property
+    def words(self) -> str:
+        """The command."""
+        return describe_cdb(self.cdb)
 
 
 @attrs.define
@@ -144,11 +165,29 @@ class StorageSession:
         self._taking = False
         self._good: dict[int, bytes] = {}
         self._forms: dict[tuple[bytes, bytes, bytes, int], _Form] = {}
+        self._waits: dict[int, _Wait] = {}
+        """By the identity of their tags."""
+        self._ended_at_once: _Tag | None = None
 
     @property
     def unanswered(self) -> int:
         """Packets that are under way or whose answers are not in the ring."""
         return self.in_flight + self.resets + len(self.outbox)
+
+    def inspect(self) -> Branch:
+        """How it stands with its guest, and what it has under way."""
+        negotiation, clock = self.negotiation, self._trace.clock
+        return Branch(
+            {
+                "state": negotiation.state.value,
+                "version": negotiation.version_words,
+                "primary": negotiation.is_primary,
+                "in_flight": self.in_flight,
+                "resets": self.resets,
+                "unsent": len(self.outbox),
+                "pending": Many(self._waits, int, show=lambda wait: wait.inspect(clock())),
+            }
+        )
 
     # --- what the controller has to say
 
@@ -274,12 +313,12 @@ class StorageSession:
         if unit is None or opcode == _REPORT_LUNS:
             return self._elsewhere(packet, where, cdb, views, wanted)
         nexus = unit.nexus
-        if nexus.under_way >= MAX_AT_DISK:
+        if nexus.under_way >= unit.queue_depth:
             return self._turn_away(packet)
-        result = nexus.start(cdb, views, wanted, (packet, unit), self._finish)
+        tag = packet, unit
+        result = nexus.start(cdb, views, wanted, tag, self._finish)
         if result is None:
-            self.in_flight += 1
-            self._counters.waited += 1
+            self._wait_for(tag, cdb)
             return 0
         self._complete(packet, result)
         if opcode == _READ_10 and pages == 1 and not result.status and result.transferred == wanted > 0:
@@ -356,13 +395,13 @@ class StorageSession:
         if unit is None or cdb[0] == _REPORT_LUNS:
             self._elsewhere(packet, where, cdb, (), 0)
             return
-        if unit.nexus.under_way >= MAX_AT_DISK:
+        if unit.nexus.under_way >= unit.queue_depth:
             self._turn_away(packet)
             return
-        result = unit.nexus.start(cdb, (), 0, (packet, unit), self._finish)
+        tag = packet, unit
+        result = unit.nexus.start(cdb, (), 0, tag, self._finish)
         if result is None:
-            self.in_flight += 1
-            self._counters.waited += 1
+            self._wait_for(tag, cdb)
         else:
             self._complete(packet, result)
 
@@ -422,10 +461,24 @@ class StorageSession:
 
     # --- completions
 
+    def _wait_for(self, tag: _Tag, cdb: bytes) -> None:
+        """A command is under way; an inline backend may have answered it by now."""
+        self.in_flight += 1
+        self._counters.waited += 1
+        if self._ended_at_once is tag:
+            self._ended_at_once = None
+        else:
+            self._waits[id(tag)] = _Wait(tag, self._trace.clock(), cdb)
+
     def _finish(self, tag: _Tag, result: ScsiResult) -> None:
         """What a backend took its time for. Also called within `take`, by a backend that is inline."""
         packet, unit = tag
         self.in_flight -= 1
+        wait = self._waits.pop(id(tag), None)
+        if wait is None:
+            self._ended_at_once = tag
+        else:
+            unit.latency.add((self._trace.clock() - wait.began) // 10)
         aborted = result.status == ScsiStatus.TASK_ABORTED
         if aborted:
             self._counters.reset += 1
@@ -501,7 +554,7 @@ class StorageSession:
         name = Operation(operation).name
         words = name if not status else f"{name}: {status.name}"
         if operation == Operation.QUERY_PROTOCOL_VERSION and not status:
-            words += f" {self.negotiation.version >> 8}.{self.negotiation.version & 0xFF}"
+            words += f" {self.negotiation.version_words}"
         fields: dict[str, Any] = {} if packet is None else {"transaction": packet.transaction_id}
         self._trace.emit(
             Layer.DEVICE,

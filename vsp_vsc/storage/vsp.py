@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from hypervisor.inspect import Branch, Gone, Many
 from hypervisor.trace import Layer, Trace
 from hypervisor.wire import BadValue, Guid, WireError
 from vmbus.bell import Bell
@@ -224,6 +225,22 @@ class StorageVsp:
     def disk_changed(self) -> None:
         """A disk has another size or medium, and has told so itself: have the guest look."""
         self._controller.announce()
+
+    def inspect(self) -> Branch:
+        """Counters, and the disks by LUN."""
+        return Branch(
+            {
+                "counters": lambda: Branch(attrs.asdict(self.statistics())),
+                "disks": Many({unit.lun: unit for unit in self._controller.units.values()}, int),
+            }
+        )
+
+    def inspect_channel(self, channel_id: int) -> Branch:
+        """The session on it."""
+        for connection in self._connections:
+            if connection.channel_id == channel_id:
+                return connection.session.inspect()
+        raise Gone
 
     def statistics(self) -> StorageStatistics:
         """Counters, as of now."""

@@ -12,6 +12,7 @@ from typing import Final, assert_never
 import msgspec
 
 from hypervisor.clock import ticks
+from hypervisor.inspect import Branch
 from hypervisor.wire import ShortMessage
 from vsp_vsc.integration.component import IntegrationVsp, NoAnswer
 from vsp_vsc.integration.heartbeat.protocol import ANSWER_SIZE, SEQUENCE_MASK, ApplicationState, Beat, describe
@@ -63,6 +64,13 @@ class HeartbeatVsp(IntegrationVsp):
 
     heartbeat = Heartbeat()
     """As of now."""
+
+    def inspect(self) -> Branch:
+        """The contact, and what the last beats said."""
+        beat = self.heartbeat
+        seen: dict[str, object] = {"state": beat.state.value, "beats": beat.beats, "missed": beat.missed}
+        seen |= {"sequence": beat.sequence, "application": beat.application.name.lower()}
+        return Branch({**super().inspect().children, **seen})
 
     async def _duty(self) -> None:
         sequence = 0
