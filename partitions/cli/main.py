@@ -19,7 +19,7 @@ from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
     *("run", "explain", "validate", "examples"),
-    *("doctor", "boundary", "schema"),
+    *("doctor", "boundary", "schema", "dissector"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""
 
