@@ -86,6 +86,14 @@ class Vm:
         worker = self._managed.worker
         return None if worker is None or worker.partition is None else worker.partition.id
 
+    @property
+    def run_time(self) -> int:
+        """100 ns units that its virtual processors have worked since the start, all together; 0 while it is off."""
+        worker = self._managed.worker
+        if worker is None or worker.partition is None:
+            return 0
+        return sum(vp.run_time() for vp in worker.partition.vps.values())
+
     def try_messages_again(self) -> bool:
         """If channel messages wait for room, post them now, not when it is time to. Says whether any waited."""
         worker = self._managed.worker

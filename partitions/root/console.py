@@ -36,20 +36,21 @@ class ConsoleLine(msgspec.Struct, frozen=True, gc=False):
 class ConsoleBytes:
     """One reader of the bytes as they come, made by `Console.listen`. It holds a place, no bytes of its own."""
 
-    __slots__ = ("_bell", "_console", "_place", "dropped")
+    __slots__ = ("_bell", "_console", "_ended", "_place", "dropped")
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._place = console.total_bytes
         self._bell = trio.Event()
+        self._ended = False
         self.dropped = 0
         """Bytes that were printed and forgotten before this reader came for them."""
 
     async def receive(self) -> bytes:
-        """All that was printed since the last time, at least one byte; empty at the end of the console."""
+        """All that was printed since the last time, at least one byte; empty at the end."""
         console = self._console
         while self._place == console.total_bytes:
-            if console.closed:
+            if console.closed or self._ended:
                 await trio.lowlevel.checkpoint()
                 return b""
             self._bell = trio.Event()
@@ -64,6 +65,11 @@ class ConsoleBytes:
     def ring(self) -> None:
         """There is something to read, or the end."""
         self._bell.set()
+
+    def end(self) -> None:
+        """No more than what is printed by now: then `receive` gives the end."""
+        self._ended = True
+        self.ring()
 
     def close(self) -> None:
         """Stop listening."""

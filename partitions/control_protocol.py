@@ -1,0 +1,265 @@
+"""What may be said on a host's control socket, line by line. Root side.
+
+Requests come in, one JSON object a line with `op`; each gets exactly one answer, in order, with the same `id`. Three
+operations make a stream of the connection: after their answer come JSON lines (`events`), a pcapng recording (`trace`)
+or raw bytes both ways (`console`), until one end closes. docs/control.md has every operation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+PROTOCOL_VERSION: Final = 1
+MAX_LINE: Final = 64 * 1024
+"""Bytes of a request, its line end not counted."""
+MAX_GRACE: Final = 3600.0
+MAX_TAIL: Final = 1000
+
+Id = int | str | None
+Seconds = Annotated[float, Meta(ge=0, le=MAX_GRACE)]
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
+    """What every request has."""
+
+    id: Id = None
+    """Comes back in the answer; anything that helps the speaker."""
+
+
+class VmRequest(Request):
+    """What every request about one VM has."""
+
+    vm: str
+
+
+class Hello(Request, tag="hello"):
+    """Who is there: the answer is a `Greeting`."""
+
+
+class Ps(Request, tag="ps"):
+    """The VMs: a list of `partitions.figures.VmFigures`."""
+
+    vm: str | None = None
+
+
+class Stats(Request, tag="stats"):
+    """What went through the VMs: a list of `partitions.figures.VmCounters`."""
+
+    vm: str | None = None
+
+
+class Start(VmRequest, tag="start"):
+    """Turn it on; answered when its guest runs."""
+
+
+class Stop(VmRequest, tag="stop"):
+    """Ask its guest to power off and cut the power after `grace` seconds; with `force`, cut it now."""
+
+    force: bool = False
+    grace: Seconds = 10.0
+
+
+class Pause(VmRequest, tag="pause"):
+    """Stop its processors and its time."""
+
+
+class Resume(VmRequest, tag="resume"):
+    """Let it go on."""
+
+
+class Reset(VmRequest, tag="reset"):
+    """Boot it again without asking its guest."""
+
+
+class Save(VmRequest, tag="save"):
+    """Write its state to a file on the host, and end it."""
+
+    path: str | None = None
+    """From the topology's folder if relative; the VM's name with `.saved` by default."""
+
+
+class AddDisk(VmRequest, tag="add-disk"):
+    """Give it another disk; the members are the keys of `[[vm.disk]]`. The answer has its LUN."""
+
+    path: str
+    size: int | str | None = None
+    read_only: bool = False
+    block_size: int = 512
+    type: Literal["disk", "dvd"] = "disk"
+    lun: int | None = None
+
+
+class RemoveDisk(VmRequest, tag="remove-disk"):
+    """Take a disk away, whatever its guest is doing with it."""
+
+    lun: int
+
+
+class Events(Request, tag="events"):
+    """A stream: changes of VMs' states from now on as JSON lines, each a `Change`."""
+
+    vm: str | None = None
+
+
+class ConsoleOf(VmRequest, tag="console"):
+    """A stream: its serial port, raw bytes both ways, until it is off."""
+
+    tail: Annotated[int, Meta(ge=0, le=MAX_TAIL)] = 0
+    """Lines to begin with that it has printed already."""
+
+
+class Down(Request, tag="down"):
+    """End every VM as `stop` does, and with them the run; answered when all are off."""
+
+    force: bool = False
+    grace: Seconds = 10.0
+
+
+AnyRequest = (
+    *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, AddDisk, RemoveDisk, Events, ConsoleOf, Down),
+)
+OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)
+
+ErrorKind = Literal["bad_line", "unknown_vm", "wrong_state", "refused", "busy", "internal"]
+"""A line that we cannot read; no VM of that name; not now, but in another state; cannot be done, and the message says
+why; too many connections; a mistake of ours."""
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """It is done, or the stream begins behind this line."""
+
+    id: Id
+    ok: Literal[True] = True
+    result: Any = None
+
+
+class Refused(msgspec.Struct, kw_only=True):
+    """It is not done. The connection goes on, unless the line was too long or connections too many."""
+
+    id: Id
+    ok: Literal[False] = msgspec.field(default_factory=lambda: False)
+    error: ErrorKind
+    message: str
+
+
+class Greeting(msgspec.Struct, kw_only=True):
+    """Answer to `hello`."""
+
+    name: str
+    """As `--host` takes it, unless another host of the same topology runs."""
+    pid: int
+    clock: Literal["real", "virtual"]
+    seconds: float
+    """Since the host was opened, on its clock."""
+    vms: list[str]
+    protocol: int = PROTOCOL_VERSION
+
+
+class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A line of `events`."""
+
+    time: float
+    """Seconds since the host was opened, on its clock."""
+    vm: str
+    before: str
+    after: str
+    cause: str
+    """What moved it: `start`, `turn_off`, `ended`, ..."""
+    by: str = ""
+    """Who asked for it; absent where nobody did, or the program that opened the host."""
+    words: str = ""
+    """How the run ended, where this is its end."""
+    lost: int = 0
+    """Changes before this one that the reader was too slow for."""
+
+
+class BadLine(Exception):
+    """A line that is no request; `id` is what could be told of the line's own."""
+
+    def __init__(self, message: str, request_id: Id = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+def _plain(value: Any) -> int:
+    """A number that is a little more than a number, as `Size`."""
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"{type(value).__name__} has no place in an answer")
+
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(typing.Union[AnyRequest])  # noqa: UP007  # made of a tuple
+encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+
+def decode(line: bytes) -> Request:
+    """One request from one line. Raises `BadLine` and nothing else."""
+    try:
+        return _decoder.decode(line)  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        member = path.strip("`.")
+        if (unknown := re.fullmatch(r"Invalid value '(.*)'", reason, re.DOTALL)) and member == "op":
+            reason, member = _unknown_op(unknown[1]), ""
+        raise BadLine(f"{member}: {reason}" if member else reason, _id_of(line)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadLine(f"not JSON: {error}") from None
+
+
+def _unknown_op(written: str) -> str:
+    near = difflib.get_close_matches(written, OPERATIONS, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(OPERATIONS)}"
+    return f'Unknown op "{written[:40]}"; {hint}'
+
+
+def _id_of(line: bytes) -> Id:
+    """The id of a line that is JSON but no request, so that the speaker can tell which it was."""
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    found = found.get("id") if isinstance(found, dict) else None
+    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
+
+
+class LineTooLong(Exception):
+    """The peer's line does not end within the limit."""
+
+
+class Lines:
+    """Cuts bytes into lines and keeps what follows; no more than `limit` of an unfinished one."""
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
+        self._held = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> None:
+        """More bytes."""
+        self._held += data
+
+    def next(self) -> bytes | None:
+        """The next whole line without its end, or None. Raises `LineTooLong`."""
+        end = self._held.find(b"\n", self._searched)
+        if (len(self._held) if end < 0 else end) > self._limit:
+            raise LineTooLong
+        if end < 0:
+            self._searched = len(self._held)
+            return None
+        line = bytes(self._held[:end])
+        del self._held[: end + 1]
+        self._searched = 0
+        return line
+
+    def take(self) -> bytes:
+        """What came after the last line: the beginning of a stream."""
+        rest = bytes(self._held)
+        self._held.clear()
+        self._searched = 0
+        return rest

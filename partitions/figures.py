@@ -1,0 +1,109 @@
+"""How each VM is and what went through it, as rows with stable names: for `ps`, `stats` and metrics. Root side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hypervisor.clock import seconds
+
+if TYPE_CHECKING:
+    from partitions.host import Vm
+
+
+class VmFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VM is: a row of `partita ps`."""
+
+    vm: str
+    state: str
+    """off, running, paused, ..."""
+    backend: str
+    processors: int
+    memory: int
+    """Bytes."""
+    partition: int | None
+    """The hypervisor's number for it while it is on."""
+    uptime: float
+    """Seconds since its start, or of its last run."""
+    heartbeat: str
+    """Whether its kernel answers: no contact, ok, lost contact."""
+    restarts: int
+    """By its restart policy."""
+    exit: str | None
+    """Why the last run ended; none before the first end and while it is on."""
+    exit_code: int | None
+    ok: bool
+    """Whether it ended well, or has not ended."""
+    detail: str
+    """More about the end."""
+    by: str
+    """Who asked for the end; empty where nobody did, or the program that opened the host."""
+
+
+class VmCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What went through a VM since its start: a row of `partita stats`. The first names are those of `VmStatistics`."""
+
+    vm: str
+    state: str
+    uptime: float
+    """Seconds."""
+    cpu: float
+    """Seconds that its virtual processors have worked, all together; 0 while it is off."""
+    messages: int
+    packets: int
+    bytes: int
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
+    signals_in: int
+    signals_out: int
+    hypercalls: int
+    interrupts: int
+    port_accesses: int
+    faults: int
+    channels: int
+    gpadls: int
+    messages_waiting: int
+    messages_unsent: int
+    messages_dropped: int
+
+
+_BUS = ("channels", "gpadls", "messages_waiting", "messages_unsent", "messages_dropped")
+
+
+def figures_of(vm: Vm) -> VmFigures:
+    """A VM as of now."""
+    record = vm.exit
+    return VmFigures(
+        vm=vm.name,
+        state=vm.state.value,
+        backend=vm.settings.backend.value,
+        processors=vm.settings.processors,
+        memory=int(vm.settings.memory),
+        partition=vm.partition_id,
+        uptime=round(vm.uptime, 7),
+        heartbeat=vm.heartbeat.state.value,
+        restarts=vm.restarts,
+        exit=None if record is None else record.reason.value,
+        exit_code=None if record is None else record.exit_code,
+        ok=record is None or record.ok,
+        detail="" if record is None else record.detail,
+        by="" if record is None else record.by,
+    )
+
+
+def counters_of(vm: Vm) -> VmCounters:
+    """A VM's counters as of now."""
+    statistics = vm.statistics()
+    counted = msgspec.structs.asdict(statistics)
+    bus = counted.pop("bus")
+    return VmCounters(
+        vm=vm.name,
+        state=vm.state.value,
+        uptime=round(vm.uptime, 7),
+        cpu=seconds(vm.run_time),
+        **counted,
+        **{name: getattr(bus, name) for name in _BUS},
+    )
