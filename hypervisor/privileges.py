@@ -6,6 +6,7 @@ A guest reads its own mask from CPUID leaf 0x40000003: EAX has bits 31..0, EBX b
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 
 
 class Privilege(enum.IntFlag):
@@ -67,6 +68,7 @@ CHILD_PRIVILEGES = int(
 """What a new child has (TLFS 2.0a, 5.2.3). It can neither post nor signal until its parent sets those bits."""
 
 
+@lru_cache(maxsize=64)
 def privilege_names(mask: int) -> str:
     """The names of a mask's bits for people, such as `POST_MESSAGES, SIGNAL_EVENTS`."""
     return ", ".join(bit.name for bit in Privilege if mask & bit and bit.name) or "none"

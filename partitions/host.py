@@ -23,10 +23,11 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from hypervisor.clock import seconds
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.timer_driver import timers_running
 from hypervisor.trace import Sink, Trace
@@ -112,6 +113,8 @@ class Host(Mapping[str, Vm]):
         self.vid = vid
         self.vmms = vmms
         self.seed = seed
+        self.started = 0
+        """Unix time in seconds when the host's clock began; 0 on the virtual clock."""
         self._vms: dict[str, tuple[ManagedVm, Vm]] = {}
 
     def __getitem__(self, name: str) -> Vm:
@@ -153,6 +156,22 @@ class Host(Mapping[str, Vm]):
     def events(self, *, capacity: int = 1024) -> Subscription[VmStateChange]:
         """Changes of state of every VM from now on, `capacity` of them kept for a slow reader; ends with the host."""
         return self.vmms.feed.subscribe(capacity)
+
+    async def inspect(self, path: str = "", *, depth: int | None = None) -> Any:
+        """What lives in this host, by path: `await host.inspect("vm/web/vmbus/channels/1/ring/outgoing")`.
+
+        The value that is there, or the branch as dictionaries, `depth` levels of it; docs/inspect.md has the paths.
+        Others run meanwhile. Raises `InspectError` for a path that is none, with the nearest.
+        """
+        from partitions.inspect import host_tree, look
+
+        return await look(host_tree(self), path, depth=depth)
+
+    def update(self, path: str, value: str) -> str:
+        """Change one of the values that can be set; how it reads then. Raises `InspectError`."""
+        from partitions.inspect import host_tree, update
+
+        return update(host_tree(self), path, value)
 
     async def start_all(self) -> None:
         """Start every VM that is off, in the topology's order. Raises the first `StartFailed`, the others running."""
@@ -258,7 +277,10 @@ async def open_host(
             vmms = await stack.enter_async_context(open_vmms(services))
             for table in topology.vm:
                 vmms.define(table)
-            yield Host(topology, hypervisor, winhv, vid, vmms, topology.host.seed if seed is None else seed)
+            host = Host(topology, hypervisor, winhv, vid, vmms, topology.host.seed if seed is None else seed)
+            if not virtual:
+                host.started = round(services.wall_clock().timestamp() - seconds(now()))
+            yield host
     except BaseExceptionGroup as group:
         # A nursery wraps what the caller's block raises; the caller wants it as it was.
         if len(group.exceptions) == 1:

@@ -33,7 +33,7 @@ from hypervisor.synic.messages import (
 
 ENABLED = 1
 """Bit 0 of SCONTROL, SIMP and SIEFP."""
-_MASKED = int(Sint.MASKED)
+_VECTOR, _MASKED, _AUTO_EOI, _POLLING = int(Sint.VECTOR), int(Sint.MASKED), int(Sint.AUTO_EOI), int(Sint.POLLING)
 _NO_INTERRUPT = int(Sint.MASKED | Sint.POLLING)
 _WORDS_A_SLOT = SLOT_SIZE // 4
 _FLAGS_SHOWN = 16
@@ -102,15 +102,15 @@ class Synic:
         )
 
     def _inspect_sint(self, sint: int) -> Branch:
-        value = Sint(self.sints[sint])
+        value = self.sints[sint]
         slot = self.message_page.words[sint * _WORDS_A_SLOT]
         flags = bytes(self.event_page.view[sint * EVENT_FLAGS_SIZE : (sint + 1) * EVENT_FLAGS_SIZE])
         return Branch(
             {
-                "vector": Hex(value & Sint.VECTOR),
-                "masked": bool(value & Sint.MASKED),
-                "auto_eoi": bool(value & Sint.AUTO_EOI),
-                "polling": bool(value & Sint.POLLING),
+                "vector": Hex(value & _VECTOR),
+                "masked": bool(value & _MASKED),
+                "auto_eoi": bool(value & _AUTO_EOI),
+                "polling": bool(value & _POLLING),
                 "slot_message_type": Claim(Hex(slot)),
                 "queued_messages": len(self.queues.get(sint, ())),
                 "event_flags_set": Claim(_flags_set(flags)),

@@ -1,7 +1,7 @@
 """Looking and changing without keeping others from running; what the API and the control socket call. Root side.
 
-On the real clock a walk lets go after a millisecond. On the virtual clock it counts its steps, because how long they
-take must not decide what comes next.
+On the real clock a walk lets go before a millisecond is over. On the virtual clock it counts its steps, because how
+long they take must not decide what comes next.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from partitions.inspect.render import Values, json_pieces, tree_lines, words
 from partitions.inspect.walk import walk
 from partitions.surroundings import is_virtual
 
-TURN: Final = 0.001
-"""Seconds for which a walk keeps the loop."""
+TURN: Final = 0.0007
+"""Seconds for which a walk keeps the loop. Trio shuffles its rounds, so two of its turns may follow each other."""
 TURN_STEPS: Final = 200
 """The same on the virtual clock."""
 

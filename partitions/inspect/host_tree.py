@@ -56,12 +56,16 @@ def _descriptors() -> Branch:
     """Open ones of this process, and how many it may have."""
     import resource
 
-    try:
-        used: int | None = len(os.listdir("/dev/fd")) - 1  # without the one that looks
-    except OSError:
-        used = None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Branch({"open": used, "most": None if soft == resource.RLIM_INFINITY else soft})
+    return Branch({"open": _open_descriptors(), "most": None if soft == resource.RLIM_INFINITY else soft})
+
+
+def _open_descriptors() -> int | None:
+    """Linux says it in one word since 6.2; a list of a thousand takes a millisecond."""
+    try:
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1  # without the one that looks
+    except OSError:
+        return None
 
 
 def _loop(host: Host) -> Branch:

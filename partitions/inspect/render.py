@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -66,29 +67,33 @@ def json_pieces(steps: Iterable[Step]) -> Iterator[str]:
     Numbers are numbers, a branch that was not opened is `"/"`, a guest's value is `{"guest": 1}` with a `fault` where
     it has one, a histogram has its unit and counts.
     """
-    comma, open_at = "", -1
+    comma = "{"
     for level, name, what in steps:
-        if level == ALONE and not isinstance(what, Mark):
-            yield json_value(what)
-            return
-        if open_at < 0:
-            yield "{"
-            open_at = 0
         if what is Mark.CLOSE:
-            yield "}"
+            yield "}" if comma != "{" else "{}"
             comma = ","
         elif what is Mark.OPEN:
-            yield f"{comma}{_quoted(name)}:{{"
-            comma = ""
+            yield f"{comma}{_key(name)}"
+            comma = "{"
+        elif level == ALONE:
+            yield json_value(what)
+            return
         else:
-            yield f"{comma}{_quoted(name)}:{_quoted(FOLDED) if isinstance(what, Mark) else json_value(what)}"
+            yield f"{comma}{_key(name)}{json_value(what)}"
             comma = ","
-    yield "{}" if open_at < 0 else "}"
+    yield "}" if comma != "{" else "{}"
 
 
-def json_value(value: Leaf) -> str:
+def json_value(value: Leaf | Mark) -> str:
     """A value as JSON."""
+    kind = type(value)
+    if kind is int:
+        return _digits(value)  # type: ignore[arg-type]
+    if kind is str:
+        return _quoted(value)  # type: ignore[arg-type]
     match value:
+        case Mark():
+            return _quoted(FOLDED)
         case bool():
             return "true" if value else "false"
         case None:
@@ -149,6 +154,11 @@ def _quoted(text: str) -> str:
     if text.isascii():
         return encode_basestring_ascii(text)
     return encode_basestring_ascii(text.encode("utf-8", "backslashreplace").decode())
+
+
+@lru_cache(maxsize=4096)
+def _key(name: str) -> str:
+    return _quoted(name) + ":"
 
 
 def _histogram(value: Histogram) -> str:
