@@ -1,8 +1,9 @@
 """What may be said on a host's control socket, line by line. Root side.
 
-Requests come in, one JSON object a line with `op`; each gets exactly one answer, in order, with the same `id`. Three
-operations make a stream of the connection: after their answer come JSON lines (`events`), a pcapng recording (`trace`)
-or raw bytes both ways (`console`), until one end closes. docs/control.md has every operation.
+Requests come in, one JSON object a line with `op`; each gets exactly one answer, in order, with the same `id`. Four
+operations make a stream of the connection: after their answer come JSON lines (`events`), a tree as text (`inspect`), a
+pcapng recording (`trace`) or raw bytes both ways (`console`), until one end closes. docs/control.md has every
+operation.
 """
 
 from __future__ import annotations
@@ -107,6 +108,32 @@ class Events(Request, tag="events"):
     vm: str | None = None
 
 
+class Trace(Request, tag="trace"):
+    """A stream: a pcapng recording from now on, until the host ends. What its reader is too slow for is dropped.
+
+    The recording says how much that was, and where.
+    """
+
+    filter: str = ""
+    """As `--trace-filter` takes it; everything by default."""
+
+
+class Inspect(Request, tag="inspect"):
+    """A stream: the tree below a path, which ends with it."""
+
+    path: str = ""
+    depth: Annotated[int, Meta(ge=0)] | None = None
+    """Levels; all by default."""
+    form: Literal["tree", "json"] = "json"
+
+
+class Update(Request, tag="update"):
+    """Change a setting of the tree; its value then, in words."""
+
+    path: str
+    value: str
+
+
 class ConsoleOf(VmRequest, tag="console"):
     """A stream: its serial port, raw bytes both ways, until it is off."""
 
@@ -122,13 +149,14 @@ class Down(Request, tag="down"):
 
 
 AnyRequest = (
-    *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, AddDisk, RemoveDisk, Events, ConsoleOf, Down),
+    *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, AddDisk, RemoveDisk, Down),
+    *(Inspect, Update, Events, Trace, ConsoleOf),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)
 
-ErrorKind = Literal["bad_line", "unknown_vm", "wrong_state", "refused", "busy", "internal"]
-"""A line that we cannot read; no VM of that name; not now, but in another state; cannot be done, and the message says
-why; too many connections; a mistake of ours."""
+ErrorKind = Literal["bad_line", "unknown_vm", "unknown_path", "wrong_state", "refused", "busy", "internal"]
+"""A line that we cannot read; no VM of that name; nothing at that path, or it does not take that value; not now, but in
+another state; cannot be done, and the message says why; too many connections; a mistake of ours."""
 
 
 class Answer(msgspec.Struct, kw_only=True):

@@ -39,6 +39,8 @@ ROWS_AT_ONCE: Final = 16
 RETRY_SECONDS: Final = 0.02
 """How often a full serial port is tried again."""
 EVENTS_WAITING: Final = 1024
+TRACE_WAITING: Final = 8 << 20
+"""Bytes of a recording that wait for its reader."""
 
 VERBS: Final = {
     VmEvent.START: "start",
@@ -122,6 +124,14 @@ async def act(control: ControlSocket, request: protocol.Request, by: str) -> Any
             return await _rows(host, request.vm, figures_of)
         case protocol.Stats():
             return await _rows(host, request.vm, counters_of)
+        case protocol.Update():
+            from partitions.inspect import InspectError, host_tree, update
+
+            _tell(host, None, request, by)
+            try:
+                return update(host_tree(host), request.path, request.value)
+            except InspectError as error:
+                raise Denied("unknown_path", str(error)) from None
         case protocol.Down():
             _tell(host, None, request, by)
             control.down.set()
@@ -287,6 +297,79 @@ async def _until_gone(link: Link, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+async def _trace(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
+    from partitions.filters import FilterError, parse_filter
+    from partitions.logs import filtered
+    from partitions.recording.recorder import Recorder
+
+    assert isinstance(request, protocol.Trace)
+    host = link.control.host
+    try:
+        wanted = parse_filter(request.filter, vms=host) if request.filter else None
+    except FilterError as error:
+        raise Denied("bad_line", f"filter: {error}") from None
+    bell = trio.Event()
+    recorder = Recorder(host.trace, started=host.started, limit=TRACE_WAITING, ready=lambda: bell.set())
+    if not await link.answer(protocol.encode(protocol.Answer(id=request.id))):
+        return
+    remove = recorder.detach
+    if wanted is None:
+        recorder.attach()
+    else:
+        remove = host.trace.add_sink(filtered(recorder.event, host.trace, wanted))
+
+    def finish() -> None:
+        nonlocal remove
+        remove()
+        remove = recorder.detach
+        recorder.finish()
+        bell.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_gone, link, nursery.cancel_scope)
+            nursery.start_soon(_at_closing, link.control, finish)
+            there = True
+            while there:
+                if piece := recorder.take():
+                    there = await link.send(piece)
+                elif link.control.closing.is_set():
+                    break
+                else:
+                    bell = trio.Event()
+                    if not recorder.waiting:
+                        await bell.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        remove()
+
+
+async def _inspect(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
+    from partitions.inspect import InspectError, host_tree, write_out
+
+    assert isinstance(request, protocol.Inspect)
+    said = False
+
+    async def send(text: str) -> None:
+        nonlocal said
+        there = said or await link.answer(protocol.encode(protocol.Answer(id=request.id)))
+        said = True
+        if not there or not await link.send(text.encode("utf-8", "backslashreplace")):
+            raise _PeerGone
+
+    try:
+        root = host_tree(link.control.host)
+        await write_out(root, request.path, depth=request.depth, form=request.form, send=send)
+    except InspectError as error:
+        raise Denied("unknown_path", str(error)) from None
+    except _PeerGone:
+        pass
+
+
+class _PeerGone(Exception):
+    """Nobody reads the rest."""
+
+
 async def _at_closing(control: ControlSocket, end: Callable[[], None]) -> None:
     """A stream has what it has, and no more comes."""
     await control.closing.wait()
@@ -327,5 +410,7 @@ async def _console(link: Link, request: protocol.Request, lines: protocol.Lines)
 
 STREAMS: Final[dict[type, Callable[[Link, Any, protocol.Lines], Awaitable[None]]]] = {
     protocol.Events: _events,
+    protocol.Trace: _trace,
+    protocol.Inspect: _inspect,
     protocol.ConsoleOf: _console,
 }
