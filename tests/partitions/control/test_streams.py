@@ -122,7 +122,6 @@ async def test_a_reader_of_a_recording_that_stalls(
 async def test_nobody_looks_nobody_pays(tmp_path: Path) -> None:
     """When the reader has gone the tap is off again."""
     async with asked_host(tmp_path) as (host, control, _):
-        stream = await trio.open_unix_socket(control.path)
         for said in (b'{"op":"trace"}\n', b'{"op":"trace","filter":"vm=web"}\n'):
             stream = await trio.open_unix_socket(control.path)
             await stream.send_all(said)
