@@ -39,6 +39,7 @@ def add_parser(verbs: Verbs) -> None:
         console=False,
         terminal=None,
         trace=None,
+        pcap=None,
         trace_filter=None,
         log_format=None,
         verbose=0,

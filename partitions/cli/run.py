@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,12 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--trace", metavar="FILE", help="write every event to a file as JSON lines")
     parser.add_argument("--trace-filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control'")
     parser.add_argument(
+        *("-w", "--pcap"),
+        metavar="FILE",
+        help="record every event as pcapng, for `partita trace` and Wireshark; - is standard output, as in "
+        "`-w - | tshark -i -`, and what is printed there goes to standard error",
+    )
+    parser.add_argument(
         "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
     )
     parser.add_argument(
@@ -112,6 +119,13 @@ def call(options: argparse.Namespace) -> int:
             raise Refusal(f"--console: {unknown_vm(options.terminal, names)}")
         if options.json or options.clock == "virtual":
             raise Refusal(f"--console {options.terminal} does not go with --json or --clock virtual")
+    if options.pcap == "-":
+        if options.json or options.terminal is not None:
+            raise Refusal(
+                f"-w - does not go with {'--json' if options.json else '--console'}: both are standard output"
+            )
+        if sys.stdout.isatty():
+            raise Refusal("-w -: a recording is bytes and no text; name a file, or a reader: -w - | tshark -i -")
     outcome = run(options, topology)
     from partitions.cli.session import Ending
 

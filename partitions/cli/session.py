@@ -27,6 +27,7 @@ from partitions.cli.terminal import Terminal, Wish
 from partitions.filters import FilterError, Predicate, at_least, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
+from partitions.surroundings import unix_start
 from partitions.topology_schema import Backend
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
     from partitions.explain import Explainer
     from partitions.explain_steps import Explanation
+    from partitions.recording.file import FileRecording
     from partitions.topology import Topology
 
 REDRAW_SECONDS = 0.25
@@ -86,8 +88,9 @@ class Viewer:
         self.explainers = _explainers(vms) if options.explain or options.explain_only else {}
         if self.terminal is not None:
             self.console = False
-        live = not options.json and options.clock == "real" and self.terminal is None and can_redraw(sys.stdout)
-        self.screen = Screen(sys.stderr if options.json else sys.stdout, live=live, outlets=self.outlets)
+        stream = sys.stderr if options.json or options.pcap == "-" else sys.stdout
+        live = not options.json and options.clock == "real" and self.terminal is None and can_redraw(stream)
+        self.screen = Screen(stream, live=live, outlets=self.outlets)
         self._width = max(map(len, vms))
         try:
             self._filter = None if options.trace_filter is None else parse_filter(options.trace_filter, vms=vms)
@@ -100,6 +103,9 @@ class Viewer:
                 self._file = open(options.trace, "wb")  # noqa: SIM115  # closed in __exit__
             except OSError as error:
                 raise Refusal(f"--trace {options.trace}: {error.strerror}") from None
+        self.recording: FileRecording | None = None
+        """Where the run is recorded, from `attach` on."""
+        self._output = None if options.pcap is None else _open_recording(options.pcap)
 
     def __enter__(self) -> Viewer:
         if self.terminal is not None:
@@ -119,6 +125,27 @@ class Viewer:
         file, self._file = self._file, None
         if file is not None:
             self.outlets.attempt(f"--trace {self.options.trace}", file.close)
+        recording, output = self.recording, self._output
+        self._output = None
+        if recording is not None:
+            recording.close()
+        elif output is not None:
+            os.close(output)
+
+    def recording_notes(self) -> list[str]:
+        """What is missing in the recording, once it is closed."""
+        recording = self.recording
+        if recording is None:
+            return []
+        notes = []
+        if recording.stalled:
+            notes.append("its reader has stopped reading, and was not waited for")
+        if recording.dropped:
+            least = "" if recording.error is None else "at least "
+            notes.append(f"{least}{recording.dropped} are not in it")
+        if recording.error is not None and not isinstance(recording.error, BrokenPipeError):
+            self.outlets.fail(f"--pcap {self.options.pcap}", recording.error)
+        return [f"note: --pcap {self.options.pcap}: {note}" for note in notes]
 
     def _log_level(self) -> Level | None:
         """What goes to standard error. A filter or a format alone means that somebody wants to see something."""
@@ -136,6 +163,8 @@ class Viewer:
             sink = json_sink(self._file, host.trace)
             sink = sink if self._filter is None else filtered(sink, host.trace, self._filter)
             host.trace.add_sink(self.outlets.guarded(sink, f"--trace {self.options.trace}"))
+        if self._output is not None:
+            self._record(host, self._output)
         if self._level is None:
             return
         if self.options.log_format == "json":
@@ -146,6 +175,19 @@ class Viewer:
         wanted = at_least(self._level)
         sink = filtered(sink, host.trace, _both(wanted, self._filter))
         host.trace.add_sink(self.outlets.guarded(sink, "standard error"))
+
+    def _record(self, host: Host, output: int) -> None:
+        from partitions.recording.file import FileRecording
+
+        wanted, virtual = self._filter, self.options.clock == "virtual"
+        self.recording = FileRecording(
+            host.trace,
+            output,
+            started=unix_start(host.trace.clock, virtual),
+            inline=virtual,
+            tell=lambda text: self.note(f"note: --pcap {self.options.pcap}: {text}"),
+            select_from=None if wanted is None else lambda sink: filtered(sink, host.trace, wanted),
+        )
 
     def _explain_to(self, host: Host) -> Callable[[TraceEvent], None]:
         names, explainers = host.trace.names, self.explainers
@@ -219,6 +261,8 @@ class Viewer:
     def finish(self, outcome: Outcome) -> None:
         """The results."""
         self.close()
+        for note in self.recording_notes():
+            self.note(note)
         if outcome.ending is not Ending.ENDED:
             cut = any(row.exit == ExitReason.TURNED_OFF.value for row in outcome.vms)
             rest = ": VMs that were still on have been turned off" if cut else ""
@@ -231,6 +275,15 @@ class Viewer:
             shown += [*([""] if shown else []), *_lines(told)]
         for line in shown:
             self.screen.line(line)
+
+
+def _open_recording(name: str) -> int:
+    from partitions.recording.file import open_output
+
+    try:
+        return open_output(name)
+    except OSError as error:
+        raise Refusal(f"--pcap {name}: {error.strerror}") from None
 
 
 def _both(first: Predicate, second: Predicate | None) -> Predicate:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, Trace, TraceEvent
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, Sink, Trace, TraceEvent
 from partitions.logs import vm_name
 from partitions.recording import pcapng
 from partitions.recording.event_codec import DROPPED, STARTED, encode_event
@@ -93,7 +93,12 @@ class Recorder:
         self._ready = ready
         self._ready_at = ready_at
         self._told = False
-        self._blocks: deque[bytes] = deque()
+        self.overflow: Callable[[], None] = lambda: None
+        """Called when something is dropped for the first time."""
+        self._blocks: deque[tuple[bytes, int, int]] = deque()
+        """Bytes, and how many packets and other events they are."""
+        self._given = 0, 0
+        """Packets and events of the last piece that was taken."""
         # Two counters, each with one writer, so that they need no lock.
         self._in = 0
         self._out = 0
@@ -115,9 +120,12 @@ class Recorder:
 
     # ------------------------------------------------------------------------------------------------- beginning, end
 
-    def attach(self) -> None:
-        """Begin to record."""
-        self._remove = self._trace.add_sink(self.event, packets=self.packets)
+    def attach(self, select_from: Callable[[Sink], Sink] | None = None) -> None:
+        """Begin to record: everything, or what `select_from`, a filter before a sink, lets through."""
+        if select_from is None:
+            self._remove = self._trace.add_sink(self.event, packets=self.packets)
+        else:
+            self._remove = self._trace.add_sink(select_from(self.event))
 
     def detach(self) -> None:
         """Record nothing more."""
@@ -158,11 +166,10 @@ class Recorder:
         name = vm_name(self._trace.names, event)
         if name != event.vm:
             event = msgspec.structs.replace(event, vm=name)
-        if self._fits(event.time, pcapng.custom(encode_event(event))):
+        if self._fits(event.time, pcapng.custom(encode_event(event)), 0, 1):
             self.written.events += 1
         else:
-            self.dropped.events += 1
-            self._lost.events += 1
+            self._drop(0, 1)
 
     def packets(self, batch: PacketBatch) -> None:
         """Ring packets, without an event each."""
@@ -202,12 +209,11 @@ class Recorder:
 
     def _count(self, interface: _Interface, time: int, data: bytes, packets: int) -> None:
         interface.received += packets
-        if self._fits(time, data):
+        if self._fits(time, data, packets, 0):
             self.written.packets += packets
         else:
             interface.dropped += packets
-            self.dropped.packets += packets
-            self._lost.packets += packets
+            self._drop(packets, 0)
 
     def _link(self, kind: Kind, partition: int, channel: int, direction: str, device: str | None) -> bytes:
         bus_version = self._trace.versions.get(partition, 0)
@@ -246,18 +252,41 @@ class Recorder:
         """Whole blocks that wait, `size` bytes of them or a little more; empty if none do. For one thread, any."""
         self._told = False
         blocks, taken = self._blocks, []
-        length = 0
+        length = packets = events = 0
         while length < size:
             try:
-                block = blocks.popleft()
+                data, some, others = blocks.popleft()
             except IndexError:
                 break
-            taken.append(block)
-            length += len(block)
+            taken.append(data)
+            length += len(data)
+            packets += some
+            events += others
         self._out += length
+        self._given = packets, events
         return b"".join(taken)
 
-    def _fits(self, time: int, data: bytes) -> bool:
+    def abandon(self) -> None:
+        """The last piece that was taken is lost, and nobody will take the rest: count it all as dropped."""
+        packets, events = self._given
+        while self._blocks:
+            data, some, others = self._blocks.popleft()
+            self._out += len(data)
+            packets += some
+            events += others
+        self._given = 0, 0
+        self.written = Dropped(self.written.packets - packets, self.written.events - events)
+        self.dropped = Dropped(self.dropped.packets + packets, self.dropped.events + events)
+
+    def _drop(self, packets: int, events: int) -> None:
+        first = not self.dropped
+        for count in (self.dropped, self._lost):
+            count.packets += packets
+            count.events += events
+        if first:
+            self.overflow()
+
+    def _fits(self, time: int, data: bytes, packets: int, events: int) -> bool:
         """Put it into the buffer, if there is room."""
         waiting = self._in - self._out
         # Once full it has to become half empty, or each event would be followed by one that says what is missing.
@@ -268,11 +297,11 @@ class Recorder:
         if self._full:
             self._full = False
             self._put(self._gap())
-        self._put(data)
+        self._put(data, packets, events)
         return True
 
-    def _put(self, data: bytes) -> None:
-        self._blocks.append(data)
+    def _put(self, data: bytes, packets: int = 0, events: int = 0) -> None:
+        self._blocks.append((data, packets, events))
         self._in += len(data)
         if not self._told and self._in - self._out >= self._ready_at:
             self._told = True
