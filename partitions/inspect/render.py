@@ -37,9 +37,9 @@ def words(value: Leaf) -> str:
         case Claim():
             return f"{words(value.value)} (guest{': ' if value.fault else ''}{_line(value.fault, '')})"
         case Histogram():
-            return _histogram(value)
+            return _line(_histogram(value))
         case Setting():
-            return f"{words(value.value)}  ({value.help})"
+            return f"{words(value.value)}  ({_line(value.help, '')})"
         case Fault():
             return f"! {_line(value.words, '')}"
 
@@ -54,11 +54,11 @@ def tree_lines(steps: Iterable[Step]) -> Iterator[str]:
     for level, name, what in steps:
         if what is Mark.CLOSE:
             continue
-        start = "  " * level + _line(name)
+        start = "" if level == ALONE else "  " * level + _line(name)
         if isinstance(what, Mark):
-            yield f"{start}/\n"
+            yield f"{start}{FOLDED}\n"
         else:
-            yield f"{words(what)}\n" if level == ALONE else f"{start}: {words(what)}\n"
+            yield f"{start}: {words(what)}\n" if start else f"{words(what)}\n"
 
 
 def json_pieces(steps: Iterable[Step]) -> Iterator[str]:
@@ -131,12 +131,10 @@ class Values:
             below: dict[str, Any] = {}
             self._open[-1][name] = below
             self._open.append(below)
-        elif isinstance(what, Mark):
-            self._open[-1][name] = FOLDED
         elif level == ALONE:
-            self.result = plain(what)
+            self.result = FOLDED if isinstance(what, Mark) else plain(what)
         else:
-            self._open[-1][name] = plain(what)
+            self._open[-1][name] = FOLDED if isinstance(what, Mark) else plain(what)
 
 
 def _line(text: str, empty: str = '""') -> str:

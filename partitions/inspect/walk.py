@@ -30,9 +30,12 @@ _VALUES = frozenset({int, float, str, bool, type(None), Hex, Claim, Histogram, S
 
 
 def walk(node: Branch | Leaf, depth: int | None = None) -> Iterator[Step]:
-    """All steps from `node` down, `depth` levels of them. A value is one step at level `ALONE`."""
-    if not isinstance(node, Branch):
-        yield ALONE, "", node
+    """All steps from `node` down, `depth` levels of them.
+
+    A value is one step at level `ALONE`, and so is a branch of which no level is wanted.
+    """
+    if not isinstance(node, Branch) or depth == 0:
+        yield ALONE, "", Mark.FOLDED if isinstance(node, Branch) else node
         return
     stack = [node.walk()]
     while stack:
