@@ -124,6 +124,14 @@ def group(name: str, data: bytes, at: int, end: int, parts: Sequence[Field], wor
     return Field(name, at, end - at, None, words, tile(parts, data, at, end), fault=fault)
 
 
+def embed(field: Field, at: int, name: str = "") -> Field:
+    """A tree that was made of bytes by themselves, as a part of a unit in which those bytes begin at `at`."""
+    for one in field.walk():
+        one.offset += at
+    field.name = name or field.name
+    return field
+
+
 def tile(parts: Sequence[Field], data: bytes, at: int, end: int) -> list[Field]:
     """The parts in order, with padding in the gaps between them."""
     if not parts:

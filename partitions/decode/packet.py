@@ -159,3 +159,9 @@ def payload_words(data: bytes, device: str = "", direction: str = "") -> str:
         return ""
     start, end = payload_span(data)
     return words(data[start:end], direction)
+
+
+def decode_payload(data: bytes, device: str = "", direction: str = "") -> Field:
+    """The payload of a packet by itself."""
+    decoder = _DECODERS.get(device)
+    return decoder(data, 0, len(data), direction) if decoder else raw("payload", data, 0, len(data))
