@@ -185,6 +185,16 @@ class RequestTracker:
         """Requests that nobody has answered, oldest first in each channel."""
         return [request for channel in self._channels.values() for request in channel.order.values()]
 
+    def open_on(self, partition: int, channel: int) -> int:
+        """How many requests of a channel nobody has answered."""
+        found = self._channels.get((partition, channel))
+        return 0 if found is None else len(found.order)
+
+    def waits(self, partition: int, channel: int, transaction_id: int) -> bool:
+        """Whether a request with this transaction ID is open, asked by either side."""
+        found = self._channels.get((partition, channel))
+        return found is not None and ((False, transaction_id) in found.open or (True, transaction_id) in found.open)
+
     def feed(self, event: TraceEvent) -> list[Request]:
         """One more thing happened. Returns the requests that are over, which may be those of events before."""
         over = [] if self._sending is None else self._told(event, self._sending)

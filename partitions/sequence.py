@@ -36,7 +36,7 @@ _CONSOLE_TEXT: Final = 40
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _GUIDS = re.compile(r" interface=(\S+) instance=\S+")
 _NOUGHT = re.compile(r" (?:reserved|flag_number)=0x0(?= |$)")
-_CONNECTION = re.compile(r"\bconnection_id=0x([0-9a-f]+)")
+_CONNECTION = re.compile(r"\bconnection_id=0x([0-9a-f]{1,8})\b")
 
 
 class Place(enum.IntEnum):
@@ -204,11 +204,11 @@ class Sequence:
         text = _text(event).replace(" -> ", " → ")
         printed = ""
         if event.event == "port_out" and event.fields.get("port") == COM1_TRANSMIT:
-            printed = chr(int(event.fields.get("value", 0)) & 0xFF)
+            printed = chr(_int(event, "value") & 0xFF)
         shape = (source, target, event.layer, event.event, style, _NUMBER.sub("#", text) if not printed else "console")
         cause = None
         if event.layer is Layer.SYNIC and "connection" in event.fields:
-            cause = (vm if event.direction == TO_ROOT else "", int(event.fields["connection"]))
+            cause = (vm if event.direction == TO_ROOT else "", _int(event, "connection"))
         return Step(event.time, source, target, event.layer, style, text, shape, 1, cause, printed, text, text)
 
     def _ends(self, event: TraceEvent, vm: str) -> tuple[Lane, Lane]:
@@ -218,10 +218,10 @@ class Sequence:
             return guest, guest
         match event.layer:
             case Layer.HYPERCALL:
-                caller = event.fields.get("caller", event.partition)
+                caller = _int(event, "caller", event.partition)
                 if caller == _ROOT_PARTITION:
                     return ROOT, HYPERVISOR
-                return Lane(Place.GUEST, self._names.get(int(caller), vm)), HYPERVISOR
+                return Lane(Place.GUEST, self._names.get(caller, vm)), HYPERVISOR
             case Layer.MSR:
                 return guest, HYPERVISOR
             case Layer.SYNIC:
@@ -251,24 +251,29 @@ def _text(event: TraceEvent) -> str:
         case Layer.HYPERCALL:
             return _NOUGHT.sub("", words.removesuffix(" -> SUCCESS"))
         case Layer.MSR if event.event in ("read_msr", "write_msr"):
-            return f"{event.event[:-4]} {words} {int(fields.get('value', 0)):#x}"
+            return f"{event.event[:-4]} {words} {_int(event, 'value'):#x}"
         case Layer.CONTROL if event.event == "offer_channel":
             return _GUIDS.sub(lambda found: f" {interface_name(found[1]) or found[1]}", words)
         case Layer.PORT if event.event in ("port_in", "port_out"):
             way = "IN" if event.event == "port_in" else "OUT"
-            return f"{way} {int(fields.get('port', 0)):#x} {int(fields.get('value', 0)):#x}"
+            return f"{way} {_int(event, 'port'):#x} {_int(event, 'value'):#x}"
         case Layer.SYNIC if event.event == "signal_event":
             return f"event flag {fields.get('flag')}, SINT{fields.get('sint')}"
         case Layer.SYNIC if event.event == "post_message":
             return f"message of {event.size} bytes, SINT{fields.get('sint')}"
         case Layer.INTERRUPT if event.event == "interrupt":
-            return f"interrupt {int(fields.get('vector', 0)):#x}, VP {fields.get('vp')}"
+            return f"interrupt {_int(event, 'vector'):#x}, VP {fields.get('vp')}"
         case Layer.STATE:
             about = event.event.replace("_", " ")
             number = "" if event.channel is None else f" {event.channel}"
             return f"{about}{number}: {words}" if words else about
         case _:
             return words or event.event.replace("_", " ")
+
+
+def _int(event: TraceEvent, name: str, otherwise: int = 0) -> int:
+    value = event.fields.get(name)
+    return value if isinstance(value, int) else otherwise
 
 
 # --- folding
