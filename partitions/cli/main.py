@@ -19,6 +19,9 @@ from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
     *("run", "explain", "validate", "examples"),
+    *("ps", "stats", "events", "console"),
+    *("start", "stop", "pause", "resume", "reset", "save", "down"),
+    *("add-disk", "remove-disk"),
     *("doctor", "boundary", "schema", "dissector"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""

@@ -1,8 +1,9 @@
 """A person's terminal as the serial port of one VM: raw bytes both ways, and a key that gets out again. Root side.
 
-`Ctrl-]` is the escape key, as in telnet. After it `q` presses the power buttons, `x` cuts the power, `]` or `Ctrl-]`
-sends the key itself, and anything else goes back to the guest's console; `Ctrl-C` and all others are the guest's.
-Where standard input is no terminal there is no escape key: bytes are copied as they are, as they are on the way out.
+`Ctrl-]` is the escape key, as in telnet. After it `q` presses the power buttons, `x` cuts the power, `d` leaves a VM
+of another process to itself, `]` or `Ctrl-]` sends the key itself, and anything else goes back to the guest's console;
+`Ctrl-C` and all others are the guest's. Where standard input is no terminal there is no escape key: bytes are copied as
+they are, as they are on the way out.
 
 Nothing waits on the Trio thread for a slow terminal. Output that nobody takes is kept up to what the console keeps;
 what is lost beyond that is counted and shown. Typed bytes wait for a guest that does not read yet: from a pipe without
@@ -15,11 +16,10 @@ import enum
 import os
 import termios
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 
 import trio
-
-from partitions.root.console import Console
 
 ESCAPE: Final = 0x1D
 """Ctrl-]."""
@@ -28,6 +28,26 @@ RETRY_SECONDS: Final = 0.02
 """How often a full serial port is tried again: 4 KiB each time is more than a person types or pastes."""
 READ_BYTES: Final = 4096
 MENU: Final = "\n[Ctrl-]] q: shut down   x: turn off   ]: send Ctrl-]   any other key: back\n"
+DETACH_MENU: Final = MENU.replace("q:", "d: leave   q:")
+
+
+class Reader(Protocol):
+    """Output as it comes."""
+
+    dropped: int
+
+    async def receive(self) -> bytes:
+        """At least a byte; nothing at the end."""
+
+
+class SerialPort(Protocol):
+    """What a terminal is joined to: the console of a VM, here or on another host's socket."""
+
+    def listen(self) -> AbstractContextManager[Reader]:
+        """What is printed from now on."""
+
+    def send(self, data: bytes) -> int:
+        """Type; how many bytes there was room for."""
 
 
 class Wish(enum.Enum):
@@ -36,13 +56,16 @@ class Wish(enum.Enum):
     MENU = "show the keys"
     SHUT_DOWN = "shut down"
     TURN_OFF = "turn off"
+    DETACH = "leave it to itself"
+    """Only where the VM goes on without its terminal."""
 
 
 class EscapeKey:
     """Finds the escape key among typed bytes; a pure state machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, detach: bool = False) -> None:
         self.escaped = False
+        self._detach = detach
 
     def feed(self, typed: bytes) -> list[bytes | Wish]:
         """What is for the guest and what is for us, in order."""
@@ -63,6 +86,8 @@ class EscapeKey:
                     found.append(Wish.SHUT_DOWN)
                 case 0x78 | 0x58:
                     found.append(Wish.TURN_OFF)
+                case 0x64 | 0x44 if self._detach:
+                    found.append(Wish.DETACH)
                 case 0x5D | 0x1D:
                     plain.append(ESCAPE)
                 case _:
@@ -103,13 +128,14 @@ class RawMode:
 class Terminal:
     """Two descriptors joined to the console of one VM."""
 
-    def __init__(self, vm: str, source: int = 0, target: int = 1) -> None:
+    def __init__(self, vm: str, source: int = 0, target: int = 1, *, detach: bool = False) -> None:
         self.vm = vm
         self._source = source
         self._target = target
         self.typing = os.isatty(source)
         self._raw = RawMode(source)
-        self._escape = EscapeKey() if self.typing else None
+        self._escape = EscapeKey(detach=detach) if self.typing else None
+        self._menu = DETACH_MENU if detach else MENU
         self._waiting = bytearray()
         self._room = trio.Event()
         self._more = trio.Event()
@@ -127,7 +153,7 @@ class Terminal:
         """The terminal as it was; any number of times."""
         self._raw.leave()
 
-    async def show(self, console: Console, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def show(self, console: SerialPort, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Copy what the VM prints, until its console is closed. Raises `OSError` when the terminal has gone."""
         with console.listen() as reader:
             task_status.started()
@@ -143,7 +169,7 @@ class Terminal:
         while left:
             left = left[await trio.to_thread.run_sync(os.write, self._target, left, abandon_on_cancel=True) :]
 
-    async def take(self, console: Console, wish: Callable[[Wish], None]) -> None:
+    async def take(self, console: SerialPort, wish: Callable[[Wish], None]) -> None:
         """Copy what is typed, until the end of the input or cancellation."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pass_on, console)
@@ -152,7 +178,7 @@ class Terminal:
                     if isinstance(part, bytes):
                         await self._keep(part)
                     elif part is Wish.MENU:
-                        await self.write(MENU.encode())
+                        await self.write(self._menu.encode())
                     else:
                         wish(part)
             while self._waiting:
@@ -183,7 +209,7 @@ class Terminal:
         self._waiting += part
         self._more.set()
 
-    async def _pass_on(self, console: Console) -> None:
+    async def _pass_on(self, console: SerialPort) -> None:
         while True:
             if not self._waiting:
                 self._more = trio.Event()
