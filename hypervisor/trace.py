@@ -125,7 +125,9 @@ class Trace:
 
     def inspect(self) -> Branch:
         """Who listens, by the name that a sink gives itself, and what guests were warned of."""
-        sinks = {str(getattr(sink, "name", number)): sink for number, sink in enumerate(self._sinks)}
+        # A sink may be a method; who it belongs to has more to show.
+        whose = [getattr(sink, "__self__", sink) for sink in self._sinks]
+        sinks = {str(getattr(sink, "name", number)): sink for number, sink in enumerate(whose)}
         warned = {f"{self.names.get(vm, vm)} {event}": count for (vm, event), count in self.warnings.items()}
         return Branch({"on": self.on, "sinks": Many(sinks, str, show=shown), "warnings": lambda: counters(warned)})
 

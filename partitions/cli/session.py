@@ -24,11 +24,12 @@ from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_j
 from partitions.cli.outlets import Outlets
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.filters import FilterError, Predicate, at_least, parse_filter
+from partitions.filters import FilterError, at_least, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.surroundings import unix_start
 from partitions.topology_schema import Backend
+from partitions.trace_outlet import TraceOutlet
 
 if TYPE_CHECKING:
     import argparse
@@ -160,9 +161,8 @@ class Viewer:
         if self.explainers:
             host.trace.add_sink(self._explain_to(host))
         if self._file is not None:
-            sink = json_sink(self._file, host.trace)
-            sink = sink if self._filter is None else filtered(sink, host.trace, self._filter)
-            host.trace.add_sink(self.outlets.guarded(sink, f"--trace {self.options.trace}"))
+            sink = self.outlets.guarded(json_sink(self._file, host.trace), f"--trace {self.options.trace}")
+            host.trace.add_sink(TraceOutlet("file", sink, host.trace, self._filter, vms=lambda: host))
         if self._output is not None:
             self._record(host, self._output)
         if self._level is None:
@@ -172,9 +172,8 @@ class Viewer:
         else:
             together = self.screen.live and sys.stderr.isatty()
             sink = human_sink(self.screen if together else sys.stderr, host.trace)  # type: ignore[arg-type]
-        wanted = at_least(self._level)
-        sink = filtered(sink, host.trace, _both(wanted, self._filter))
-        host.trace.add_sink(self.outlets.guarded(sink, "standard error"))
+        sink, least = self.outlets.guarded(sink, "standard error"), at_least(self._level)
+        host.trace.add_sink(TraceOutlet("log", sink, host.trace, self._filter, least=least, vms=lambda: host))
 
     def _record(self, host: Host, output: int) -> None:
         from partitions.recording.file import FileRecording
@@ -284,12 +283,6 @@ def _open_recording(name: str) -> int:
         return open_output(name)
     except OSError as error:
         raise Refusal(f"--pcap {name}: {error.strerror}") from None
-
-
-def _both(first: Predicate, second: Predicate | None) -> Predicate:
-    if second is None:
-        return first
-    return lambda event, vm: first(event, vm) and second(event, vm)
 
 
 async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outcome:
