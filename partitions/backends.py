@@ -31,18 +31,21 @@ class TopologyBackends:
             case BackendKind.KVM:
                 from hypervisor.backend.kvm.backend import KvmBackend
                 from partitions.ports import COM1_TRANSMIT
+                from partitions.root.chipset.cmos import INDEX
+                from partitions.root.chipset.kernel_file import kernel_file
                 from partitions.root.chipset.linux_boot import LinuxImage
 
                 folder = self.topology.folder
                 image = LinuxImage.open(
-                    folder / vm.kernel,
+                    kernel_file(folder / vm.kernel, unpack=vm.unpack_kernel),
                     initrd=folder / vm.initrd if vm.initrd else None,
                     command_line=vm.cmdline,
                     memory_bytes=vm.memory,
                     processors=vm.processors,
                 )
-                # A byte that the guest prints need not stop it: its driver asks for the line's status soon enough.
-                return KvmBackend(hypervisor, image.load, posted_ports=(COM1_TRANSMIT,))
+                # A byte that the guest prints need not stop it: its driver asks for the line's status soon enough. Nor
+                # need the number of a clock register, which it reads right after.
+                return KvmBackend(hypervisor, image.load, posted_ports=(COM1_TRANSMIT, INDEX))
             case BackendKind.PROCESS:
                 raise NotImplementedError("the process backend is not in this version")
 

@@ -16,6 +16,7 @@ from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from partitions.root.chipset import acpi, aml, cmos, linux_boot
 from partitions.root.chipset.cmos import CmosClock
+from partitions.root.chipset.kernel_file import KernelFile
 from partitions.root.chipset.linux_boot import BootError, LinuxImage
 
 MIB = 1 << 20
@@ -125,7 +126,9 @@ def memory() -> GuestMemory:
 
 
 def image_of(kernel: Path, *, initrd: Path | None = None, command_line: str = "") -> LinuxImage:
-    return LinuxImage.open(kernel, initrd=initrd, command_line=command_line, memory_bytes=16 * MIB, processors=1)
+    return LinuxImage.open(
+        KernelFile(kernel), initrd=initrd, command_line=command_line, memory_bytes=16 * MIB, processors=1
+    )
 
 
 def test_kernel_initrd_and_command_line_lie_where_the_zero_page_says(memory: GuestMemory, tmp_path: Path) -> None:
