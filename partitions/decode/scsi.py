@@ -19,7 +19,8 @@ _ZERO_IS_256 = Hint(lambda value: "256" if value == 0 else "")
 Part = tuple[str, int, int, Hint | None]
 """Name, offset, size, hint."""
 
-_RW_6: tuple[Part, ...] = (("lba", 1, 3, None), ("blocks", 4, 1, _ZERO_IS_256))
+_LBA_6 = Hint(bits=(Bits("reserved", 23, 21), Bits("lba", 20, 0)))
+_RW_6: tuple[Part, ...] = (("lba", 1, 3, _LBA_6), ("blocks", 4, 1, _ZERO_IS_256))
 _RW_10: tuple[Part, ...] = (
     ("flags", 1, 1, _READ_FLAGS),
     ("lba", 2, 4, None),

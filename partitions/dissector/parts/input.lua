@@ -27,6 +27,13 @@ return function(vmbus)
         end
         local body = show(ctx, box, start, stop, form[1], form[3])
         local told = form[2] and not body.truncated and form[2](body) or ""
+        local last = form[1][#form[1]]
+        local behind = start + last.offset + last.size
+        if form.tail == true then
+            vmbus.show_rest(ctx, box, behind, stop)
+        elseif form.tail and not body.truncated then
+            form.tail(ctx, box, behind, stop, body)
+        end
         ctx.info(name .. (told ~= "" and " " .. told or ""))
     end
     local function version(v)
@@ -34,6 +41,20 @@ return function(vmbus)
     end
     local function accepted(v)
         return v.accepted % 2 == 1 and "accepted" or "refused"
+    end
+    -- As many structures as are counted, behind a message; fewer where the bytes end.
+    local function list(name, rows, count)
+        local size = rows[#rows].offset + rows[#rows].size
+        return function(ctx, box, at, stop, v)
+            for index = 0, count(v) - 1 do
+                if at + size > stop then
+                    ctx.fault(box, "truncated", format("Room for %d of them where %d are counted", index, count(v)))
+                    return
+                end
+                show(ctx, box:add(ctx.tvb(at, size), name), at, stop, rows)
+                at = at + size
+            end
+        end
     end
 
     -- Keyboard ------------------------------------------------------------------------------------------------------
@@ -60,7 +81,7 @@ return function(vmbus)
                 return format("%#x %s", v.make_code, vmbus.has(v.flags, 2) and "up" or "down")
             end,
         },
-        { layout("vmbus.keyboard.", { { 4, "x16", "leds", "LEDs" } }) },
+        { layout("vmbus.keyboard.", { { 4, "x16", "leds", "LEDs" }, { 6, "x16", "reserved", "Reserved", reserved = true } }) },
     }
     vmbus.payloads[KEYBOARD] = function(ctx, tree, start, stop)
         local box = tree:add(ctx.tvb(start, stop - start), "Keyboard message")
@@ -85,6 +106,20 @@ return function(vmbus)
         [1] = {
             layout("vmbus.mouse.", { { 8, "x32", "version", "Version" }, { 12, "u8", "accepted", "Accepted" } }),
             accepted,
+        },
+        [2] = {
+            layout("vmbus.mouse.", {
+                { 8, "u32", "info_size", "Size of the information" },
+                { 12, "x16", "vendor", "Vendor" },
+                { 14, "x16", "product", "Product" },
+                { 16, "x32", "version", "Version", size = 2 },
+                { 18, "bytes", "reserved", "Reserved", size = 22 },
+                { 40, "bytes", "hid_descriptor", "HID descriptor", size = 9 },
+            }),
+            function(v)
+                return format("%04x:%04x", v.vendor, v.product)
+            end,
+            tail = true,
         },
         [4] = {
             layout("vmbus.mouse.", {
@@ -137,6 +172,13 @@ return function(vmbus)
         return format("%d.%d", v.version % 65536, math.floor(v.version / 65536))
     end
     local context = { 8, "x64", "context", "Context" }
+    local rectangle = video({
+        { 0, "i32", "left", "Left" },
+        { 4, "i32", "top", "Top" },
+        { 8, "i32", "right", "Right" },
+        { 12, "i32", "bottom", "Bottom" },
+    })
+    local mode = video({ { 0, "u16", "mode.width", "Width" }, { 2, "u16", "mode.height", "Height" } })
     local video_forms = {
         [1] = { video({ { 8, "x32", "version", "Version" } }), video_version },
         [2] = {
@@ -187,6 +229,7 @@ return function(vmbus)
                 { 18, "u32", "hot_x", "Hot spot X" },
                 { 22, "u32", "hot_y", "Hot spot Y" },
             }),
+            tail = true,
         },
         [9] = {
             video({
@@ -197,27 +240,28 @@ return function(vmbus)
             }),
         },
         [10] = {
-            video({
-                { 8, "u8", "output", "Output" },
-                { 9, "u8", "dirt_count", "Rectangles" },
-                { 10, "i32", "left", "Left" },
-                { 14, "i32", "top", "Top" },
-                { 18, "i32", "right", "Right" },
-                { 22, "i32", "bottom", "Bottom" },
-            }),
+            video({ { 8, "u8", "output", "Output" }, { 9, "u8", "count", "How many follow" } }),
             function(v)
-                return v.bottom and format("%d,%d to %d,%d", v.left, v.top, v.right, v.bottom) or ""
+                return format("%d rectangles", v.count)
             end,
-            10,
+            tail = list("Rectangle", rectangle, function(v)
+                return v.count
+            end),
         },
         [13] = { video({ { 8, "u8", "max_resolutions", "Resolutions at most" } }) },
         [14] = {
             video({
                 { 8, "bytes", "edid", "EDID", size = 128 },
-                { 136, "u8", "resolution_count", "Resolutions" },
+                { 136, "u8", "count", "How many follow" },
                 { 137, "u8", "default_resolution", "Default resolution" },
                 { 138, "u8", "standard", "Standard", values = words.yes_no },
             }),
+            function(v)
+                return format("%d resolutions", v.count)
+            end,
+            tail = list("Mode", mode, function(v)
+                return v.count
+            end),
         },
     }
     vmbus.payloads[VIDEO] = function(ctx, tree, start, stop)
@@ -253,9 +297,13 @@ return function(vmbus)
         { 2, "u16", "size", "Size" },
         { 4, "u32", "transaction_id", "Transaction ID" },
     })
+    local page_range = memory({ { 0, "x64", "page_range", "First page (40 bits), pages (24 bits)" } })
+    local function memory_accepted(v)
+        return v.accepted % UInt64(2) == UInt64(1) and "accepted" or "refused"
+    end
     local memory_forms = {
         [1] = { memory({ { 8, "x32", "version", "Version" }, { 12, "u32", "last_attempt", "Last attempt" } }), version },
-        [2] = { memory({ { 8, "u32", "accepted", "Accepted" } }), accepted },
+        [2] = { memory({ { 8, "u64", "accepted", "Accepted" } }), memory_accepted },
         [3] = {
             memory({
                 { 8, "x64", "capabilities", "Capabilities" },
@@ -263,7 +311,7 @@ return function(vmbus)
                 { 24, "u64", "max_page", "Greatest page number" },
             }),
         },
-        [4] = { memory({ { 8, "u32", "accepted", "Accepted" } }), accepted },
+        [4] = { memory({ { 8, "u64", "accepted", "Accepted" } }), memory_accepted },
         [5] = {
             memory({
                 { 8, "u64", "available", "Available pages" },
@@ -271,7 +319,7 @@ return function(vmbus)
                 { 24, "u64", "page_file", "Page file" },
                 { 32, "u64", "zero_free", "Zero and free" },
                 { 40, "u32", "page_file_writes", "Page file writes" },
-                { 44, "u32", "io_difference", "I/O difference" },
+                { 44, "u32", "io_diff", "I/O difference" },
             }),
             function(v)
                 return format("%s pages available, %s committed", tostring(v.available), tostring(v.committed))
@@ -283,9 +331,39 @@ return function(vmbus)
                 return format("%d pages", v.pages)
             end,
         },
-        [7] = { memory({ { 8, "x32", "reserved", "Reserved" }, { 12, "u32", "more_and_ranges", "2 x ranges + more" } }) },
-        [8] = { memory({ { 8, "u32", "more", "More" }, { 12, "u32", "ranges", "Ranges" } }) },
+        [7] = {
+            memory({
+                { 8, "x32", "reserved", "Reserved", reserved = true },
+                { 12, "u32", "counts", "Ranges, twice, and 1 if more messages follow" },
+            }),
+            function(v)
+                return format("%d ranges", math.floor(v.counts / 2))
+            end,
+            tail = list("Range", page_range, function(v)
+                return math.floor(v.counts / 2)
+            end),
+        },
+        [8] = {
+            memory({ { 8, "u32", "more", "More messages follow" }, { 12, "u32", "range_count", "Ranges" } }),
+            function(v)
+                return format("%d ranges", v.range_count)
+            end,
+            tail = list("Range", page_range, function(v)
+                return v.range_count
+            end),
+        },
+        [10] = { memory({ { 8, "x64", "page_range", "First page (40 bits), pages (24 bits)" } }) },
         [11] = { memory({ { 8, "u32", "pages", "Pages" }, { 12, "u32", "result", "Result" } }) },
+        [12] = {
+            memory({
+                { 8, "x32", "reserved", "Reserved", reserved = true },
+                { 12, "u32", "info_size", "Size of the information" },
+                { 16, "u32", "info_kind", "Kind", values = { [0] = "greatest page count" } },
+                { 20, "u32", "info_data_size", "Data size" },
+            }),
+            nil,
+            16,
+        },
     }
     vmbus.payloads[MEMORY] = function(ctx, tree, start, stop)
         local box = tree:add(ctx.tvb(start, stop - start), "Dynamic memory message")

@@ -172,6 +172,7 @@ return function(vmbus)
         { 16, "u8", "flags", "Flags", values = sync_flags },
         { 17, "u8", "leap_flags", "Leap flags" },
         { 18, "u8", "stratum", "Stratum" },
+        { 19, "bytes", "reserved", "Reserved", size = 5 },
     })
     local plain = layout("vmbus.timesync.", {
         { 0, "u64", "parent_time", "Host's time (100 ns since 1601)" },
@@ -181,7 +182,9 @@ return function(vmbus)
     })
     local TICKS, SINCE_1601, YEAR_10000 = UInt64(10000000), 11644473600, 253402300800
     bodies[TIME_SYNC] = function(ctx, tree, start, stop, head)
-        local v, items = show(ctx, tree, start, stop, head.version_major >= 4 and reference or plain)
+        -- Linux has two reserved bytes fewer than Windows.
+        local newer = head.version_major >= 4
+        local v, items = show(ctx, tree, start, stop, newer and reference or plain, newer and 19)
         if v.parent_time then
             local seconds = (v.parent_time / TICKS):tonumber() - SINCE_1601
             if seconds >= 0 and seconds < YEAR_10000 then
@@ -227,8 +230,11 @@ return function(vmbus)
             ctx.fault(item, "truncated", format("A text of %d bytes in room for %d", size, math.max(0, math.min(room, stop - at))))
             return ""
         end
-        local text = size >= 2 and ctx.tvb(at, size - size % 2):le_ustring() or ""
-        tree:add(known, ctx.tvb(at, math.max(size, 1)), text)
+        if size < 2 then
+            return ""
+        end
+        local text = ctx.tvb(at, size - size % 2):le_ustring()
+        tree:add(known, ctx.tvb(at, size), text)
         return text
     end
 
@@ -238,7 +244,7 @@ return function(vmbus)
             return ""
         end
         local at = start + 12
-        local key = show_text(ctx, tree, key_field, items.key_size, v.key_size, KEY_BYTES, at, math.min(stop, at + KEY_BYTES))
+        local key = show_text(ctx, tree, key_field, items.key_size, v.key_size, KEY_BYTES, at, stop)
         at = at + KEY_BYTES
         if not valued or v.value_size == 0 or at + 8 > stop then
             return key
@@ -277,13 +283,13 @@ return function(vmbus)
         elseif v.operation == 3 then
             local index = show(ctx, tree, at, stop, index_rows).index
             told = index and format("item %d", index) or ""
-            if answered and head.status == 0 then
+            if index then
                 told = told .. " " .. show_item(ctx, tree, at + 4, stop, true)
             end
         else
             told = show(ctx, tree, at, stop, addresses).adapter or ""
         end
-        return format("%s pool %s %s", name, pools[v.pool] or format("%d", v.pool), told)
+        return (format("%s pool %s %s", name, pools[v.pool] or format("%d", v.pool), told):gsub(" +$", ""))
     end
 
     local vss_operations = {

@@ -103,19 +103,15 @@ return function(vmbus)
         [102] = layout(P, {
             status(4),
             { 8, "u32", "sections", "Sections" },
-            { 12, "u32", "section.offset", "Offset" },
-            { 16, "u32", "section.allocation_size", "Bytes of a suballocation" },
-            { 20, "u32", "section.allocations", "Suballocations" },
-            { 24, "u32", "section.end", "End" },
         }),
         [103] = layout(P, { buffer_id(4) }),
         [104] = layout(P, { { 4, "x32", "gpadl_id", "GPADL" }, buffer_id(8) }),
-        [105] = layout(P, { status(4), { 8, "u32", "section_size", "Bytes of a section" } }),
+        [105] = layout(P, { status(4), { 8, "u32", "section_size", "Section size" } }),
         [106] = layout(P, { buffer_id(4) }),
         [107] = layout(P, {
             { 4, "u32", "channel_type", "RNDIS channel", values = { [0] = "data", [1] = "control" } },
             { 8, "u32", "section_index", "Send buffer section", special = { [0xFFFFFFFF] = "none, the pages have it" } },
-            { 12, "u32", "rndis_size", "Bytes in the section" },
+            { 12, "u32", "section_size", "Section size" },
         }),
         [108] = layout(P, { status(4) }),
         [120] = layout(P, { { 4, "u32", "allocation_id", "Allocation ID" }, { 8, "u32", "length", "Length" } }),
@@ -138,11 +134,44 @@ return function(vmbus)
         [129] = layout(P, { { 4, "u32", "data_path", "Data path", values = { [0] = "synthetic", [1] = "VF" } } }),
         [133] = layout(P, {
             { 4, "u32", "operation", "Operation", values = { [0] = "none", [1] = "allocate" } },
-            { 8, "u32", "subchannels", "Subchannels" },
+            { 8, "u32", "count", "How many" },
         }),
-        [134] = layout(P, { { 4, "u32", "table_count", "Entries" }, { 8, "u32", "table_offset", "Offset" } }),
+        [134] = layout(P, { { 4, "u32", "count", "How many" }, { 8, "u32", "table_offset", "Offset" } }),
     }
-    local subchannel_complete = layout(P, { status(4), { 8, "u32", "subchannels", "Subchannels" } })
+    local section = layout(P, {
+        { 0, "u32", "section.offset", "Offset" },
+        { 4, "u32", "section.piece_size", "Bytes of a piece" },
+        { 8, "u32", "section.piece_count", "Pieces" },
+        { 12, "u32", "section.end", "End" },
+    })
+    local entry = vmbus.field(P .. "table_entry", "u32", "Channel")
+
+    -- What some messages have behind their fixed part; words for the Info column.
+    local function sections(ctx, box, start, stop, v, shown)
+        local told
+        for index = 0, v.sections - 1 do
+            local at = start + 12 + 16 * index
+            if at + 16 > stop then
+                ctx.fault(shown.sections, "truncated", format("Room for %d sections", index))
+                break
+            end
+            local each = show(ctx, box:add(ctx.tvb(at, 16), "Section"), at, stop, section)
+            told = told or format("%d pieces of %d bytes", each["section.piece_count"], each["section.piece_size"])
+        end
+        return told
+    end
+    local function indirection(ctx, box, start, stop, v, shown)
+        for index = 0, v.count - 1 do
+            local at = start + v.table_offset + 4 * index
+            if at + 4 > stop then
+                ctx.fault(shown.count, "truncated", format("Room for %d entries", index))
+                break
+            end
+            box:add_le(entry, ctx.tvb(at, 4))
+        end
+        return format("%d entries", v.count)
+    end
+    local subchannel_complete = layout(P, { status(4), { 8, "u32", "count", "How many" } })
 
     local telling = {
         [1] = function(v)
@@ -150,9 +179,6 @@ return function(vmbus)
         end,
         [101] = function(v)
             return format("gpadl %#x", v.gpadl_id)
-        end,
-        [102] = function(v)
-            return format("%d slots of %d bytes", v["section.allocations"], v["section.allocation_size"])
         end,
         [104] = function(v)
             return format("gpadl %#x", v.gpadl_id)
@@ -163,7 +189,7 @@ return function(vmbus)
         [107] = function(v, ctx)
             local way = v.channel_type == 1 and "control" or "data"
             if v.section_index ~= 0xFFFFFFFF then
-                return format("%s, %d bytes in section %d", way, v.rndis_size, v.section_index)
+                return format("%s, %d bytes in section %d", way, v.section_size, v.section_index)
             end
             return format("%s, %d bytes in pages", way, ctx.bytes or 0)
         end,
@@ -174,7 +200,7 @@ return function(vmbus)
             return v.data_path == 1 and "to the VF" or "to the synthetic path"
         end,
         [133] = function(v)
-            return format("%d", v.subchannels)
+            return format("%d", v.count)
         end,
     }
 
@@ -223,6 +249,10 @@ return function(vmbus)
         if v.status and v.status ~= 1 then
             ctx.fault(shown.status, "failed", "Status: " .. words.of(statuses, v.status))
             ctx.info(words.of(statuses, v.status))
+        elseif kind.type == 102 then
+            ctx.info(sections(ctx, box, start, stop, v, shown) or "")
+        elseif kind.type == 134 then
+            ctx.info(indirection(ctx, box, start, stop, v, shown))
         elseif telling[kind.type] then
             ctx.info(telling[kind.type](v, ctx))
         end

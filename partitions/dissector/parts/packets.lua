@@ -29,6 +29,7 @@ return function(vmbus)
     local transfer = layout(P, {
         { 16, "x16", "pageset_id", "Page set" },
         { 18, "u8", "sender_owns_set", "The sender owns the set" },
+        { 19, "x32", "reserved", "Reserved", size = 1, reserved = true },
         { 20, "u32", "range_count", "Ranges" },
     })
     local range_rows = layout(P, {

@@ -190,9 +190,9 @@ return function(vmbus)
         [0xBB] = "SET CD SPEED",
         [0xBD] = "MECHANISM STATUS",
     }
-    -- Where blocks and their number stand in a CDB: offset and bytes, both.
+    -- Where the first block and the number of blocks stand in a CDB: offset and bytes of each.
     local blocks_6, blocks_10, blocks_12, blocks_16 = { 2, 2, 4, 1 }, { 2, 4, 7, 2 }, { 2, 4, 6, 4 }, { 2, 8, 10, 4 }
-    local with_blocks = { [0x08] = blocks_6, [0x0A] = blocks_6, [0x89] = { 2, 8, 13, 1 } }
+    local with_blocks = { [0x08] = blocks_6, [0x0A] = blocks_6, [0x89] = { 2, 8, 13, 1 }, [0x9E] = { 2, 8 } }
     for _, each in ipairs({ 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x41 }) do
         with_blocks[each] = blocks_10
     end
@@ -237,10 +237,12 @@ return function(vmbus)
                 end
                 first = UInt64(first)
             end
-            local count = range(where[3], where[4]):uint()
             generated(tree, lba, first, range(where[1], where[2]))
-            generated(tree, blocks, count, range(where[3], where[4]))
-            return format("%s LBA %s, %d blocks", text, tostring(first), count)
+            if where[3] then
+                local count = range(where[3], where[4]):uint()
+                generated(tree, blocks, count, range(where[3], where[4]))
+                return format("%s LBA %s, %d blocks", text, tostring(first), count)
+            end
         end
         local known = actions[number]
         if known then
@@ -394,10 +396,14 @@ return function(vmbus)
         local completion = packet.completion
         if operation == EXECUTE_SRB then
             show_srb(ctx, tree, start, stop, packet)
-        elseif operation == QUERY_VERSION then
+        elseif operation == QUERY_VERSION and not completion then
             local v = show(ctx, tree, start, stop, protocol_version)
             if v.version then
-                ctx.info(format("%d.%d", math.floor(v.version / 256), v.version % 256))
+                local asked = format("%d.%d", math.floor(v.version / 256), v.version % 256)
+                ctx.info(asked)
+                if packet.subject then
+                    packet.subject.words = operations[operation] .. " " .. asked
+                end
             end
         elseif operation == QUERY_PROPERTIES and completion then
             local v = show(ctx, tree, start, stop, properties)
@@ -444,7 +450,8 @@ return function(vmbus)
             end
             if operation ~= EXECUTE_SRB then
                 local status = v.status == 0 and "good" or words.of(words.nt_statuses, v.status)
-                ctx.info(format("%s: %s", operations[operation] or "COMPLETE_IO", status))
+                local what = subject and subject.words or operations[operation] or "COMPLETE_IO"
+                ctx.info(format("%s: %s", what, status))
             end
         else
             if subject and ctx.first then
