@@ -26,6 +26,7 @@ from typing import Any, Final
 import attrs
 import msgspec
 
+from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
 from partitions.channel_names import ChannelNames
 from partitions.logs import ROOT_NAME, ROOT_PARTITION, printable
@@ -37,9 +38,9 @@ _FIRST_TID: Final = 100_000
 """Above every process ID: a thread with its process's ID would be taken for its main thread."""
 _BIN: Final = 100_000
 """How long bytes are added up for one point of a rate: 10 ms in ticks."""
-_BINS_A_SECOND: Final = 10_000_000 // _BIN
+_BINS_A_SECOND: Final = TICKS_PER_SECOND // _BIN
 _WRITE_AT: Final = 1 << 16
-"""Characters that are kept before they are written."""
+"""Characters that are kept before they are written, for a second at most while anything happens."""
 _SAFE: Final = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -70,6 +71,8 @@ class Timeline:
         self._write = write
         self._waiting: list[str] = []
         self._size = 0
+        self._written = 0
+        """When, in ticks."""
         self._last = -1
         self._names = ChannelNames()
         self._partitions: dict[int, str] = {}
@@ -122,7 +125,8 @@ class Timeline:
             self._request(request)
             if request.outcome is not Outcome.ANSWERED:
                 self._count(request.vm, request.partition, request.channel, at)
-        if self._size >= _WRITE_AT:
+        if self._size >= _WRITE_AT or event.time - self._written >= TICKS_PER_SECOND:
+            self._written = event.time
             self.flush()
 
     def finish(self) -> None:

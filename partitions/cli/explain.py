@@ -40,6 +40,7 @@ def add_parser(verbs: Verbs) -> None:
         terminal=None,
         trace=None,
         pcap=None,
+        timeline=None,
         trace_filter=None,
         log_format=None,
         verbose=0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import IO
 
 import trio
 
@@ -44,6 +45,17 @@ class Outlets:
             except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 ended = True
                 self.fail(name, error)
+
+        return write
+
+    def guarded_write(self, file: IO[bytes], name: str) -> Callable[[bytes], None]:
+        """A function that writes at once, and falls silent when it fails for the first time."""
+        ended = False
+
+        def write(data: bytes) -> None:
+            nonlocal ended
+            if not ended:
+                ended = not self.attempt(name, lambda: (file.write(data), file.flush()))
 
         return write
 

@@ -74,6 +74,9 @@ def add_parser(verbs: Verbs) -> None:
         "`-w - | tshark -i -`, and what is printed there goes to standard error",
     )
     parser.add_argument(
+        "--timeline", metavar="FILE", help="draw the run on a time axis: Chrome trace events, for Perfetto"
+    )
+    parser.add_argument(
         "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
     )
     parser.add_argument(

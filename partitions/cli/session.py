@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from partitions.explain import Explainer
     from partitions.explain_steps import Explanation
     from partitions.recording.file import FileRecording
+    from partitions.timeline import Timeline
     from partitions.topology import Topology
 
 REDRAW_SECONDS = 0.25
@@ -98,12 +99,9 @@ class Viewer:
         except FilterError as error:
             raise Refusal(f"--trace-filter: {error}") from None
         self._level = self._log_level()
-        self._file: IO[bytes] | None = None
-        if options.trace is not None:
-            try:
-                self._file = open(options.trace, "wb")  # noqa: SIM115  # closed in __exit__
-            except OSError as error:
-                raise Refusal(f"--trace {options.trace}: {error.strerror}") from None
+        self._file = None if options.trace is None else _open("--trace", options.trace)
+        self._timeline_file = None if options.timeline is None else _open("--timeline", options.timeline)
+        self._timeline: Timeline | None = None
         self.recording: FileRecording | None = None
         """Where the run is recorded, from `attach` on."""
         self._output = None if options.pcap is None else _open_recording(options.pcap)
@@ -126,6 +124,11 @@ class Viewer:
         file, self._file = self._file, None
         if file is not None:
             self.outlets.attempt(f"--trace {self.options.trace}", file.close)
+        file, self._timeline_file = self._timeline_file, None
+        if file is not None:
+            if self._timeline is not None:
+                self._timeline.finish()
+            self.outlets.attempt(f"--timeline {self.options.timeline}", file.close)
         recording, output = self.recording, self._output
         self._output = None
         if recording is not None:
@@ -152,7 +155,8 @@ class Viewer:
         """What goes to standard error. A filter or a format alone means that somebody wants to see something."""
         if self.options.verbose:
             return Level.INFO if self.options.verbose == 1 else Level.DEBUG
-        if self._filter is not None and self.options.trace is None:
+        nowhere_else = self.options.trace is self.options.timeline is self.options.pcap is None
+        if self._filter is not None and nowhere_else:
             return Level.DEBUG
         return None if self.options.log_format is None else Level.INFO
 
@@ -163,6 +167,8 @@ class Viewer:
         if self._file is not None:
             sink = self.outlets.guarded(json_sink(self._file, host.trace), f"--trace {self.options.trace}")
             host.trace.add_sink(TraceOutlet("file", sink, host.trace, self._filter, vms=lambda: host))
+        if self._timeline_file is not None:
+            self._draw(host, self._timeline_file)
         if self._output is not None:
             self._record(host, self._output)
         if self._level is None:
@@ -174,6 +180,17 @@ class Viewer:
             sink = human_sink(self.screen if together else sys.stderr, host.trace)  # type: ignore[arg-type]
         sink, least = self.outlets.guarded(sink, "standard error"), at_least(self._level)
         host.trace.add_sink(TraceOutlet("log", sink, host.trace, self._filter, least=least, vms=lambda: host))
+
+    def _draw(self, host: Host, file: IO[bytes]) -> None:
+        from partitions.timeline import Timeline
+
+        names = host.trace.names
+        timeline = self._timeline = Timeline(self.outlets.guarded_write(file, f"--timeline {self.options.timeline}"))
+
+        def sink(event: TraceEvent) -> None:
+            timeline.feed(event, vm_name(names, event))
+
+        host.trace.add_sink(sink if self._filter is None else filtered(sink, host.trace, self._filter))
 
     def _record(self, host: Host, output: int) -> None:
         from partitions.recording.file import FileRecording
@@ -274,6 +291,13 @@ class Viewer:
             shown += [*([""] if shown else []), *_lines(told)]
         for line in shown:
             self.screen.line(line)
+
+
+def _open(option: str, name: str) -> IO[bytes]:
+    try:
+        return open(name, "wb")  # closed with the viewer
+    except OSError as error:
+        raise Refusal(f"{option} {name}: {error.strerror}") from None
 
 
 def _open_recording(name: str) -> int:

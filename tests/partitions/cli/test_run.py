@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from partitions.cli.main import main
+from tests.doubles import trace_events_checker
 from tests.partitions.cli.conftest import MakeTopology
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main"]
@@ -135,6 +136,21 @@ def test_trace_file(topology: MakeTopology, capsys: Capture, tmp_path: Path) -> 
     assert capsys.readouterr().err == ""
 
 
+def test_timeline_file(topology: MakeTopology, capsys: Capture, tmp_path: Path) -> None:
+    """--timeline writes Chrome trace events of the whole run, of what the filter likes; two virtual runs are alike."""
+    folder, files = topology(web="print('hello')", db="pass"), [tmp_path / "1.json", tmp_path / "2.json"]
+    for file in files:
+        assert main(["run", str(folder), "--clock", "virtual", "--timeline", str(file)]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    records = trace_events_checker.read(files[0].read_bytes())
+    trace_events_checker.check(records)
+    processes = {record["args"]["name"] for record in records if record.get("name") == "process_name"}
+    assert processes == {"hypervisor", "root", "web", "db"}
+    assert main(["run", str(folder), "--timeline", str(files[0]), "--trace-filter", "vm=web"]) == 0
+    assert '"db"' not in files[0].read_text()
+    assert capsys.readouterr().err == ""
+
+
 def test_virtual_runs_are_repeatable(topology: MakeTopology, tmp_path: Path) -> None:
     """Same seed, same bytes, in other processes with other hash seeds; another seed, another order."""
     folder = topology(**dict.fromkeys(("a", "b", "c", "d"), "await guest.sleep(1)\nprint('x')"))
@@ -188,6 +204,7 @@ def test_disk_option(topology: MakeTopology, capsys: Capture, tmp_path: Path) ->
         (["--trace-filter", "layr=x"], 'error: --trace-filter: unknown filter key "layr"; did you mean "layer"?\n'),
         (["--trace-filter", "vm=wbe"], 'error: --trace-filter: unknown VM "wbe"; did you mean "web"?\n'),
         (["--trace", "/no/such/folder/x"], "error: --trace /no/such/folder/x: No such file or directory\n"),
+        (["--timeline", "/no/such/folder/x"], "error: --timeline /no/such/folder/x: No such file or directory\n"),
     ],
 )
 def test_refusals(topology: MakeTopology, capsys: Capture, options: list[str], expected: str) -> None:
@@ -298,14 +315,15 @@ def test_a_reader_that_leaves_ends_the_run(topology: MakeTopology) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_under_the_trace(topology: MakeTopology, capsys: Capture) -> None:
+@pytest.mark.parametrize("option", ["--trace", "--timeline"])
+def test_a_full_disk_under_the_trace(topology: MakeTopology, capsys: Capture, option: str) -> None:
     """The guests go on to their end without the trace; the command says what happened, and that it did not go well."""
     folder = topology(web=CHATTY)
-    assert main(["run", str(folder), "--clock", "virtual", "--trace", "/dev/full"]) == 1
+    assert main(["run", str(folder), "--clock", "virtual", option, "/dev/full"]) == 1
     captured = capsys.readouterr()
     assert "web | 299\n" in captured.out
     assert re.search(r"web +off +powered off \(0\)", captured.out)
-    assert captured.err == "error: --trace /dev/full: No space left on device; the run went on without it\n"
+    assert captured.err == f"error: {option} /dev/full: No space left on device; the run went on without it\n"
 
 
 def test_a_real_run_leaves_test_tools_alone(topology: MakeTopology) -> None:
