@@ -28,8 +28,8 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "console",
         help="this terminal becomes the serial port of a VM",
-        description="Join this terminal to the serial port of a VM of a running host, until the VM is off. Ctrl-] opens "
-        "a menu of keys, d in it leaves the VM to itself; all other keys are the guest's.",
+        description="Join this terminal to the serial port of a VM of a running host, until the VM is off. Ctrl-] "
+        "opens a menu of keys, d in it leaves the VM to itself; all other keys are the guest's.",
         allow_abbrev=False,
     )
     parser.add_argument("vm", metavar="VM", help="name of a VM")

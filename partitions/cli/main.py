@@ -22,7 +22,7 @@ VERBS = (
     *("ps", "stats", "events", "console"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk"),
-    *("doctor", "boundary", "schema", "dissector"),
+    *("doctor", "boundary", "schema", "dissector", "completion"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""
 
@@ -37,7 +37,24 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+class VerbParsers:
+    """The verbs' own parsers, and what the list of verbs says of each."""
+
+    def __init__(self, verbs: Any) -> None:
+        self._verbs = verbs
+        self.choices: dict[str, argparse.ArgumentParser] = {}
+        """By verb."""
+        self.helps: dict[str, str] = {}
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """As argparse's own collection."""
+        self.helps[name] = options.get("help", "")
+        made: argparse.ArgumentParser = self._verbs.add_parser(name, **options)
+        self.choices[name] = made
+        return made
+
+
+def parsers(only: str | None = None) -> tuple[argparse.ArgumentParser, VerbParsers]:
     """The whole command line, or what there is of it for one verb: a parser for each takes longer than the parsing."""
     parser = argparse.ArgumentParser(
         prog="partita",
@@ -46,10 +63,26 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = VerbParsers(parser.add_subparsers(dest="verb", metavar="VERB", required=True))
     for name in VERBS if only is None else (only,):
         importlib.import_module(f"partitions.cli.{name.replace('-', '_')}").add_parser(verbs)
-    return parser
+    return parser, verbs
+
+
+def _parse(given: Sequence[str]) -> argparse.Namespace:
+    """The command line, and behind it the environment. Raises `Refusal`."""
+    verb = given[0] if given[0] in VERBS else None
+    parser, verbs = parsers(verb)
+    if verb is not None:
+        wants_help = "-h" in given or "--help" in given
+        if wants_help or any(name.startswith("PARTITA_") for name in os.environ):
+            from partitions.cli import environment
+
+            if wants_help:
+                environment.show_in_help(verbs.choices[verb], verb)
+            else:
+                environment.apply(verbs.choices[verb], verb, given[1:], os.environ)
+    return parser.parse_args(given)
 
 
 def _unknown_verb(word: str, names: Sequence[str]) -> str:
@@ -67,14 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 a guest failed, 2 usage or topology, 124 timeout."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given:
-        make_parser().print_help()
+        parsers()[0].print_help()
         return USAGE
     # Modules make objects that stay: looking for garbage among them again and again is a tenth of a verb's start.
     gc.disable()
     try:
+        if given[0] == "__complete":
+            from partitions.cli.completing import complete
+
+            return complete(given[1:])
         if not given[0].startswith("-") and given[0] not in VERBS:
             raise Refusal(_unknown_verb(given[0], list(VERBS)))
-        options = make_parser(given[0] if given[0] in VERBS else None).parse_args(given)
+        options = _parse(given)
         status: int = options.call(options)
         sys.stdout.flush()
         return status
