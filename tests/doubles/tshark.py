@@ -20,6 +20,9 @@ FAULTS = ("truncated", "unknown", "direction", "version", "corrupt", "gpadl", "u
 """What the dissector finds wrong; a capture of well-behaved guests has none of it. Truncated and corrupt packets are
 malformed ones to Wireshark too."""
 
+ALWAYS_WRONG = ("_ws.malformed", "_ws.lua.error")
+"""What Wireshark itself finds wrong, with a packet and with the dissector."""
+
 
 def run_tshark(capture: Path, *arguments: str, two_passes: bool = True) -> str:
     """Standard output. A complaint about the dissector is an error here; so is a file that cannot be read."""
@@ -60,7 +63,7 @@ def read_info(capture: Path, where: str = "") -> list[str]:
 
 def faults_of(capture: Path, *, kinds: Sequence[str] = FAULTS) -> list[str]:
     """What is wrong with a capture, in words with frame numbers: malformed packets, Lua errors and protocol faults."""
-    tests = ["_ws.malformed", "_ws.lua.error", *(f"vmbus.fault.{kind}" for kind in kinds)]
+    tests = [*ALWAYS_WRONG, *(f"vmbus.fault.{kind}" for kind in kinds)]
     rows = read_fields(capture, ["frame.number", "vmbus", "_ws.expert.message", *tests])
     assert any("vmbus" in row for row in rows), "there is no VMBus in this capture"
     return [

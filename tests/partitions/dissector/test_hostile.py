@@ -1,0 +1,74 @@
+"""Whatever bytes a capture holds, the dissector has no error of its own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.doubles.bus_traffic import bus_traffic
+from tests.doubles.captures import Unit, link_header, raw_capture, write_capture
+from tests.doubles.tshark import faults_of, needs_tshark, read_fields
+
+pytestmark = needs_tshark
+
+UNITS = st.builds(
+    Unit,
+    kind=st.sampled_from((1, 1, 2, 2, 3)),
+    direction=st.sampled_from((0, 1, 0, 1, 9)),
+    data=st.binary(max_size=80),
+    device=st.integers(0, 15),
+    channel=st.integers(0, 3),
+    partition=st.integers(1, 2),
+    version=st.sampled_from((0, 0xD, 0x50003, 0x60000, 0xFFFFFFFF)),
+    ticks=st.none(),
+    interface=st.just(0),
+)
+
+
+def lua_errors(capture: Path) -> list[str]:
+    """Errors of the dissector, with frame numbers. Whatever tshark complains of is an error already."""
+    rows = read_fields(capture, ["frame.number", "_ws.lua.error", "_ws.expert.message"])
+    return [f"{row['frame.number'][0]}: {row['_ws.expert.message']}" for row in rows if "_ws.lua.error" in row]
+
+
+@settings(
+    max_examples=4,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(units=st.lists(UNITS, min_size=40, max_size=60))
+def test_any_bytes(tmp_path: Path, units: list[Unit]) -> None:
+    """Plain noise behind a link header."""
+    assert not lua_errors(write_capture(tmp_path / "a.pcapng", units))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_spoiled_traffic(tmp_path: Path, seed: int) -> None:
+    """Good traffic in which bytes are changed, cut off, added, and given to another device."""
+    chance = random.Random(seed)
+    frames = []
+    for number, unit in enumerate(bus_traffic(2_500, seed)):
+        data = bytearray(unit.data)
+        kind = chance.random()
+        if kind < 0.3:
+            for _ in range(chance.randint(1, 3)):
+                data[chance.randrange(len(data))] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.getrandbits(8)))
+        elif kind < 0.5:
+            del data[chance.randrange(len(data)) :]
+        elif kind < 0.6:
+            data += chance.randbytes(chance.randint(1, 100))
+        elif kind < 0.7:
+            unit = unit._replace(device=chance.randrange(16), direction=chance.randrange(2))
+        elif kind < 0.8:
+            start = chance.randrange(len(data))
+            data[start : start + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff\xff\x7f", bytes(4)))
+        frames.append((0, number, link_header(unit) + bytes(data)))
+    capture = tmp_path / "a.pcapng"
+    capture.write_bytes(raw_capture(frames))
+    assert not lua_errors(capture)
+    assert len(faults_of(capture)) > 500
