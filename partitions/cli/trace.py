@@ -1,0 +1,164 @@
+"""`partita trace`: what was recorded, or happens now, as lines, as the story of a request, as a table. Root side."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from partitions.cli.common import INTERRUPTED, OK, Refusal, Verbs
+
+if TYPE_CHECKING:
+    import argparse
+
+    from partitions.cli.trace_sources import Reading
+    from partitions.cli.trace_views import View
+    from partitions.filters import Filter
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "trace",
+        help="show what was recorded, or what happens in a running host",
+        description="Show a recording (partita run --pcap FILE), JSON lines (partita run --trace FILE), or what "
+        "happens in a running host: as lines, as the story of one request or of a connection, or as a table of "
+        "requests. Exit status: 0 shown, 1 what was asked for is not there, or the file is damaged, 2 usage.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a recording or JSON lines; - is standard input")
+    parser.add_argument("--host", metavar="NAME", nargs="?", const="", help="a running host; without NAME the only one")
+    parser.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="of --host: end after that long")
+    parser.add_argument("--filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control,time=1.2..1.5'")
+    parser.add_argument(
+        "-o", "--output", choices=("human", "json"), default="human", help="json: a line an event, or one document"
+    )
+    parser.add_argument(
+        "-x",
+        "--hex",
+        action="count",
+        default=0,
+        help="show below each line what its bytes say; -xx shows the bytes by themselves too",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on when the file grows, until Ctrl-C")
+    parser.add_argument("--limit", type=int, metavar="N", help="show no more than N lines or requests")
+    parser.add_argument("--tail", type=int, metavar="N", help="show the last N lines only; with -f then what comes")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--story",
+        metavar="REQUEST",
+        help="one request through every layer and back: its name (reader/1/0x4), slowest, first or last, each also "
+        "with a filter (first:text=READ); or the life of a channel (reader/1) or of a VM and its connection (reader)",
+    )
+    what.add_argument("--requests", action="store_true", help="a table of requests, and percentiles by device")
+    parser.add_argument(
+        "--sort", choices=("duration", "time", "name"), default="duration", help="how --requests orders them"
+    )
+    parser.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Show it."""
+    _check(options)
+    from partitions.cli.trace_sources import Reading, open_trace, read_file
+
+    condition = _filter(options.filter)
+    view = _view(options, condition)
+    if options.file is None:
+        return _live(options, Reading(view, options.host or "the host"))
+    name = "standard input" if options.file == "-" else options.file
+    with open_trace(options.file) as file:
+        reading = Reading(view, name)
+        try:
+            read_file(reading, file, follow=options.follow)
+        except KeyboardInterrupt:
+            reading.end()
+            # Whoever follows has no other way to say that it is enough.
+            return OK if options.follow or options.file == "-" else INTERRUPTED
+        reading.end()
+    return OK
+
+
+def _check(options: argparse.Namespace) -> None:
+    if (options.file is None) == (options.host is None):
+        raise Refusal("takes a FILE, or --host for a host that runs; `partita run --pcap FILE` records one")
+    for name in ("limit", "tail"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise Refusal(f"--{name} must not be negative")
+    if options.seconds is not None and (options.host is None or not options.seconds >= 0):
+        raise Refusal("--for takes seconds, 0 or more, and goes with --host")
+    if options.follow and options.file is None:
+        raise Refusal("--follow goes with a FILE; --host shows what comes anyway")
+    lines = options.story is None and not options.requests
+    for name, given in (("--hex", options.hex), ("--tail", options.tail is not None)):
+        if given and not lines:
+            raise Refusal(f"{name} goes with lines, not with --story or --requests")
+    if options.story is not None and options.filter is not None:
+        raise Refusal("--story takes its filter itself, as in --story slowest:vm=web")
+
+
+def _filter(text: str | None) -> Filter | None:
+    if text is None:
+        return None
+    from partitions.filters import FilterError, parse_filter
+
+    try:
+        return parse_filter(text)
+    except FilterError as error:
+        raise Refusal(f"--filter: {error}") from None
+
+
+def _view(options: argparse.Namespace, condition: Filter | None) -> View:
+    from partitions.cli import trace_views as views
+
+    json = options.output == "json"
+    if options.story is not None:
+        return _story(options.story, json=json)
+    if options.requests:
+        from partitions.request_table import RequestTable
+
+        return views.Requests(RequestTable(options.sort, options.limit, condition), json=json)
+    return views.Lines(
+        sys.stdout,
+        json=json,
+        wanted=condition,
+        bytes_shown=options.hex,
+        limit=options.limit,
+        tail=options.tail,
+    )
+
+
+def _story(text: str, *, json: bool) -> View:
+    from partitions.cli import trace_views as views
+    from partitions.filters import FilterError, parse_filter
+    from partitions.life_story import LifeTeller
+    from partitions.story import Storyteller, read_choice
+
+    try:
+        choice = read_choice(text, parse_filter)
+    except FilterError as error:
+        raise Refusal(f"--story {text}: {error}") from None
+    if choice is not None:
+        return views.RequestStory(Storyteller(choice), json=json)
+    vm, slash, channel = text.partition("/")
+    if not vm or (slash and not channel.isdecimal()):
+        raise Refusal(
+            f"--story {text}: takes a request (reader/1/0x4), slowest, first or last, a channel (reader/1) or a VM"
+        )
+    return views.LifeStory(LifeTeller(vm, int(channel) if slash else None), json=json)
+
+
+def _live(options: argparse.Namespace, reading: Reading) -> int:
+    import trio
+
+    from partitions.cli.trace_sources import read_host
+
+    # Stories and tables need all hops of what they show, so only lines are filtered where they are made.
+    condition = options.filter if options.filter and not options.requests else ""
+    try:
+        trio.run(partial(read_host, reading, options.host or None, condition, options.seconds))
+    except KeyboardInterrupt:
+        pass
+    reading.end()
+    return OK

@@ -1,0 +1,141 @@
+"""Where `partita trace` gets its events: a file, a growing file, standard input, a running host. Root side."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from partitions.cli.common import FAILED, USAGE, Refusal
+from partitions.cli.trace_views import Enough, View
+from partitions.logs import vm_name
+from partitions.recording.reader import RecordingError
+from partitions.trace_input import TraceReader
+
+if TYPE_CHECKING:
+    from hypervisor.trace import TraceEvent
+
+CHUNK_BYTES: Final = 1 << 20
+FOLLOW_SECONDS: Final = 0.1
+"""How often a file that may grow is looked at."""
+
+
+class Reading:
+    """Pieces of a trace in, events to a view; and at the end what a person has to know of what was not there."""
+
+    def __init__(self, view: View, name: str) -> None:
+        self.reader = TraceReader(view.wanted(), name=name)
+        self.view = view
+        self.name = name
+        self.read = 0
+        self.enough = False
+        self._ended = False
+        self._damage: RecordingError | None = None
+
+    def take(self, data: bytes) -> bool:
+        """One more piece. Returns whether more is wanted."""
+        try:
+            events: list[TraceEvent] = self.reader.feed(data)
+        except RecordingError as error:
+            self._damage = error
+            return False
+        names = self.reader.names
+        try:
+            for event in events:
+                self.read += 1
+                self.view.feed(event, vm_name(names, event))
+        except Enough:
+            self.enough = True
+            return False
+        return True
+
+    def end(self) -> None:
+        """There is no more: show all, then say what is missing. Raises `Refusal`. A second call does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._damage is None and not self.enough:
+            try:
+                self.reader.finish()
+            except RecordingError as error:
+                self._damage = error
+        if self._damage is not None and not self.read:
+            raise Refusal(str(self._damage), USAGE)
+        self.view.finish()
+        sys.stdout.flush()
+        for note in self.notes():
+            print(f"note: {note}", file=sys.stderr)
+        if self._damage is not None:
+            raise Refusal(str(self._damage), FAILED)
+
+    def notes(self) -> Iterator[str]:
+        """What is not in the trace."""
+        if self.reader.dropped:
+            yield f"{self.reader.dropped} of what happened: the recorder could not write so fast"
+        if self.reader.truncated_at is not None:
+            yield f"{self.name} breaks off at byte {self.reader.truncated_at}; all that is whole before it was read"
+
+
+def open_trace(name: str) -> BinaryIO:
+    """The file, or standard input for `-`. Raises `Refusal`."""
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return open(name, "rb", buffering=0)
+    except OSError as error:
+        near = _near(Path(name)) if isinstance(error, FileNotFoundError) else ""
+        raise Refusal(f"{name}: {error.strerror}{near}") from None
+
+
+def _near(path: Path) -> str:
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f'; did you mean "{path.parent / near[0]}"?' if near else '; "partita run --pcap FILE" records one'
+
+
+def read_file(reading: Reading, file: BinaryIO, *, follow: bool) -> None:
+    """All of it, and with `follow` what comes, until the view has enough. A pipe is read until its end."""
+    # A pipe gives what is there; a buffered read would wait for a whole chunk.
+    read = file.read1 if hasattr(file, "read1") else file.read
+    grows = follow and file.seekable()
+    while True:
+        try:
+            data = read(CHUNK_BYTES)
+        except OSError as error:
+            raise Refusal(f"{reading.name}: {error.strerror}") from None
+        if data:
+            if not reading.take(data):
+                return
+            if not grows:
+                sys.stdout.flush()
+        elif grows:
+            reading.view.settle()
+            if os.fstat(file.fileno()).st_size < file.tell():
+                raise Refusal(f"{reading.name}: it was cut while it was read; another recording has begun", FAILED)
+            time.sleep(FOLLOW_SECONDS)
+        else:
+            return
+
+
+async def read_host(reading: Reading, host: str | None, condition: str, seconds: float | None) -> None:
+    """What happens in a running host, until it ends, the view has enough, or so many seconds have passed."""
+    import trio
+
+    from partitions.remote import RemoteError, connect
+
+    try:
+        async with connect(host) as remote, remote.stream("trace", filter=condition or None) as stream:
+            with trio.move_on_after(float("inf") if seconds is None else seconds):
+                while data := await stream.receive():
+                    if not reading.take(data):
+                        return
+                    reading.view.settle()
+    except RemoteError as error:
+        raise Refusal(str(error)) from None
