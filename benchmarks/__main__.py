@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import host, ring_channel, scale
+from benchmarks import host, ring_channel, scale, trace
 
 LATEST = Path(__file__).with_name("latest.json")
 
@@ -41,13 +41,15 @@ BARS = {
     "scale.1024.start_s": Bar(5, at_least=False),
     "scale.1024.rss_kib_each": Bar(160, at_least=False),
     "scale.packet_cost_1024_vs_1": Bar(1.3, at_least=False),
+    "trace.off_cost_ratio": Bar(1.02, at_least=False),
+    "trace.record_slowdown": Bar(2.5, at_least=False),
 }
 """Figures that are not here are reported only."""
 
 
 def main() -> int:
     """Measure, print, write the file; 1 where a bar is missed."""
-    figures = ring_channel.measure() | host.measure() | scale.measure()
+    figures = ring_channel.measure() | host.measure() | scale.measure() | trace.measure()
     machine = f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.machine()}"
     print(f"\n{machine}; ratios are medians of interleaved rounds, higher is better unless the bar says otherwise\n")
     width = max(map(len, figures))

@@ -177,8 +177,14 @@ def statistics(interface_id: int, time: int, received: int, dropped: int) -> byt
 
 def custom(payload: bytes) -> bytes:
     """A block of ours, which other readers pass over or show as bytes."""
-    sized = _sized(payload)
-    return _block(BlockType.CUSTOM, _LENGTH.pack(ENTERPRISE) + sized + bytes(-len(sized) % 4))
+    size = len(payload)
+    layout = _custom_layout(size)
+    return layout.pack(BlockType.CUSTOM, layout.size, ENTERPRISE, MAGIC, size, payload, layout.size)
+
+
+@lru_cache(maxsize=1024)
+def _custom_layout(size: int) -> struct.Struct:
+    return struct.Struct(f"<III4sI{size}s{-size % 4}xI")
 
 
 def _sized(payload: bytes) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hypervisor.inspect import Branch, data
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, Sink, Trace, TraceEvent
 from partitions.logs import vm_name
 from partitions.recording import pcapng
@@ -154,6 +155,17 @@ class Recorder:
             ],
         }
         return TraceEvent(trace.clock(), Layer.STATE, STARTED, 0, Level.INFO, fields=fields)
+
+    def inspect(self) -> Branch:
+        """How much was recorded, and how much is missing."""
+        return Branch(
+            {
+                "written": data(self.written),
+                "dropped": data(self.dropped),
+                "waiting_bytes": self._in - self._out,
+                "most_waiting_bytes": self._limit,
+            }
+        )
 
     # ----------------------------------------------------------------------------------------------------- the sinks
 
