@@ -79,8 +79,8 @@ def add_parser(verbs: Verbs) -> None:
         "completion",
         help="print a script that makes your shell complete partita",
         description='Print a script for your shell. In ~/.bashrc: eval "$(partita completion bash)"; in ~/.zshrc, '
-        'after compinit: eval "$(partita completion zsh)"; in ~/.config/fish/config.fish: partita completion fish | source. '
-        "It completes verbs, options and their values, examples, running hosts and their VMs.",
+        'after compinit: eval "$(partita completion zsh)"; in ~/.config/fish/config.fish: partita completion fish | '
+        "source. It completes verbs, options and their values, examples, running hosts and their VMs.",
         allow_abbrev=False,
     )
     parser.add_argument("shell", choices=tuple(SCRIPTS), help="which shell")

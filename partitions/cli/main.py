@@ -86,13 +86,14 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
 
 
 def _unknown_verb(word: str, names: Sequence[str]) -> str:
-    from partitions.examples import find_example
+    from partitions.examples import example_names, find_example
 
     near = difflib.get_close_matches(word, names, n=1)
+    # An example's whole name is no slip of a verb's, however near.
+    if word in example_names() or (not near and (find_example(word) is not None or Path(word).exists())):
+        return f'there is no verb "{word}"; did you mean "partita run {word}"?'
     if near:
         return f'there is no verb "{word}"; did you mean "{near[0]}"?'
-    if find_example(word) is not None or Path(word).exists():
-        return f'there is no verb "{word}"; did you mean "partita run {word}"?'
     return f'there is no verb "{word}"; there are {", ".join(names)}'
 
 

@@ -102,6 +102,10 @@ def duration(name: str) -> Callable[[Row], str]:
 
 def size(name: str) -> Callable[[Row], str]:
     """Bytes, in three digits and a unit."""
-    from partitions.cli.summary import short_size
 
-    return lambda row: short_size(row[name])
+    def words(row: Row) -> str:
+        from partitions.cli.summary import short_size
+
+        return short_size(row[name])
+
+    return words
