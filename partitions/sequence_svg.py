@@ -70,7 +70,7 @@ _CLASSES: Final = {
 }
 
 
-def svg(diagram: Diagram, *, title: str = "Sequence diagram") -> str:
+def svg(diagram: Diagram, *, title: str = "") -> str:
     """The picture, with its last line ended."""
     return _Drawing(diagram, title).draw()
 
@@ -87,7 +87,7 @@ def _width(text: str) -> float:
 class _Drawing:
     def __init__(self, diagram: Diagram, title: str) -> None:
         self._diagram = diagram
-        self._title = title
+        self._title = title or "Sequence diagram"
         self._shapes: list[str] = []
         self._y = float(_HEAD)
         self._since_names = 0

@@ -1,4 +1,4 @@
-"""`partita trace`: what was recorded, or happens now, as lines, as the story of a request, as a table. Root side."""
+"""`partita trace`: what was recorded, or happens now, as lines, stories, tables and pictures. Root side."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def add_parser(verbs: Verbs) -> None:
         "trace",
         help="show what was recorded, or what happens in a running host",
         description="Show a recording (partita run --pcap FILE), JSON lines (partita run --trace FILE), or what "
-        "happens in a running host: as lines, as the story of one request or of a connection, or as a table of "
-        "requests. Exit status: 0 shown, 1 what was asked for is not there, or the file is damaged, 2 usage.",
+        "happens in a running host: as lines, as the story of one request or of a connection, as a table of "
+        "requests, as a sequence diagram or a timeline. Exit status: 0 shown, 1 what was asked for is not there, or "
+        "the file is damaged, 2 usage.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="a recording or JSON lines; - is standard input")
@@ -41,7 +42,7 @@ def add_parser(verbs: Verbs) -> None:
         help="show below each line what its bytes say; -xx shows the bytes by themselves too",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on when the file grows, until Ctrl-C")
-    parser.add_argument("--limit", type=int, metavar="N", help="show no more than N lines or requests")
+    parser.add_argument("--limit", type=int, metavar="N", help="no more than N lines, requests or arrows")
     parser.add_argument("--tail", type=int, metavar="N", help="show the last N lines only; with -f then what comes")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -51,6 +52,16 @@ def add_parser(verbs: Verbs) -> None:
         "with a filter (first:text=READ); or the life of a channel (reader/1) or of a VM and its connection (reader)",
     )
     what.add_argument("--requests", action="store_true", help="a table of requests, and percentiles by device")
+    what.add_argument(
+        "--sequence", action="store_true", help="draw who said what to whom, as Mermaid text; choose little by --filter"
+    )
+    what.add_argument(
+        "--timeline", metavar="FILE", help="write a time axis of it to a file: Chrome trace events, for Perfetto"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--mermaid", action="store_true", help="of --sequence: as text, which GitHub draws; so without")
+    form.add_argument("--svg", action="store_true", help="of --sequence: as a picture")
+    parser.add_argument("-O", dest="picture", metavar="FILE", help="where --sequence goes, in place of standard output")
     parser.add_argument(
         "--sort", choices=("duration", "time", "name"), default="duration", help="how --requests orders them"
     )
@@ -90,10 +101,16 @@ def _check(options: argparse.Namespace) -> None:
         raise Refusal("--for takes seconds, 0 or more, and goes with --host")
     if options.follow and options.file is None:
         raise Refusal("--follow goes with a FILE; --host shows what comes anyway")
-    lines = options.story is None and not options.requests
+    drawn = options.sequence or options.timeline is not None
+    lines = options.story is None and not options.requests and not drawn
     for name, given in (("--hex", options.hex), ("--tail", options.tail is not None)):
         if given and not lines:
-            raise Refusal(f"{name} goes with lines, not with --story or --requests")
+            raise Refusal(f"{name} goes with lines, not with --story, --requests or a picture")
+    for name, given in (("--mermaid", options.mermaid), ("--svg", options.svg), ("-O", options.picture is not None)):
+        if given and not options.sequence:
+            raise Refusal(f"{name} says how --sequence is drawn")
+    if drawn and options.output == "json":
+        raise Refusal(f"-o json does not go with {'--sequence' if options.sequence else '--timeline'}")
     if options.story is not None and options.filter is not None:
         raise Refusal("--story takes its filter itself, as in --story slowest:vm=web")
 
@@ -119,6 +136,15 @@ def _view(options: argparse.Namespace, condition: Filter | None) -> View:
         from partitions.request_table import RequestTable
 
         return views.Requests(RequestTable(options.sort, options.limit, condition), json=json)
+    if options.sequence:
+        from partitions.cli.trace_pictures import SequencePicture
+
+        most = {} if options.limit is None else {"most_rows": options.limit}
+        return SequencePicture(condition, svg=options.svg, output=options.picture, **most)
+    if options.timeline is not None:
+        from partitions.cli.trace_pictures import TimelineFile
+
+        return TimelineFile(condition, options.timeline)
     return views.Lines(
         sys.stdout,
         json=json,

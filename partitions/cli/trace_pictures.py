@@ -1,0 +1,110 @@
+"""What `partita trace` draws: a sequence diagram, a timeline. Root side."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, TYPE_CHECKING
+
+import msgspec
+
+from partitions.cli.common import FAILED, USAGE, Refusal
+from partitions.sequence import MOST_ROWS, Sequence, SequenceTooLong
+
+if TYPE_CHECKING:
+    from hypervisor.trace import TraceEvent
+    from partitions.filters import Filter
+    from partitions.recording.reader import Wanted
+
+
+class SequencePicture:
+    """The diagram of what a filter likes, as Mermaid text or SVG, in a file or on standard output."""
+
+    def __init__(self, wanted: Filter | None, *, svg: bool, output: str | None, most_rows: int = MOST_ROWS) -> None:
+        self._sequence = Sequence()
+        self._filter = wanted
+        self._svg = svg
+        self._output = output
+        self._most_rows = most_rows
+
+    def wanted(self) -> Wanted | None:
+        """Channels have had their names since before the window."""
+        if self._filter is None:
+            return None
+        return msgspec.structs.replace(self._filter.wanted(), layers=None, channels=None, directions=None, since=None)
+
+    def feed(self, event: TraceEvent, vm: str) -> None:
+        """One more."""
+        try:
+            self._sequence.feed(event, vm, wanted=self._filter is None or self._filter(event, vm))
+        except SequenceTooLong as error:
+            raise Refusal(f"--sequence: {error}", USAGE) from None
+
+    def settle(self) -> None:
+        """It is drawn at the end."""
+
+    def finish(self) -> None:
+        """Draw it."""
+        try:
+            text = self._drawn()
+        except SequenceTooLong as error:
+            raise Refusal(f"--sequence: {error}", USAGE) from None
+        if self._output is None:
+            sys.stdout.write(text)
+            return
+        try:
+            with open(self._output, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise Refusal(f"-O {self._output}: {error.strerror}", FAILED) from None
+
+    def _drawn(self) -> str:
+        diagram = self._sequence.diagram(most_rows=self._most_rows)
+        if self._svg:
+            from partitions.sequence_svg import svg
+
+            return svg(diagram, title="" if self._filter is None else self._filter.text)
+        from partitions.sequence_mermaid import mermaid
+
+        return mermaid(diagram)
+
+
+class TimelineFile:
+    """Chrome trace events of what a filter likes, written as the trace is read."""
+
+    def __init__(self, wanted: Filter | None, output: str) -> None:
+        """Raises `Refusal` for a file that cannot be written."""
+        from partitions.timeline import Timeline
+
+        self._filter = wanted
+        self._name = output
+        try:
+            self._file: IO[bytes] = open(output, "wb")  # noqa: SIM115  # closed in finish
+        except OSError as error:
+            raise Refusal(f"--timeline {output}: {error.strerror}") from None
+        self._timeline = Timeline(self._write)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise Refusal(f"--timeline {self._name}: {error.strerror}", FAILED) from None
+
+    def wanted(self) -> Wanted | None:
+        """What heads of events decide."""
+        return None if self._filter is None else self._filter.wanted()
+
+    def feed(self, event: TraceEvent, vm: str) -> None:
+        """One more."""
+        if self._filter is None or self._filter(event, vm):
+            self._timeline.feed(event, vm)
+
+    def settle(self) -> None:
+        """It is written as it fills."""
+
+    def finish(self) -> None:
+        """End the file."""
+        self._timeline.finish()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise Refusal(f"--timeline {self._name}: {error.strerror}", FAILED) from None
