@@ -18,7 +18,7 @@ from typing import Any
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
-    *("run", "explain", "trace", "validate", "examples"),
+    *("run", "explain", "trace", "watch", "validate", "examples"),
     *("ps", "stats", "events", "console"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk"),

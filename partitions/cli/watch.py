@@ -1,0 +1,100 @@
+"""`partita watch`: a run as one picture in the browser, from a recording. Root side."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from partitions.cli.common import FAILED, OK, Refusal, Verbs
+
+if TYPE_CHECKING:
+    import argparse
+
+    from partitions.filters import Filter
+    from partitions.watch.export import Exported
+
+_PIECE = 1 << 20
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "watch",
+        help="see a run as a picture in the browser",
+        description="Make one HTML file of a recording, which needs nothing but a browser: root, hypervisor, children "
+        "and the channels between them, each request moving hop by hop, to play, pause and step through. "
+        "docs/watch.md tells what is in the picture.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "recording",
+        metavar="RECORDING",
+        help="what `partita run --pcap RECORDING` has written; - reads it from standard input",
+    )
+    parser.add_argument(
+        "-O", "--output", metavar="PAGE", help="where the page goes; RECORDING.html beside you by default, - prints it"
+    )
+    parser.add_argument("--filter", metavar="FILTER", help="such as 'vm=web,time=1.2..1.5': what goes into the page")
+    parser.add_argument("--limit", type=int, metavar="N", help="events in the page (20000): a megabyte or two")
+    parser.add_argument("--last", action="store_true", help="where there are more, the last of them, not the first")
+    parser.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Make the page."""
+    if options.limit is not None and options.limit < 1:
+        raise Refusal("--limit takes a number of events, 1 or more")
+    wanted = _filter(options.filter)
+    name = "standard input" if options.recording == "-" else Path(options.recording).name
+    made = _export(options, wanted, name)
+    if options.output == "-":
+        sys.stdout.buffer.write(made.page)
+        return OK
+    target = Path(options.output or f"{'recording' if options.recording == '-' else Path(name).stem}.html")
+    try:
+        target.write_bytes(made.page)
+    except OSError as error:
+        raise Refusal(f"-O {target}: {error.strerror}", FAILED) from None
+    rest = f"; {made.left_out:,} more are not in it (--limit, --filter, --last)" if made.left_out else ""
+    print(f"{target}: {made.events:,} events, {len(made.page) / 1024:,.0f} KiB{rest}")
+    return OK
+
+
+def _pieces(recording: str) -> Iterator[bytes]:
+    with contextlib.ExitStack() as stack:
+        file = sys.stdin.buffer if recording == "-" else stack.enter_context(open(recording, "rb", buffering=0))
+        yield from iter(lambda: file.read(_PIECE), b"")
+
+
+def _filter(text: str | None) -> Filter | None:
+    from partitions.filters import FilterError, parse_filter
+
+    try:
+        return None if text is None else parse_filter(text)
+    except FilterError as error:
+        raise Refusal(f"--filter: {error}") from None
+
+
+def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> Exported:
+    from partitions.recording.reader import RecordingError, RecordingReader, Wanted
+    from partitions.watch.export import LIMIT, Exporter
+
+    # What comes before a window makes the picture what it is at its beginning, so only what comes after is left away.
+    reader = RecordingReader(None if wanted is None else Wanted(until=wanted.wanted().until), name=name)
+    exporter = Exporter(reader.names, limit=options.limit or LIMIT, last=options.last, wanted=wanted)
+    try:
+        for piece in _pieces(options.recording):
+            exporter.take(reader.feed(piece))
+        reader.finish()
+    except RecordingError as error:
+        raise Refusal(str(error)) from None
+    except OSError as error:
+        raise Refusal(f"{options.recording}: {error.strerror}") from None
+    notes = [] if reader.truncated_at is None else [f"the recording breaks off at byte {reader.truncated_at:,}"]
+    if wanted is not None:
+        notes.append(f"only {wanted.text}")
+    dropped = reader.dropped.packets + reader.dropped.events
+    return exporter.finish(name, notes, dropped)

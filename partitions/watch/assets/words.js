@@ -1,0 +1,125 @@
+// What events are called in the picture, and what they mean in a sentence.
+
+function seconds(ticks) {
+  return `${(ticks / 1e7).toFixed(6)} s`;
+}
+
+function lasting(ticks) {
+  const micro = ticks / 10;
+  if (micro < 1000) return `${micro.toFixed(1)} µs`;
+  if (micro < 1e6) return `${(micro / 1000).toFixed(2)} ms`;
+  return `${(micro / 1e6).toFixed(3)} s`;
+}
+
+function many(count, one, more = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
+}
+
+function hex(value) {
+  return typeof value === "number" ? `0x${value.toString(16)}` : String(value);
+}
+
+function shorter(text, length) {
+  return text.length <= length ? text : `${text.slice(0, Math.max(1, length - 1))}…`;
+}
+
+const HEX_FIELDS = new Set(["address", "connection", "control", "gpa", "msr", "port", "value", "vector", "transaction_id", "transaction"]);
+
+function fieldWords(name, value) {
+  if (typeof value === "number" && HEX_FIELDS.has(name)) return hex(value);
+  return String(value);
+}
+
+const CHIPS = {
+  "": "device", storage: "storage", network: "network", heartbeat: "heartbeat", shutdown: "shutdown",
+  "time sync": "time sync", kvp: "KVP", vss: "VSS",
+};
+
+function deviceWords(device) {
+  return CHIPS[device] || device.replaceAll("_", " ");
+}
+
+// A few letters that travel with the dot.
+function tag(row) {
+  const fields = row.fields || {};
+  switch (row.layer) {
+    case "hypercall":
+      return row.answers ? fields.status || "returns" : fields.call || row.event;
+    case "msr":
+      return row.words || hex(fields.msr);
+    case "synic":
+      if (row.event === "signal_event") return `event flag ${fields.flag}`;
+      return row.event === "post_message" ? "message" : row.event.replaceAll("_", " ");
+    case "interrupt":
+      return `interrupt ${hex(fields.vector)}`;
+    case "port":
+      return `${row.event === "port_in" ? "IN" : "OUT"} ${hex(fields.port)}`;
+    case "control":
+      return row.words.split(" ", 1)[0] || row.event;
+    case "packet":
+      return row.words.split(" ").slice(0, 2).join(" ") || row.event;
+    default:
+      return row.words || row.event.replaceAll("_", " ");
+  }
+}
+
+// The event in a sentence, for somebody who hears of it for the first time.
+function caption(row) {
+  const fields = row.fields || {};
+  const vm = row.about || row.vm || "the host";
+  const toRoot = row.direction === ">root";
+  const channel = row.via == null ? "" : ` on channel ${row.via}`;
+  switch (row.layer) {
+    case "hypercall": {
+      const caller = row.vm === "root" || fields.caller === 1 ? "the root" : vm;
+      if (row.answers) return `${fields.call} returns ${fields.status} to ${caller}.`;
+      return `${caller} calls the hypervisor: ${row.words}`;
+    }
+    case "msr":
+      return `${vm} ${row.event.startsWith("read") ? "reads" : "writes"} the synthetic register ${row.words || hex(fields.msr)}: ${hex(fields.value)}`;
+    case "synic":
+      if (row.event === "signal_event") {
+        const [from, to] = toRoot ? [vm, "the root"] : ["The root", vm];
+        const wrote = toRoot && row.request && !row.request.by_host ? `${vm} has put ${row.request.words} into the ring${channel}, and signals: ` : "";
+        return `${wrote}${wrote ? "" : `${from} signals ${to}${channel}: `}the hypervisor sets event flag ${fields.flag} in ${toRoot ? "the root's" : `${vm}'s`} SIEF page.`;
+      }
+      if (row.event === "post_message") return `${toRoot ? vm : "The root"} posts a message of ${row.size} bytes; the hypervisor puts it into the slot of SINT ${fields.sint} of ${toRoot ? "the root" : vm}.`;
+      return `${vm}: ${row.event.replaceAll("_", " ")} ${row.words}`;
+    case "interrupt":
+      return `The hypervisor interrupts ${toRoot ? "the root" : vm}: vector ${hex(fields.vector)} on virtual processor ${fields.vp}.`;
+    case "port":
+      return `${vm} is stopped at ${row.event === "port_in" ? "reading" : "writing"} port ${hex(fields.port)}, and its worker in the root answers${fields.value === undefined ? "" : `: ${hex(fields.value)}${letter(fields)}`}.`;
+    case "control":
+      return `Channel message ${toRoot ? `from ${vm} to the root` : `from the root to ${vm}`}: ${row.words || row.event}`;
+    case "packet": {
+      const meant = row.request && row.request.words !== row.words ? `, ${row.request.words}` : "";
+      return toRoot
+        ? `The root takes a packet of ${vm} out of the ring${channel}: ${row.words}${meant}`
+        : `The root puts a packet for ${vm} into the ring${channel}: ${row.words}${meant}`;
+    }
+    case "device":
+      return toRoot ? `The VSP of ${vm}${channel} reads the request: ${row.words}` : `The VSP of ${vm}${channel} has its result: ${row.words}`;
+    case "state":
+      return row.event === "vm_state" ? `The VMMS: ${vm} goes from ${row.words.replace(" -> ", " to ")}.` : `${vm}${channel}: ${row.event.replaceAll("_", " ")}, ${row.words}`;
+    default:
+      return `${row.event} ${row.words}`;
+  }
+}
+
+function letter(fields) {
+  const { port, value } = fields;
+  return port === 0x3f8 && value > 32 && value < 127 ? ` ("${String.fromCharCode(value)}" on the serial port)` : "";
+}
+
+const PLACES = { guest: "guest", hypervisor: "hypervisor", root: "root" };
+
+function hopWords(row) {
+  switch (row.layer) {
+    case "hypercall": return row.answers ? "hypercall returns" : (row.fields && row.fields.call) || "hypercall";
+    case "synic": return row.event === "signal_event" ? "event flag" : "message";
+    case "interrupt": return row.direction === ">root" ? "root interrupt" : "guest interrupt";
+    case "packet": return row.direction === ">root" ? "root takes packet" : "root sends packet";
+    case "device": return row.direction === ">root" ? row.words : `result: ${row.words}`;
+    default: return row.event.replaceAll("_", " ");
+  }
+}
