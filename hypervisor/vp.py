@@ -198,23 +198,27 @@ class VirtualProcessor:
             partition.reference_time.set_running(running)
             if running:
                 refresh_tsc_page(partition)  # the TSC went on while reference time stood
-        self._suspension_changed(was)
+        self._suspension_changed(was, "by its parent")
 
     def stop_on_intercept(self) -> None:
         """Suspend because the software needs the parent's help."""
         was = self.suspended
         self.intercept_suspend = True
-        self._suspension_changed(was)
+        self._suspension_changed(was, "for an intercept")
 
     def clear_intercept_suspend(self) -> None:
         """The parent is done with the intercept."""
         was = self.suspended
         self.intercept_suspend = False
-        self._suspension_changed(was)
+        self._suspension_changed(was, "after an intercept")
 
-    def _suspension_changed(self, was: bool) -> None:
+    def _suspension_changed(self, was: bool, why: str) -> None:
         if was == self.suspended:
             return
+        trace = self.partition.hypervisor.trace
+        if trace.on:
+            event = "vp_resumed" if was else "vp_suspended"
+            trace.emit(Layer.STATE, event, self.partition.id, words=why, vp=self.index)
         if self._runner is not None:
             self._runner.suspended(not was)
         if self._timers is not None:

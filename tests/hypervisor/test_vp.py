@@ -32,6 +32,24 @@ def test_both_suspend_bits_must_clear(host: BareHypervisor) -> None:
     assert runner.suspensions == [False, True]
 
 
+def test_who_stopped_a_processor_is_traced(host: BareHypervisor) -> None:
+    """Once each time it stops or goes on, and not for a bit that changes nothing."""
+    seen: list[tuple[str, str, int]] = []
+    host.trace.add_sink(lambda event: seen.append((event.event, event.words, event.fields["vp"])))
+    vp = host.child.vps[0]
+    vp.set_explicit_suspend(False)
+    vp.stop_on_intercept()
+    vp.set_explicit_suspend(True)
+    vp.clear_intercept_suspend()
+    vp.set_explicit_suspend(True)
+    vp.set_explicit_suspend(False)
+    assert seen == [
+        ("vp_resumed", "by its parent", 0),
+        ("vp_suspended", "for an intercept", 0),
+        ("vp_resumed", "by its parent", 0),
+    ]
+
+
 def test_the_intercept_bit_can_only_be_cleared(host: BareHypervisor) -> None:
     vp = host.child.vps[0]
     for name, value in (
