@@ -36,7 +36,7 @@ _ORDINARY_TAIL: Final = 12
 """Bytes of options behind a packet of which all is said: its direction, and their end."""
 _RESOLUTION_LIMIT: Final = 20
 """Times finer than 10^-20 s are nobody's."""
-_BY_HAND = 'a recording is what "partita run --pcap FILE" and "partita trace -w FILE" write'
+_BY_HAND = 'a recording is what "partita run --pcap FILE" writes'
 _FOREIGN: Final = (
     (b"\xa1\xb2\xc3\xd4", f"it is a capture in the old pcap format; {_BY_HAND}"),
     (b"\xd4\xc3\xb2\xa1", f"it is a capture in the old pcap format; {_BY_HAND}"),
