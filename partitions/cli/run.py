@@ -80,8 +80,27 @@ def add_parser(verbs: Verbs) -> None:
         "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
     )
     parser.add_argument(
-        "-v", dest="verbose", action="count", default=0, help="show state changes; -vv everything on the bus"
+        "-v",
+        "--verbose",
+        dest="verbose",
+        action="count",
+        default=0,
+        help="show state changes; -vv everything on the bus",
     )
+    parser.add_argument(
+        "--stay",
+        action="store_true",
+        default=False,
+        help="go on when all guests have ended, so that they can be started again: until Ctrl-C or `partita down`",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        default=None,
+        help="where `partita ps` and others reach this run: a socket's path, or auto, for one in the usual "
+        "place, which a run on the virtual clock has only if it is asked for",
+    )
+    parser.add_argument("--no-control", action="store_true", default=False, help="nobody reaches it")
     parser.set_defaults(call=call, explain_only=False)
 
 
@@ -105,6 +124,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, metavar="N", help="task order and random numbers; the topology's by default"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
+    # What not every verb offers that runs a topology.
+    parser.set_defaults(stay=False, control=None, no_control=True)
 
 
 def call(options: argparse.Namespace) -> int:
@@ -198,10 +219,22 @@ def run(options: argparse.Namespace, topology: Topology) -> Outcome:
             outcome = determinism.run(session.run, topology, viewer, options.timeout, clock=options.clock, seed=seed)
         except determinism.NotRepeatable as error:
             raise Refusal(str(error)) from None
+        except BaseExceptionGroup as group:
+            # What a run is refused for once it is under way has gone through its nurseries.
+            refusals = group.subgroup(Refusal)
+            if refusals is None or group.split(Refusal)[1] is not None:
+                raise
+            raise leaf(refusals) from None
         viewer.finish(outcome)
         if viewer.outlets.problems:
             raise Refusal(viewer.outlets.problems[0], FAILED)
     return outcome
+
+
+def leaf(group: BaseExceptionGroup[Refusal]) -> Refusal:
+    """The first of a group of groups."""
+    first = group.exceptions[0]
+    return leaf(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def with_disks(topology: Topology, wanted: list[str]) -> Topology:

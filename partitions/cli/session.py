@@ -22,11 +22,13 @@ from hypervisor.clock import seconds
 from hypervisor.trace import Level
 from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_json
 from partitions.cli.outlets import Outlets
+from partitions.cli.reachable import reachable
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
 from partitions.filters import FilterError, at_least, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
+from partitions.root.asking import asked_by
 from partitions.surroundings import unix_start
 from partitions.topology_schema import Backend
 from partitions.trace_outlet import TraceOutlet
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
     from partitions.explain import Explainer
     from partitions.explain_steps import Explanation
     from partitions.recording.file import FileRecording
+    from partitions.root.control_socket import ControlSocket
     from partitions.timeline import Timeline
     from partitions.topology import Topology
 
 REDRAW_SECONDS = 0.25
+CONSOLE_KEY = "the console's escape key"
 CONSOLE_LINES = 100_000
 """Lines that may wait for a slow terminal, a VM."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,6 +61,8 @@ class Ending(enum.StrEnum):
     INTERRUPTED = "interrupted"
     NOTHING_LEFT = "nothing left to happen"
     """On the virtual clock: every guest waits, and no timer is set that could wake one."""
+    DOWN = "taken down"
+    """By `partita down` from another terminal."""
     UNWATCHED = "nobody reads the output any more"
     """The other end of a pipe was closed, as `head` does when it has enough."""
 
@@ -322,7 +328,8 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
                     await readers.start(viewer.follow, vm)
             if viewer.terminal is not None:
                 await readers.start(_show, viewer, host[viewer.terminal.vm])
-            ending = await _watch(host, viewer, timeout, received)
+            async with reachable(host, options, viewer.note) as control:
+                ending = await _watch(host, viewer, timeout, received, control)
             outcome = Outcome(
                 topology=str(options.target),
                 clock=options.clock,
@@ -339,33 +346,45 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
     return outcome
 
 
-async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: AsyncIterator[int]) -> Ending:
-    """The run itself with its watchers; returns when every VM is off."""
+async def _watch(
+    host: Host,
+    viewer: Viewer,
+    timeout: float | None,
+    received: AsyncIterator[int],
+    control: ControlSocket | None,
+) -> Ending:
+    """The run itself with its watchers; returns when every VM is off, and with --stay, when somebody has ended it."""
     ending = Ending.ENDED
-    starting, started = trio.CancelScope(), trio.Event()
+    starting, started, over = trio.CancelScope(), trio.Event(), trio.Event()
 
-    def stop(why: Ending) -> None:
+    def end(why: Ending) -> None:
         nonlocal ending
         ending = why
+        over.set()
         starting.cancel()
-        host.turn_all_off()
+
+    def stop(why: Ending, who: str) -> None:
+        end(why)
+        with asked_by(who):
+            host.turn_all_off()
 
     times = 0
     saves: dict[str, Path] = viewer.options.save
 
-    def interrupt() -> None:
-        nonlocal ending, times
+    def interrupt(who: str) -> None:
+        nonlocal times
         times += 1
         if times > 2:
             leave(viewer)
         elif times == 2:
             viewer.note("turning off; once more to leave at once")
-            host.turn_all_off()
+            with asked_by(who):
+                host.turn_all_off()
         else:
             viewer.note(f"{'saving' if saves else 'shutting down'}; once more to turn off")
-            ending = Ending.INTERRUPTED
-            starting.cancel()
-            watchers.start_soon(save_and_shut_down)
+            end(Ending.INTERRUPTED)
+            with asked_by(who):
+                watchers.start_soon(save_and_shut_down)
 
     def was_saved(vm: Vm) -> bool:
         return vm.exit is not None and vm.exit.reason is ExitReason.SAVED
@@ -390,25 +409,31 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
 
     async def save_later(after: float) -> None:
         await trio.sleep(after)
-        await save_all()
+        with asked_by("--save-after"):
+            await save_all()
 
     async def interrupts() -> None:
-        async for _ in received:
-            interrupt()
+        async for number in received:
+            interrupt(signal.Signals(number).name)
+
+    async def taken_down() -> None:
+        if control is not None:
+            await control.down.wait()
+            end(Ending.DOWN)
 
     def wish(what: Wish) -> None:
         if what is Wish.TURN_OFF:
-            stop(Ending.INTERRUPTED)
+            stop(Ending.INTERRUPTED, CONSOLE_KEY)
         else:
-            interrupt()
+            interrupt(CONSOLE_KEY)
 
     async def unwatched() -> None:
         await viewer.outlets.gone.wait()
-        stop(Ending.UNWATCHED)
+        stop(Ending.UNWATCHED, "the end of the output")
 
     async def expire(after: float) -> None:
         await trio.sleep(after)
-        stop(Ending.TIMED_OUT)
+        stop(Ending.TIMED_OUT, "--timeout")
 
     async def virtual_time() -> None:
         """Where time jumps, nothing comes from outside: when all wait and no timer is set, this is the end.
@@ -422,14 +447,15 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
             await trio.testing.wait_all_tasks_blocked()
             left = trio.lowlevel.current_statistics().seconds_to_next_deadline
             if left == inf:
-                return stop(Ending.NOTHING_LEFT)
+                return stop(Ending.NOTHING_LEFT, "the end of the virtual time")
             if trio.current_time() + left > expires:
-                return stop(Ending.TIMED_OUT)
+                return stop(Ending.TIMED_OUT, "--timeout")
             await trio.sleep(max(left, 0))
 
     async with trio.open_nursery() as watchers:
         watchers.start_soon(interrupts)
         watchers.start_soon(unwatched)
+        watchers.start_soon(taken_down)
         if viewer.terminal is not None:
             watchers.start_soon(viewer.terminal.take, host[viewer.terminal.vm].console, wish)
         if viewer.options.clock == "virtual":
@@ -449,6 +475,10 @@ async def _watch(host: Host, viewer: Viewer, timeout: float | None, received: As
                 collect_garbage()
         started.set()
         await host.wait_all()
+        if viewer.options.stay and not over.is_set():
+            viewer.note("note: all guests have ended; the host stays, until Ctrl-C or `partita down`")
+            await over.wait()
+            await host.wait_all()
         watchers.cancel_scope.cancel()
     if viewer.options.save_after is not None and ending is Ending.ENDED:
         for name in saves:
