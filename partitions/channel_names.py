@@ -6,6 +6,7 @@ import re
 
 from hypervisor.trace import Layer, TraceEvent
 from hypervisor.wire import Guid
+from partitions.recording.event_codec import STARTED
 from partitions.recording.link import device_name
 from vsp_vsc.device import name_of
 
@@ -19,8 +20,10 @@ class ChannelNames:
         self._names: dict[tuple[str, int], str] = {}
 
     def learn(self, event: TraceEvent, vm: str) -> None:
-        """Offers and packets say it."""
+        """Offers and packets say it, and a recording at its start, of channels that were there before."""
         channel = event.channel
+        if event.event == STARTED:
+            self._begin(event)
         if channel is None:
             return
         if event.layer is Layer.PACKET:
@@ -29,6 +32,17 @@ class ChannelNames:
                 self._names[vm, channel] = str(device)
         elif event.event == "offer_channel" and (found := _INTERFACE.search(event.words)):
             self._names[vm, channel] = interface_name(found[1])
+
+    def _begin(self, event: TraceEvent) -> None:
+        names, channels = event.fields.get("names"), event.fields.get("channels")
+        if not isinstance(names, dict) or not isinstance(channels, list):
+            return
+        for each in channels:
+            match each:
+                case [int(partition), int(channel), str(device)] if device and str(partition) in names:
+                    self._names[str(names[str(partition)]), channel] = device
+                case _:
+                    pass  # of a channel without a name, or in a file that we did not write
 
     def device(self, vm: str, channel: int | None) -> str:
         """The short name of the device, such as `storage`; empty where nobody has said it."""

@@ -20,6 +20,7 @@ import msgspec
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
 from partitions.channel_names import ChannelNames, interface_name
 from partitions.ports import COM1_TRANSMIT
+from partitions.recording.event_codec import STARTED
 
 _ROOT_PARTITION: Final = 1
 MOST_ROWS: Final = 300
@@ -154,7 +155,7 @@ class Sequence:
         self._channels.learn(event, vm)
         if event.partition:
             self._names[event.partition] = vm
-        if not wanted:
+        if not wanted or event.event == STARTED:
             return
         step = self._step(event, vm)
         if step is None:

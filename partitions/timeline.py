@@ -30,6 +30,7 @@ from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
 from partitions.channel_names import ChannelNames
 from partitions.logs import ROOT_NAME, ROOT_PARTITION, printable
+from partitions.recording.event_codec import STARTED
 from partitions.requests import Outcome, Request, RequestTracker
 
 _HYPERVISOR: Final = "\0"
@@ -85,7 +86,6 @@ class Timeline:
         self._calls: dict[tuple[int, int], int] = {}
         """When a signal or a message went out, by caller and connection, until its hypercall returns."""
         self._flows = 0
-        self._write(b"[\n")
         self._empty = True
         self._process(_HYPERVISOR, 1_000_000)
         self._process(ROOT_NAME, 1_000_001)
@@ -94,8 +94,10 @@ class Timeline:
 
     def feed(self, event: TraceEvent, vm: str) -> None:
         """One more thing happened, to this VM."""
-        self._last = at = max(event.time * 100, self._last + 1)
         self._names.learn(event, vm)
+        if event.event == STARTED:
+            return
+        self._last = at = max(event.time * 100, self._last + 1)
         partition = event.partition
         if vm.startswith("#"):
             vm = self._partitions.get(partition, "")
@@ -151,7 +153,7 @@ class Timeline:
     # --- writing
 
     def _record(self, phase: str, at: int, track: str, rest: str = "") -> None:
-        line = f'{"" if self._empty else _COMMA}{{"ph":"{phase}","ts":{at // 1000}.{at % 1000:03},{track}{rest}}}'
+        line = f'{_BEGIN if self._empty else _COMMA}{{"ph":"{phase}","ts":{at // 1000}.{at % 1000:03},{track}{rest}}}'
         self._empty = False
         self._waiting.append(line)
         self._size += len(line)
@@ -392,6 +394,7 @@ def _lane(lanes: list[int], start: int, end: int) -> tuple[int, bool]:
     return len(lanes) - 1, True
 
 
+_BEGIN: Final = "[\n"
 _COMMA: Final = ",\n"
 
 

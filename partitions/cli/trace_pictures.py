@@ -9,6 +9,7 @@ import msgspec
 
 from partitions.cli.common import FAILED, USAGE, Refusal
 from partitions.sequence import MOST_ROWS, Sequence, SequenceTooLong
+from partitions.timeline import Timeline
 
 if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
@@ -69,24 +70,26 @@ class SequencePicture:
 
 
 class TimelineFile:
-    """Chrome trace events of what a filter likes, written as the trace is read."""
+    """Chrome trace events of what a filter likes, written as the trace is read. The file is made with the first."""
 
     def __init__(self, wanted: Filter | None, output: str) -> None:
-        """Raises `Refusal` for a file that cannot be written."""
-        from partitions.timeline import Timeline
-
         self._filter = wanted
         self._name = output
-        try:
-            self._file: IO[bytes] = open(output, "wb")  # noqa: SIM115  # closed in finish
-        except OSError as error:
-            raise Refusal(f"--timeline {output}: {error.strerror}") from None
+        self._file: IO[bytes] | None = None
         self._timeline = Timeline(self._write)
 
     def _write(self, data: bytes) -> None:
+        if self._file is None:
+            try:
+                self._file = open(self._name, "wb", buffering=0)  # noqa: SIM115  # closed in finish, or below
+            except OSError as error:
+                raise Refusal(f"--timeline {self._name}: {error.strerror}") from None
+        rest = memoryview(data)
         try:
-            self._file.write(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
+            self._file.close()
             raise Refusal(f"--timeline {self._name}: {error.strerror}", FAILED) from None
 
     def wanted(self) -> Wanted | None:
@@ -99,12 +102,11 @@ class TimelineFile:
             self._timeline.feed(event, vm)
 
     def settle(self) -> None:
-        """It is written as it fills."""
+        """What there is goes into the file."""
+        self._timeline.flush()
 
     def finish(self) -> None:
         """End the file."""
         self._timeline.finish()
-        try:
+        if self._file is not None:
             self._file.close()
-        except OSError as error:
-            raise Refusal(f"--timeline {self._name}: {error.strerror}", FAILED) from None
