@@ -18,8 +18,8 @@ from typing import Any
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
-    *("run", "explain", "trace", "watch", "validate", "examples"),
-    *("ps", "stats", "events", "console"),
+    *("run", "explain", "trace", "decode", "watch", "validate", "examples"),
+    *("ps", "stats", "inspect", "events", "console"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk"),
     *("doctor", "boundary", "schema", "dissector", "completion"),

@@ -128,8 +128,8 @@ def decode_channel_message(
         return _unknown(data)
     layout = row.layout
     hints = dict(_HINTS.get(layout, _COMMON))
-    if issubclass(layout, m.VersionResponse):
-        hints["detail"] = _detail_hint(version)
+    if layout.TYPE is MessageType.VERSION_RESPONSE:
+        hints["detail"] = _detail_hint(version if layout is m.VersionResponse else Version.V6_0)
     end = min(len(data), layout.SIZE)
     parts = fields_of(layout, data, 0, end, hints)
     if layout is m.OfferChannel:
@@ -168,9 +168,9 @@ def _tail(layout: type[m.Message], data: bytes, at: int) -> list[Field]:
 
 
 def _detail_hint(version: int | None) -> Hint:
-    if version is not None and version < Version.V5_0:
+    if version and version < Version.V5_0:
         return Hint(vmbus_version_words)
-    if version is not None:
+    if version:
         return Hint(lambda value: f"post to connection {value:#x}")
     return Hint(lambda value: f"from 5.0 on post to connection {value:#x}, below it the version")
 
