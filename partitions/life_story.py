@@ -131,7 +131,7 @@ class LifeTeller:
     def finish(self) -> Life:
         """There is no more. Raises `UnknownLife`."""
         if self._vm not in self._vms:
-            raise UnknownLife(_unknown("VM", self._vm, list(self._vms), "in this trace"))
+            raise UnknownLife(unknown("VM", self._vm, list(self._vms)))
         if self._channel is None:
             answers = dict(self._vm_answers())
             return Life(name=self._vm, moments=self._moments, left_out=self._left_out, answers=answers)
@@ -320,12 +320,13 @@ def _who(event: TraceEvent) -> str:
     return {">root": "guest", ">child": "host"}.get(event.direction, "host")
 
 
-def _unknown(kind: str, value: str, known: list[str], where: str) -> str:
+def unknown(kind: str, value: str, known: list[str]) -> str:
+    """That a trace has no such thing, and the nearest that it has."""
     if not known:
-        return f'no {kind} "{value}" {where}: it names none'
+        return f'no {kind} "{value}" in this trace: it names none'
     near = difflib.get_close_matches(value, known, n=1)
     hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known[:8])}"
-    return f'no {kind} "{value}" {where}; {hint}'
+    return f'no {kind} "{value}" in this trace; {hint}'
 
 
 def lines(life: Life, *, colour: bool = False) -> list[str]:

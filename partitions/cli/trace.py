@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from partitions.cli.common import INTERRUPTED, OK, Refusal, Verbs
 
+ROOT_NAME = "root"
+
 if TYPE_CHECKING:
     import argparse
 
@@ -87,7 +89,19 @@ def call(options: argparse.Namespace) -> int:
             # Whoever follows has no other way to say that it is enough.
             return OK if options.follow or options.file == "-" else INTERRUPTED
         reading.end()
+    if condition is not None and condition.vms is not None and not reading.read and options.file != "-":
+        _hint(options.file, condition.vms)
     return OK
+
+
+def _hint(path: str, wanted: frozenset[str]) -> None:
+    """Nothing matched: perhaps the VM has another name. Read it all, for once, to know which there are."""
+    from partitions.cli.trace_sources import names_in
+    from partitions.life_story import unknown
+
+    there = names_in(path)
+    for name in sorted(wanted - there - {ROOT_NAME}):
+        print(f"note: {unknown('VM', name, sorted(there))}", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -91,6 +91,18 @@ def open_trace(name: str) -> BinaryIO:
         raise Refusal(f"{name}: {error.strerror}{near}") from None
 
 
+def names_in(path: str) -> set[str]:
+    """The VMs of a trace."""
+    reader = TraceReader(name=path)
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                reader.feed(data)
+    except (OSError, RecordingError):
+        pass  # said before
+    return {name for name in reader.names.values() if not name.startswith("#")}
+
+
 def _near(path: Path) -> str:
     try:
         names = os.listdir(path.parent)

@@ -138,6 +138,16 @@ def test_errors_for_programs() -> None:
     }
 
 
+def test_what_a_reader_may_leave_out() -> None:
+    """A reader of recordings hears what heads of events decide; by device it has to see what names channels."""
+    wanted = parse_filter("vm=web|db,layer=packet,channel=5,direction=root,time=1..2|4..5,text=READ").wanted()
+    assert (wanted.vms, wanted.layers) == (frozenset({"web", "db"}), frozenset({Layer.PACKET}))
+    assert (wanted.channels, wanted.directions) == (frozenset({5}), frozenset({TO_ROOT}))
+    assert (wanted.since, wanted.until) == (10_000_000, 50_000_000)
+    wanted = parse_filter("device=storage,layer=device,time=..2").wanted()
+    assert (wanted.layers, wanted.vms, wanted.until) == (None, None, 20_000_000)
+
+
 @given(st.text(alphabet='vmlayertxdick=,|".*015 ', max_size=30))
 def test_any_text_is_a_filter_or_refused(text: str) -> None:
     """No text makes anything but a filter or a `FilterError`."""
