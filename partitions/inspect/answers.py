@@ -62,7 +62,10 @@ async def look(root: Node, path: str, *, depth: int | None = None) -> Any:
 async def write_out(
     root: Node, path: str, *, depth: int | None, form: Form, send: Callable[[str], Awaitable[object]]
 ) -> None:
-    """The same as text, handed to `send` in pieces as it is made. Raises `InspectError` before the first."""
+    """The same as text, handed to `send` in pieces as it is made. Raises `InspectError` before the first.
+
+    A line end comes last, an empty line after a tree's lines: a text without it has been cut off.
+    """
     steps, turn = walk(find(root, path), depth), _Turn()
     made: list[str] = []
     for piece in tree_lines(steps) if form == "tree" else json_pieces(steps):
@@ -72,7 +75,7 @@ async def write_out(
             await trio.lowlevel.checkpoint()
             made.clear()
             turn.begin()
-    await send("".join(made))
+    await send("".join(made) + "\n")
     await trio.lowlevel.checkpoint()
 
 

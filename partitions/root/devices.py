@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hypervisor.inspect import Branch, shown
+from hypervisor.inspect import Branch, Gone, shown
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
 from partitions.root.disk_state import DeviceError
@@ -76,8 +76,10 @@ class CountedDevice:
         return shown(self.device)
 
     def inspect_channel(self, channel_id: int) -> Branch:
-        """The device's own; empty if it has none."""
-        return self.device.inspect_channel(channel_id) if isinstance(self.device, InspectableDevice) else Branch({})
+        """The device's own. Raises `Gone` if it has none."""
+        if not isinstance(self.device, InspectableDevice):
+            raise Gone
+        return self.device.inspect_channel(channel_id)
 
     def channel_statistics(self) -> ChannelStatistics:
         """What went through all the channels that the guest has ever opened to it."""

@@ -43,6 +43,17 @@ GpadlKey = tuple[int, int]
 """GPADL ID and channel ID: guests may use one ID on two channels."""
 
 
+def gpadl_name(key: GpadlKey) -> str:
+    """For people, such as `0xe1e10@5`."""
+    return f"{key[0]:#x}@{key[1]}"
+
+
+def gpadl_key(name: str) -> GpadlKey:
+    """The way back. ValueError for a name that is none."""
+    gpadl, _, channel = name.partition("@")
+    return int(gpadl, 16), int(channel)
+
+
 @attrs.define(eq=False)
 class ServerGpadl:
     """One GPADL."""

@@ -62,7 +62,7 @@ class Offer:
                 "interface": str(self.interface),
                 "instance": str(self.instance),
                 "subchannel": self.subchannel_index,
-                "flags": OfferFlag(self.flags).name or "none",
+                "flags": OfferFlag(self.flags).name if self.flags else "none",
                 "mmio_megabytes": self.mmio_megabytes,
                 "monitor_latency_us": None if self.monitor_latency is None else self.monitor_latency / 10,
             }

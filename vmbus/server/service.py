@@ -40,7 +40,7 @@ from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channels import ServerChannel
 from vmbus.server.connection import Judged, Phase
-from vmbus.server.gpadls import GpadlKey, ServerGpadl
+from vmbus.server.gpadls import ServerGpadl, gpadl_key, gpadl_name
 from vmbus.server.limits import INBOX_MESSAGES, MAX_RESERVED_TARGETS, BusUse
 from vmbus.server.offers import Device, Offer
 from vmbus.server.opened import OpenedChannel
@@ -199,7 +199,7 @@ class VmbusServer:
                 "state": state.phase.value,
                 "version": None if version is None else version_text(version),
                 "highest_version": version_text(state.max_version),
-                "features": Feature(state.features).name or "none",
+                "features": Feature(state.features).name if state.features else "none",
                 "target_vp": None if self._messages is None else target[0],
                 "target_sint": None if self._messages is None else target[1],
                 "offers_requested": state.offers_sent,
@@ -211,7 +211,7 @@ class VmbusServer:
                 "limits": lambda: self.use().inspect(),
                 "counters": lambda: counters(self.counters),
                 "channels": Many(state.channels, int, show=self._inspect_channel),
-                "gpadls": Many(state.gpadls.by_key, _gpadl_key, name=_gpadl_name, show=self._inspect_gpadl),
+                "gpadls": Many(state.gpadls.by_key, gpadl_key, name=gpadl_name, show=self._inspect_gpadl),
             }
         )
 
@@ -539,16 +539,6 @@ class VmbusServer:
         self._slots.shut_down()
         self._drop_message_target()
         self._drop_reserved_targets()
-
-
-def _gpadl_name(key: GpadlKey) -> str:
-    """A GPADL ID alone may be that of several, on one channel each."""
-    return f"{key[0]:#x}@{key[1]}"
-
-
-def _gpadl_key(name: str) -> GpadlKey:
-    gpadl, _, channel = name.partition("@")
-    return int(gpadl, 16), int(channel)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from vmbus.protocol.pages import ConnectionPages
 from vmbus.ring import Packet, packet_bytes, packet_words
 from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
+from vmbus.server.gpadls import gpadl_name
 from vmbus.server.limits import MAX_SCATTERED_PAGES
 from vmbus.server.offers import Device, InspectableDevice, Offer, SavableDevice
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
@@ -107,8 +108,8 @@ class _Slot:
             "subchannels": len(self.subchannels),
         }
         if opened is not None and channel is not None:
-            seen |= {"target_vp": opened.target_vp, "ring_gpadl": None if self.ring is None else self.ring.gpadl_id}
-            seen |= {"ring": channel.inspect}
+            ring = None if self.ring is None else gpadl_name((self.ring.gpadl_id, opened.channel_id))
+            seen |= {"target_vp": opened.target_vp, "ring_gpadl": ring, "ring": channel.inspect}
             if isinstance(device, InspectableDevice):
                 seen |= {"session": partial(device.inspect_channel, opened.channel_id)}
         return Branch(seen)

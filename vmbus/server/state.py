@@ -142,7 +142,7 @@ class ServerState(ChannelRules):
             self._fault("refused_contact", f"{describe(contact)}: {verdict.refusal}")
             self.judged.append(Judged(contact.version, False, verdict.refusal))
         else:
-            self.judged.append(Judged(contact.version, True, "spoken here, and the guest asks for nothing higher"))
+            self.judged.append(Judged(contact.version, True, "both speak it; guests ask from their highest down"))
             self.version, self.features = verdict.version, verdict.features
             self._enter(Phase.CONNECTED)
             self.agreed = contact, multiclient

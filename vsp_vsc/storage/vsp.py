@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from hypervisor.inspect import Branch, Gone, Many
+from hypervisor.inspect import Branch, Gone, Many, data
 from hypervisor.trace import Layer, Trace
 from hypervisor.wire import BadValue, Guid, WireError
 from vmbus.bell import Bell
@@ -230,7 +230,7 @@ class StorageVsp:
         """Counters, and the disks by LUN."""
         return Branch(
             {
-                "counters": lambda: Branch(attrs.asdict(self.statistics())),
+                "counters": lambda: data(attrs.asdict(self.statistics())),
                 "disks": Many({unit.lun: unit for unit in self._controller.units.values()}, int),
             }
         )
