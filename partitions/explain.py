@@ -18,6 +18,7 @@ from hypervisor.synic.messages import LEAST_VECTOR, Sint
 from hypervisor.trace import Layer, Level, TraceEvent
 from hypervisor.wire import Guid
 from partitions.ports import COM1_TRANSMIT
+from partitions.recording.link import device_name
 from vsp_vsc.device import name_of
 
 _PAGE: Final = ~0xFFF
@@ -25,20 +26,6 @@ _WORD = re.compile(r"(\w+)=(\S+)")
 _KEPT_MISTAKES: Final = 8
 HARMLESS: Final = frozenset({"unknown_port"})
 """Warnings that say nothing about a guest's way: every kernel for PCs probes for a PCI bus, a keyboard and timers."""
-KNOWN_INTERFACES: Final = {
-    "f8615163-df3e-46c5-913f-f2d2f965ed0e": "network",
-    "57164f39-9115-4e78-ab55-382f3bd5422d": "heartbeat",
-    "0e0b6031-5213-4934-818b-38d90ced39db": "shutdown",
-    "9527e630-d0ae-497b-adce-e80ab0175caf": "time sync",
-    "a9a0f4e7-5a45-4d96-b827-8a841e8c03e6": "KVP",
-    "35fa2e29-ea23-4236-96ae-3a6ebacba440": "VSS",
-    "34d14be3-dee4-41c8-9ae7-6b174977c192": "file copy",
-    "f912ad6d-2b17-48ea-bd65-f927a61c7684": "keyboard",
-    "cfa8b69e-5b4a-4cc0-b98b-8ba1a1f3f95a": "mouse",
-    "525074dc-8985-46e2-8057-a307dc18a502": "dynamic memory",
-    "da0a7802-e377-4aac-8e77-0558eb1073f8": "video",
-}
-"""Hyper-V's well-known interface GUIDs, beside the devices that name themselves (`vsp_vsc.device`)."""
 
 
 @attrs.define
@@ -310,12 +297,11 @@ class Explainer:
 
 
 def _device_name(interface: str) -> str:
-    if interface in KNOWN_INTERFACES:
-        return KNOWN_INTERFACES[interface]
     try:
-        return name_of(Guid(interface))
+        known = Guid(interface)
     except ValueError:
         return interface or "unknown"
+    return device_name(known) or name_of(known)
 
 
 _OPEN_SOURCE: Final = 1 << 63

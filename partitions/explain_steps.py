@@ -17,19 +17,19 @@ LINUX_DRIVERS: Final = {
     "network": "hv_netvsc",
     "heartbeat": "hv_utils",
     "shutdown": "hv_utils",
-    "time sync": "hv_utils",
-    "KVP": "hv_utils",
-    "VSS": "hv_utils",
-    "file copy": "hv_utils",
+    "time-sync": "hv_utils",
+    "kvp": "hv_utils",
+    "vss": "hv_utils",
+    "file-copy": "hv_utils",
     "keyboard": "hyperv_keyboard",
     "mouse": "hid_hyperv",
-    "dynamic memory": "hv_balloon",
+    "dynamic-memory": "hv_balloon",
     "video": "hyperv_drm",
 }
 """Which module of Linux binds to a device, by our name for it."""
 
 
-LINUX_DAEMONS: Final = {"KVP": "hv_kvp_daemon", "VSS": "hv_vss_daemon", "file copy": "hv_fcopy_daemon"}
+LINUX_DAEMONS: Final = {"kvp": "hv_kvp_daemon", "vss": "hv_vss_daemon", "file-copy": "hv_fcopy_daemon"}
 """Devices of which the kernel has half a driver: it answers once this program of the guest's runs."""
 
 
