@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
 from partitions import control_folder
@@ -36,12 +35,14 @@ _RECEIVE: Final = 64 * 1024
 _BACKLOG: Final = 64
 
 
-@attrs.frozen
 class Peer:
     """The process at the other end, as the kernel has it from the moment of its connect."""
 
-    pid: int
-    uid: int
+    __slots__ = ("pid", "uid")  # nothing here is imported or generated that a run nobody talks to would wait for
+
+    def __init__(self, pid: int, uid: int) -> None:
+        self.pid = pid
+        self.uid = uid
 
     def __str__(self) -> str:
         return f"control socket, uid {self.uid} pid {self.pid}"
