@@ -14,7 +14,7 @@ import pytest
 from hypervisor.trace import Trace, TraceEvent
 from partitions.cli.main import main
 from partitions.logs import json_sink
-from partitions.recording.reader import RecordingReader, read_recording
+from partitions.recording.reader import Recording, RecordingReader, read_recording
 from tests.partitions.cli.conftest import MakeTopology
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main"]
@@ -111,3 +111,17 @@ def test_a_recording_that_cannot_be_is_refused_before_anything_starts(
     out, error = capsys.readouterr()
     assert words in error
     assert "hello" not in out
+
+
+def test_a_run_that_is_killed_leaves_a_recording(topology: MakeTopology, tmp_path: Path) -> None:
+    """Up to its last whole block, and to the last tenth of a second or so."""
+    folder, path = topology(web="while True:\n    print('on')\n    await guest.sleep(0.001)"), tmp_path / "run.pcapng"
+    with subprocess.Popen([*COMMAND, "run", str(folder), "--pcap", str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(300):
+            process.stdout.readline()
+        process.kill()
+    recording = Recording(path)
+    printed = sum(event.event == "port_out" for event in recording)
+    assert printed > 300
+    assert recording.reader.truncated_at is None or recording.reader.truncated_at > path.stat().st_size - 65536
