@@ -58,13 +58,6 @@ class _Channel:
     """When the last request of each lane ended, in ns."""
 
 
-@attrs.define
-class _Process:
-    pid: int
-    state: str = ""
-    """The slice that is open on its state track."""
-
-
 class Timeline:
     """Takes events in order and writes what they come to. `finish` it once, or leave the file as it is."""
 
@@ -78,13 +71,15 @@ class Timeline:
         self._names = ChannelNames()
         self._partitions: dict[int, str] = {}
         self._tracker = RequestTracker()
-        self._processes: dict[str, _Process] = {}
+        self._processes: dict[str, int] = {}
+        self._open: set[str] = set()
+        """Tracks with a slice that has begun and not ended."""
         self._tracks: dict[tuple[Any, ...], str] = {}
         self._channels: dict[tuple[str, int], _Channel] = {}
         self._work: dict[tuple[str, int], list[int]] = {}
         """When the last work of each lane of a device's channel ended, in ns."""
-        self._calls: dict[tuple[int, int], int] = {}
-        """When a signal or a message went out, by caller and connection, until its hypercall returns."""
+        self._calls: dict[int, tuple[int, int]] = {}
+        """By caller, the last signal or message: its connection and its time. Its hypercall has not returned."""
         self._flows = 0
         self._empty = True
         self._process(_HYPERVISOR, 1_000_000)
@@ -136,9 +131,8 @@ class Timeline:
         for request in [*self._tracker.finish(), *self._tracker.open]:
             self._request(request)
         self._last += 1
-        for name, process in self._processes.items():
-            if process.state:
-                self._record("E", self._last, self._thread(name, "state", 0))
+        for track in sorted(self._open):
+            self._end(track, self._last)
         for (vm, number), channel in self._channels.items():
             self._rate(vm, number, channel, None)
         self.flush()
@@ -181,21 +175,20 @@ class Timeline:
 
     # --- tracks
 
-    def _process(self, name: str, place: int | None = None) -> _Process:
-        process = self._processes.get(name)
-        if process is None:
-            count = len(self._processes)
-            process = self._processes[name] = _Process(count + 1)
+    def _process(self, name: str, place: int | None = None) -> int:
+        pid = self._processes.get(name)
+        if pid is None:
+            pid = self._processes[name] = len(self._processes) + 1
             title = "hypervisor" if name == _HYPERVISOR else name
-            self._meta("process_name", "name", title, process.pid, process.pid)
-            self._meta("process_sort_index", "sort_index", place or count, process.pid, process.pid)
-        return process
+            self._meta("process_name", "name", title, pid, pid)
+            self._meta("process_sort_index", "sort_index", place or pid, pid, pid)
+        return pid
 
     def _thread(self, process: str, name: str, place: int) -> str:
         """The part of a record that says which track, made and named when it is first used."""
         track = self._tracks.get((process, name))
         if track is None:
-            pid, tid = self._process(process).pid, _FIRST_TID + len(self._tracks)
+            pid, tid = self._process(process), _FIRST_TID + len(self._tracks)
             track = self._tracks[process, name] = f'"pid":{pid},"tid":{tid}'
             self._meta("thread_name", "name", name, pid, tid)
             self._meta("thread_sort_index", "sort_index", place, pid, tid)
@@ -225,7 +218,8 @@ class Timeline:
         """Told at its return: of those that signal and post, the slice begins where they took effect."""
         caller, start = _int(event, "caller", event.partition), event.time
         if found := _CONNECTION.search(event.words):
-            start = self._calls.pop((caller, int(found[1], 16)), start)
+            connection, sent = self._calls.pop(caller, (-1, 0))
+            start = sent if connection == int(found[1], 16) else start
         track = self._processor(caller, event.vm, event.fields.get("vp"))
         call = str(event.fields.get("call", event.event))
         self._slice(start, event.time, track, event.layer, call, {"is": event.words.removesuffix(" -> SUCCESS")})
@@ -246,7 +240,7 @@ class Timeline:
         connection = event.fields.get("connection")
         if isinstance(connection, int):
             caller = event.partition if event.direction == TO_ROOT else ROOT_PARTITION
-            self._calls[caller, connection] = event.time
+            self._calls[caller] = connection, event.time
         way = event.direction or "to itself"
         name = f"{event.event.replace('_', ' ')} {way}"
         if event.event == "signal_event":
@@ -276,16 +270,30 @@ class Timeline:
 
     def _state(self, event: TraceEvent) -> None:
         track = self._thread(event.vm, "state", 0)
-        if event.event != "vm_state":
+        if event.event in ("vp_suspended", "vp_resumed"):
+            self._stopped(event)
+        elif event.event != "vm_state":
             self._instant(track, event, f"{event.event.replace('_', ' ')}: {event.words}" if event.words else "")
-            return
-        process = self._process(event.vm)
-        if process.state:
-            self._record("E", event.time, track)
-        process.state = event.words.rpartition("-> ")[2] or "unknown"
-        self._record(
-            "B", event.time, track, f',"cat":"state","name":{_quoted(process.state)},"args":{_arguments(event.fields)}'
-        )
+        else:
+            self._end(track, event.time)
+            self._begin(track, event.time, event.words.rpartition("-> ")[2] or "unknown")
+
+    def _stopped(self, event: TraceEvent) -> None:
+        """How long a processor stood still, beside its track: it may have stopped in the middle of something."""
+        number = _int(event, "vp")
+        track = self._thread(event.vm, f"VP {number} stopped", 10 + number)
+        self._end(track, event.time)
+        if event.event == "vp_suspended":
+            self._begin(track, event.time, f"suspended {event.words}".rstrip())
+
+    def _begin(self, track: str, at: int, name: str) -> None:
+        self._open.add(track)
+        self._record("B", at, track, f',"cat":"state","name":{_quoted(name)}')
+
+    def _end(self, track: str, at: int) -> None:
+        if track in self._open:
+            self._open.remove(track)
+            self._record("E", at, track)
 
     # --- requests
 

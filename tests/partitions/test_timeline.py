@@ -141,6 +141,27 @@ def test_a_killed_run_leaves_a_file_that_can_be_read() -> None:
         checker.check(checker.read(cut), whole=False)
 
 
+def test_a_stopped_processor_is_a_slice() -> None:
+    """From the moment it was suspended to the moment it went on, beside its track; still open, to the end."""
+    stopped = [
+        event(Layer.STATE, name, time=time, words=words, vp=1)
+        for time, name, words in (
+            (10, "vp_suspended", "by its parent"),
+            (50, "vp_resumed", ""),
+            (70, "vp_suspended", ""),
+        )
+    ]
+    records = checker.read(written(stopped))
+    checker.check(records)
+    assert [(r["ph"], r["ts"], r.get("name")) for r in records if r["ph"] in "BE"] == [
+        ("B", 1.0, "suspended by its parent"),
+        ("E", 5.0, None),
+        ("B", 7.0, "suspended"),
+        ("E", 7.001, None),
+    ]
+    assert "web: VP 1 stopped" in names_of(records).values()
+
+
 def test_a_restarted_vm_is_the_same_process() -> None:
     """A VM is what people call it, not its partition's number; before it has a name, nothing is lost either."""
     file = io.BytesIO()
@@ -185,7 +206,17 @@ HOSTILE = st.builds(
     name=st.sampled_from(
         [
             *("hypercall", "signal_event", "packet_received", "packet_sent", "interrupt", "scsi_command"),
-            *("scsi_result", "vm_state", "close_channel", "port_out", "read_msr", "unload", "post_message"),
+            *(
+                "scsi_result",
+                "vm_state",
+                "vp_suspended",
+                "vp_resumed",
+                "close_channel",
+                "port_out",
+                "read_msr",
+                "unload",
+                "post_message",
+            ),
         ]
     ),
     direction=st.sampled_from(["", TO_ROOT, TO_CHILD]),
@@ -193,7 +224,10 @@ HOSTILE = st.builds(
     partition=st.sampled_from([0, 1, 2, 3, 9]),
     channel=st.none() | st.integers(0, 2),
     size=st.none() | st.integers(0, 1 << 70),
-    words=TEXT | st.sampled_from(["off -> running", "HvSignalEvent connection_id=0x2001", "connection_id=0xzz"]),
+    words=TEXT
+    | st.sampled_from(
+        ["off -> running", "HvSignalEvent connection_id=0x2001", "connection_id=0xzz", "connection_id=0x1002"]
+    ),
     level=st.sampled_from(Level),
     transaction_id=st.integers(0, 3),
     transaction=st.none() | st.integers(0, 3),
