@@ -21,6 +21,8 @@ from hypervisor.trace import Layer, Level, TraceEvent
 from partitions.channel_names import ChannelNames
 from partitions.explain import os_words
 from partitions.logs import ROOT_NAME, printable
+from partitions.recording.event_codec import STARTED
+from vmbus.protocol.versions import version_text
 
 MAX_MOMENTS: Final = 5000
 _WORD = re.compile(r"(\w+)=(\S+)")
@@ -102,9 +104,10 @@ class LifeTeller:
         self._vms: dict[str, None] = {}
         self._known_channels: dict[int, None] = {}
         self._contacts: list[_Contact] = []
-        self._by = ""
-        """Who asked last for an end."""
+        self._version_before = ""
+        """What a recording that began later says was agreed on."""
         self._asked = ""
+        """Who asked last for an end, and how."""
         self._end: TraceEvent | None = None
         self._closed = ""
         self._traffic: dict[int, _Traffic] = {}
@@ -114,6 +117,8 @@ class LifeTeller:
 
     def feed(self, event: TraceEvent, vm: str) -> None:
         """One more thing happened, to this VM."""
+        if event.event == STARTED:
+            self._began(event)
         if vm and vm != ROOT_NAME and not vm.startswith("#") and len(self._vms) < MAX_MOMENTS:
             self._vms.setdefault(vm)
         if vm != self._vm:
@@ -146,6 +151,17 @@ class LifeTeller:
             left_out=self._left_out,
             answers=dict(self._channel_answers(self._channel)),
         )
+
+    def _began(self, event: TraceEvent) -> None:
+        """A recording's first words: what was so before it began."""
+        names, versions = event.fields.get("names"), event.fields.get("versions")
+        if not isinstance(names, dict) or not isinstance(versions, dict):
+            return
+        for partition, name in names.items():
+            self._vms.setdefault(str(name))
+            version = versions.get(partition)
+            if name == self._vm and isinstance(version, int):
+                self._version_before = version_text(version)
 
     # --- of a VM
 
@@ -191,7 +207,7 @@ class LifeTeller:
         if "somebody" in words:
             words = words.replace("somebody", by or _SOMEBODY)
             if cause in ("shut_down", "turn_off", "save"):
-                self._by, self._asked = by or _SOMEBODY, words
+                self._asked = words
         elif by:
             words += f" (asked by {by})"
         self._add(event, f"{event.words.partition(', asked by')[0]}: {words}")
@@ -213,6 +229,8 @@ class LifeTeller:
         if agreed is not None:
             first = "the first that the guest asked for" if not tried else "the next that the guest asked for"
             yield "version", f"VMBus {agreed.asked}, {first}{': ' if tried else ''}{', '.join(tried)}"
+        elif self._version_before and not self._contacts:
+            yield "version", f"VMBus {self._version_before}; it was agreed on before this trace begins"
         elif self._contacts:
             yield "version", f"none: {', '.join(tried) or 'the guest was not answered'}"
         else:
@@ -335,6 +353,8 @@ def lines(life: Life, *, colour: bool = False) -> list[str]:
     shown = [f"{bold}{life.name}{reset}" + (f"  {life.device}" if life.device else ""), ""]
     for moment in life.moments:
         shown.append(f"{dim}{moment.time:11.6f}{reset}  {'  ' if moment.answer else ''}{moment.words}")
+    if not life.moments:
+        shown.append("nothing but traffic in this trace")
     if life.left_out:
         shown.append(f"... and {life.left_out} moments more")
     shown.append("")

@@ -32,6 +32,9 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="a recording or JSON lines; - is standard input")
     parser.add_argument("--host", metavar="NAME", nargs="?", const="", help="a running host; without NAME the only one")
     parser.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="of --host: end after that long")
+    parser.add_argument(
+        "-w", "--write", metavar="FILE", help="of --host: record it to a file, or for - to standard output, as pcapng"
+    )
     parser.add_argument("--filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control,time=1.2..1.5'")
     parser.add_argument(
         "-o", "--output", choices=("human", "json"), default="human", help="json: a line an event, or one document"
@@ -76,6 +79,8 @@ def call(options: argparse.Namespace) -> int:
     from partitions.cli.trace_sources import Reading, open_trace, read_file
 
     condition = _filter(options.filter)
+    if options.write is not None:
+        return _record(options)
     view = _view(options, condition)
     if options.file is None:
         return _live(options, Reading(view, options.host or "the host"))
@@ -116,7 +121,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.follow and options.file is None:
         raise Refusal("--follow goes with a FILE; --host shows what comes anyway")
     drawn = options.sequence or options.timeline is not None
-    lines = options.story is None and not options.requests and not drawn
+    lines = _only_lines(options)
+    if options.write is not None and (options.host is None or not lines or options.hex or options.output == "json"):
+        raise Refusal("-w records a running host (--host), and shows nothing of it")
     for name, given in (("--hex", options.hex), ("--tail", options.tail is not None)):
         if given and not lines:
             raise Refusal(f"{name} goes with lines, not with --story, --requests or a picture")
@@ -127,6 +134,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Refusal(f"-o json does not go with {'--sequence' if options.sequence else '--timeline'}")
     if options.story is not None and options.filter is not None:
         raise Refusal("--story takes its filter itself, as in --story slowest:vm=web")
+
+
+def _only_lines(options: argparse.Namespace) -> bool:
+    return options.story is None and not options.requests and not options.sequence and options.timeline is None
 
 
 def _filter(text: str | None) -> Filter | None:
@@ -194,11 +205,25 @@ def _live(options: argparse.Namespace, reading: Reading) -> int:
 
     from partitions.cli.trace_sources import read_host
 
-    # Stories and tables need all hops of what they show, so only lines are filtered where they are made.
-    condition = options.filter if options.filter and not options.requests else ""
+    # What is made of several events needs all of them, so only lines are filtered where events come from.
+    condition = (options.filter or "") if _only_lines(options) else ""
     try:
-        trio.run(partial(read_host, reading, options.host or None, condition, options.seconds))
+        trio.run(partial(read_host, reading.take_live, options.host or None, condition, options.seconds))
     except KeyboardInterrupt:
         pass
     reading.end()
+    return OK
+
+
+def _record(options: argparse.Namespace) -> int:
+    import trio
+
+    from partitions.cli.trace_sources import Copy, read_host
+
+    copy = Copy(options.write)
+    try:
+        trio.run(partial(read_host, copy.take, options.host or None, options.filter or "", options.seconds))
+    except KeyboardInterrupt:
+        pass
+    copy.close()
     return OK

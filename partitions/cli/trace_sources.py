@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -53,6 +53,13 @@ class Reading:
             return False
         return True
 
+    def take_live(self, data: bytes) -> bool:
+        """The same, and shown at once."""
+        more = self.take(data)
+        if more:
+            self.view.settle()
+        return more
+
     def end(self) -> None:
         """There is no more: show all, then say what is missing. Raises `Refusal`. A second call does nothing."""
         if self._ended:
@@ -89,6 +96,36 @@ def open_trace(name: str) -> BinaryIO:
     except OSError as error:
         near = _near(Path(name)) if isinstance(error, FileNotFoundError) else ""
         raise Refusal(f"{name}: {error.strerror}{near}") from None
+
+
+class Copy:
+    """A running host's recording, as it comes, in a file or on standard output."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bytes = 0
+        try:
+            self._file = sys.stdout.buffer if name == "-" else open(name, "wb", buffering=0)  # noqa: SIM115  # by close
+        except OSError as error:
+            raise Refusal(f"-w {name}: {error.strerror}") from None
+
+    def take(self, data: bytes) -> bool:
+        """One more piece. A reader that has gone is `BrokenPipeError`, as everywhere."""
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Refusal(f"-w {self.name}: {error.strerror}, after {self.bytes} bytes", FAILED) from None
+        self.bytes += len(data)
+        return True
+
+    def close(self) -> None:
+        """Say what there is now."""
+        if self.name != "-":
+            self._file.close()
+        print(f"note: {self.bytes} bytes recorded", file=sys.stderr)
 
 
 def names_in(path: str) -> set[str]:
@@ -136,8 +173,8 @@ def read_file(reading: Reading, file: BinaryIO, *, follow: bool) -> None:
             return
 
 
-async def read_host(reading: Reading, host: str | None, condition: str, seconds: float | None) -> None:
-    """What happens in a running host, until it ends, the view has enough, or so many seconds have passed."""
+async def read_host(take: Callable[[bytes], bool], host: str | None, condition: str, seconds: float | None) -> None:
+    """What happens in a running host, until it ends, `take` has enough, or so many seconds have passed."""
     import trio
 
     from partitions.remote import RemoteError, connect
@@ -146,8 +183,7 @@ async def read_host(reading: Reading, host: str | None, condition: str, seconds:
         async with connect(host) as remote, remote.stream("trace", filter=condition or None) as stream:
             with trio.move_on_after(float("inf") if seconds is None else seconds):
                 while data := await stream.receive():
-                    if not reading.take(data):
+                    if not take(data):
                         return
-                    reading.view.settle()
     except RemoteError as error:
         raise Refusal(str(error)) from None
