@@ -10,8 +10,10 @@
 
 local vmbus = {}
 local protocol = Proto("vmbus", "Hyper-V VMBus")
+local events = Proto("partita", "Partita trace event")
 local folder = debug.getinfo(1, "S").source:match("^@?(.*[/\\])") or ""
-for _, part in ipairs({ "layout", "words", "relations", "gpadl", "messages", "packets", "storage", "network", "integration", "input" }) do
+local parts = "layout words relations gpadl messages packets storage network integration input events"
+for part in parts:gmatch("%S+") do
     dofile(folder .. "parts/" .. part .. ".lua")(vmbus)
 end
 
@@ -145,3 +147,10 @@ function protocol.dissector(tvb, pinfo, tree)
 end
 
 encapsulations:add(USER0, protocol)
+
+-- Trace events, which are frames without a link type: nothing but a postdissector is asked about them.
+events.fields = vmbus.event_fields
+function events.dissector(tvb, pinfo, tree)
+    vmbus.dissect_event(events, tvb, pinfo, tree)
+end
+register_postdissector(events)

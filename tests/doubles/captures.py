@@ -91,6 +91,11 @@ def raw_capture(frames: Iterable[tuple[int, int, bytes]], names: Sequence[str] =
     return b"".join(made)
 
 
+def event_block(payload: bytes) -> bytes:
+    """A custom block with a trace event in it, to stand behind a capture."""
+    return _block(0x0BAD, struct.pack("<I4sI", 32473, b"PTE1", len(payload)) + payload)
+
+
 def write_capture(path: Path, units: Iterable[Unit], names: Sequence[str] = ("reader",)) -> Path:
     """A capture of units, each a microsecond after the one before unless it says when."""
     frames = []
@@ -100,3 +105,20 @@ def write_capture(path: Path, units: Iterable[Unit], names: Sequence[str] = ("re
         frames.append((unit.interface, now, link_header(unit) + unit.data))
     path.write_bytes(raw_capture(frames, names))
     return path
+
+
+def read_units(path: Path) -> list[Unit]:
+    """The units of a recording, in order; whatever else it holds is passed over."""
+    data = path.read_bytes()
+    units = []
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        if kind == 6:
+            interface, high, low, captured, _ = struct.unpack_from("<IIIII", data, at + 8)
+            frame = data[at + 28 : at + 28 + captured]
+            _, what, direction, device, partition, channel, version = struct.unpack_from("<BBBBIII", frame)
+            place = (device, channel, partition, version, high << 32 | low, interface)
+            units.append(Unit(what, direction, frame[16:], *place))
+        at += size
+    return units

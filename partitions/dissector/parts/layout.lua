@@ -53,6 +53,14 @@ return function(vmbus)
         return made
     end
 
+    -- Fields of trace events belong to a protocol of their own.
+    local event_fields = {}
+    local function event_field(name, kind, label)
+        local made = field("partita." .. name, kind, label)
+        event_fields[#event_fields + 1] = table.remove(fields)
+        return made
+    end
+
     local function bit_field(name, label, bits, mask)
         local made = by_name[name]
         if not made then
@@ -179,5 +187,6 @@ return function(vmbus)
     end
 
     vmbus.fields, vmbus.field, vmbus.layout, vmbus.show = fields, field, layout, show
+    vmbus.event_fields, vmbus.event_field = event_fields, event_field
     vmbus.show_rest, vmbus.has, vmbus.hex64, vmbus.generated = show_rest, has, hex64, generated
 end

@@ -1,35 +1,21 @@
-"""The dissector and our own decoder, written apart, say the same of ten thousand packets."""
+"""The dissector and our own decoder, written apart, say the same: of ten thousand packets, and of every example."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from partitions.cli.main import main
 from tests.doubles.bus_traffic import bus_traffic
-from tests.doubles.captures import MESSAGE, Unit, write_capture
-from tests.doubles.tshark import ALWAYS_WRONG, FAULTS, needs_tshark, read_fields
-from tests.partitions.dissector.agreement import expected, granted_features, plain, read_value
+from tests.doubles.captures import MESSAGE, read_units, write_capture
+from tests.doubles.tshark import needs_tshark, read_fields
+from tests.partitions.dissector.agreement import compare
 
 pytestmark = needs_tshark
 
-
-def compare(capture: Path, units: list[Unit]) -> int:
-    """Each value that the decoder finds is in tshark's output, and no other of such a field; returns how many."""
-    wanted: list[dict[str, list[str | int]]] = []
-    for unit in units:
-        values: dict[str, list[str | int]] = {}
-        for name, value in expected(unit, granted_features(unit.version)):
-            values.setdefault(name, []).append(plain(value))
-        wanted.append(values)
-    kinds = {name: values[0] for each in wanted for name, values in each.items()}
-    faults = [*ALWAYS_WRONG, *(f"vmbus.fault.{kind}" for kind in FAULTS)]
-    rows = read_fields(capture, [*sorted(kinds), *faults], two_passes=False)
-    assert len(rows) == len(units)
-    compared = 0
-    for number, (row, values) in enumerate(zip(rows, wanted, strict=True), 1):
-        found = {name: [read_value(text, kinds.get(name, "")) for text in texts] for name, texts in row.items()}
-        assert found == values, f"frame {number}"
-        compared += sum(map(len, values.values()))
-    return compared
+EXAMPLES = {"01": 2, "02": 0, "03": 0, "04": 0, "05": 0, "06": 0, "07": 0, "21": 0}
+"""By number, and how many of its packets are wrong on purpose. Example 20 is a real kernel's."""
 
 
 def test_ten_thousand_packets(tmp_path: Path) -> None:
@@ -40,3 +26,16 @@ def test_ten_thousand_packets(tmp_path: Path) -> None:
     assert compare(capture, units) > 200_000
     assert {unit.device for unit in units} == set(range(14))
     assert {unit.data[0] for unit in units if unit.kind == MESSAGE} == set(range(1, 30))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of each example is recorded, read without a fault, and its trace events have words."""
+    monkeypatch.chdir(tmp_path)
+    capture = tmp_path / "run.pcapng"
+    main(["run", example, "--clock", "virtual", "--pcap", str(capture)])
+    units = read_units(capture)
+    assert compare(capture, units, faulty=EXAMPLES[example]) > 20
+    events = read_fields(capture, ["frame.cb_pen", "partita.event"], where="frame.cb_pen")
+    assert events
+    assert all("partita.event" in row for row in events)

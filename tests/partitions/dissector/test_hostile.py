@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from hypervisor.trace import Layer, Level, TraceEvent
+from partitions.recording.event_codec import encode_event
 from tests.doubles.bus_traffic import bus_traffic
-from tests.doubles.captures import Unit, link_header, raw_capture, write_capture
+from tests.doubles.captures import Unit, event_block, link_header, raw_capture, write_capture
 from tests.doubles.tshark import faults_of, needs_tshark, read_fields
 
 pytestmark = needs_tshark
@@ -72,3 +74,63 @@ def test_spoiled_traffic(tmp_path: Path, seed: int) -> None:
     capture.write_bytes(raw_capture(frames))
     assert not lua_errors(capture)
     assert len(faults_of(capture)) > 500
+
+
+EVENT = TraceEvent(
+    time=12_345_678_901,
+    layer=Layer.HYPERCALL,
+    event="hypercall",
+    partition=3,
+    level=Level.WARNING,
+    direction=">root",
+    channel=5,
+    size=70_000,
+    words="HvPostMessage",
+    fields={
+        "status": -5,
+        "list": [1, [2, 3]],
+        "more": {"a": None, "b": True},
+        "data": b"ab",
+        "much": 1 << 63,
+        "pi": 3.5,
+    },
+    vm="wéb",
+)
+
+
+def test_events_have_words(tmp_path: Path) -> None:
+    """What a trace event holds is shown by name, whatever kind of value it is."""
+    capture = tmp_path / "a.pcapng"
+    capture.write_bytes(raw_capture([]) + event_block(encode_event(EVENT)))
+    names = ["time", "layer", "event", "partition", "level", "direction", "channel", "size", "words", "field", "vm"]
+    [row] = read_fields(capture, [*(f"partita.{name}" for name in names), "_ws.col.Info"])
+    assert [value[0] for name, value in row.items() if name != "partita.field"] == [
+        "1234.567890100",
+        "hypercall",
+        "hypercall",
+        "3",
+        "warning",
+        ">root",
+        "5",
+        "70000",
+        "HvPostMessage",
+        "wéb",
+        "1234.5678901 channel 5 hypercall: HvPostMessage",
+    ]
+    shown = ["status=-5", "list=1 2 3", "more=a=none b=true", "data=6162", "much=9223372036854775808", "pi=3.5"]
+    assert row["partita.field"] == shown
+
+
+def test_spoiled_events(tmp_path: Path) -> None:
+    """Events with changed, missing and nested bytes: shown as bytes where they are none."""
+    chance = random.Random(3)
+    good = encode_event(EVENT)
+    blocks = [event_block(b""), event_block(b"\x81" * 200), event_block(b"\xdf\xff\xff\xff\xff\xa1a\x01")]
+    for _ in range(1_000):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.choice((0xC0, 0xCF, 0xD3, 0xCB, 0xFF, chance.getrandbits(8)))
+        blocks.append(event_block(bytes(data[: chance.randint(1, 2 * len(data))])))
+    capture = tmp_path / "a.pcapng"
+    capture.write_bytes(raw_capture([]) + b"".join(blocks))
+    assert not lua_errors(capture)
