@@ -79,3 +79,18 @@ def test_a_mistake_with_its_bytes_is_an_event_each_time() -> None:
 
     assert [event.data for event in seen] == [b"\0", b"\1", b"\2", b"\3", b"\4"]
     assert [event.level is Level.WARNING for event in seen] == [True, True, False, True, False]
+
+
+def test_a_sink_may_stop_itself_while_it_is_called() -> None:
+    """As a recording does whose disk is full: the others still get the event."""
+    trace, seen = make()
+
+    def once(event: TraceEvent) -> None:
+        seen.append(event)
+        stop()
+
+    stop = trace.add_sink(once)
+    trace.add_sink(seen.append)
+    trace.emit(Layer.STATE, "first", 2)
+    trace.emit(Layer.STATE, "second", 2)
+    assert [event.event for event in seen] == ["first", "first", "second"]
