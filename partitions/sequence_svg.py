@@ -28,7 +28,7 @@ _NAMES_EVERY: Final = 25
 """Rows after which the lanes' names are said again."""
 _LONGEST_LABEL: Final = 96
 
-_STYLE: Final = """
+STYLE: Final = """
   svg { --paper: #ffffff; --ink: #1f2328; --faint: #656d76; --line: #d0d7de; --box: #f6f8fa; --frame: #afb8c1;
     --hypercall: #8250df; --synic: #bc4c00; --control: #0969da; --packet: #1a7f37; --device: #0c7a86;
     --warn: #cf222e; }
@@ -133,7 +133,7 @@ class _Drawing:
         self._write(self._diagram.items, 0)
         if not self._diagram.items:
             self._row(_ROW)
-            self._shapes.append(_text(self._wide / 2, self._y - 8, "nothing was said here", "middle"))
+            self._shapes.append(text_at(self._wide / 2, self._y - 8, "nothing was said here", "middle"))
         high = self._y + (56 if self._diagram.rows > _NAMES_EVERY else 16)
         lanes = [
             f'<line class="lane" x1="{x:.0f}" y1="44" x2="{x:.0f}" y2="{self._y + 12:.0f}"/>' for x in self._x.values()
@@ -149,9 +149,9 @@ class _Drawing:
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self._wide:.0f} {high:.0f}" '
                 f'width="{self._wide:.0f}" height="{high:.0f}" role="img">',
-                f"<title>{_xml(self._title)}</title>",
-                f"<desc>{_xml(said)}</desc>",
-                f"<style>{_STYLE}</style>",
+                f"<title>{xml(self._title)}</title>",
+                f"<desc>{xml(said)}</desc>",
+                f"<style>{STYLE}</style>",
                 f'<rect class="paper" width="{self._wide:.0f}" height="{high:.0f}"/>',
                 *lanes,
                 *heads,
@@ -165,7 +165,7 @@ class _Drawing:
         wide = max(_width(lane.title) + 28, 72)
         return (
             f'<g class="head"><rect x="{x - wide / 2:.0f}" y="{y:.0f}" width="{wide:.0f}" height="30" rx="6"/>'
-            f'<text x="{x:.0f}" y="{y + 20:.0f}">{_xml(lane.title)}</text></g>'
+            f'<text x="{x:.0f}" y="{y + 20:.0f}">{xml(lane.title)}</text></g>'
         )
 
     def _row(self, height: float) -> None:
@@ -186,7 +186,7 @@ class _Drawing:
             return
         self._since_names = 1
         self._row(22)
-        self._shapes += [_text(x, self._y - 4, lane.title, "again label") for lane, x in self._x.items()]
+        self._shapes += [text_at(x, self._y - 4, lane.title, "again label") for lane, x in self._x.items()]
 
     def _frame(self, item: Fold, depth: int) -> None:
         self._row(8)
@@ -200,7 +200,7 @@ class _Drawing:
             f'<rect class="frame" x="{left:.0f}" y="{top:.0f}" width="{right - left:.0f}" '
             f'height="{self._y - top:.0f}" rx="6"/>'
         )
-        self._shapes.append(_text(left + 10, top + 16, f"{item.count} times", "times label"))
+        self._shapes.append(text_at(left + 10, top + 16, f"{item.count} times", "times label"))
         self._row(4)
 
     def _step(self, step: Step) -> None:
@@ -215,12 +215,12 @@ class _Drawing:
         shown = f"{seconds(step.time):.6f}"
         if shown != self._last_time:
             self._last_time = shown
-            self._shapes.append(_text(_TIMES - 10, y, shown, "time"))
+            self._shapes.append(text_at(_TIMES - 10, y, shown, "time"))
 
     def _group(self, step: Step, kind: str) -> str:
         own = "warn" if step.style is Style.WARNING else _CLASSES[step.layer]
         answer = " answer" if step.style is Style.ANSWER else ""
-        return f'<g class="{kind} {own}{answer}"><title>{_xml(printable(step.text))}</title>'
+        return f'<g class="{kind} {own}{answer}"><title>{xml(printable(step.text))}</title>'
 
     def _arrow(self, step: Step) -> None:
         self._row(_ROW)
@@ -233,7 +233,7 @@ class _Drawing:
             f"{self._group(step, 'arrow')}"
             f'<path class="shaft" d="M{start:.0f} {y:.0f}H{end - 7 * way:.0f}"/>'
             f'<path class="tip" d="M{end:.0f} {y:.0f}l{-9 * way} -4.5v9z"/>'
-            f"{_text((start + end) / 2, y - 6, text, 'middle label')}</g>"
+            f"{text_at((start + end) / 2, y - 6, text, 'middle label')}</g>"
         )
 
     def _loop(self, step: Step) -> None:
@@ -246,7 +246,7 @@ class _Drawing:
             f"{self._group(step, 'arrow')}"
             f'<path class="shaft" d="M{x:.0f} {y:.0f}h{_SELF - 8}q8 0 8 8v2q0 8 -8 8h-{_SELF - 15}"/>'
             f'<path class="tip" d="M{x:.0f} {y + 18:.0f}l9 -4.5v9z"/>'
-            f"{_text(x + _SELF + 6, y + 13, text, 'label')}</g>"
+            f"{text_at(x + _SELF + 6, y + 13, text, 'label')}</g>"
         )
 
     def _room_right(self, lane: Lane) -> float:
@@ -263,7 +263,7 @@ class _Drawing:
         self._shapes.append(
             f"{self._group(step, 'note')}"
             f'<rect x="{x - wide / 2:.0f}" y="{y - 12:.0f}" width="{wide:.0f}" height="24" rx="4"/>'
-            f"{_text(x, y + 4, text, '')}</g>"
+            f"{text_at(x, y + 4, text, '')}</g>"
         )
 
 
@@ -271,11 +271,12 @@ def _steps(items: list[Item]) -> list[Step]:
     return [item for item in walk(items) if isinstance(item, Step)]
 
 
-def _text(x: float, y: float, text: str, classes: str) -> str:
+def text_at(x: float, y: float, text: str, classes: str) -> str:
+    """One text element."""
     named = f' class="{classes}"' if classes else ""
-    return f'<text{named} x="{x:.0f}" y="{y:.0f}">{_xml(text)}</text>'
+    return f'<text{named} x="{x:.0f}" y="{y:.0f}">{xml(text)}</text>'
 
 
-def _xml(text: str) -> str:
+def xml(text: str) -> str:
     """Text that is well-formed in XML: what cannot be in it at all is spelled out."""
     return escape(printable(text), {'"': "&quot;"})

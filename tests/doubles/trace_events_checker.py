@@ -22,10 +22,11 @@ def read(data: bytes) -> list[Record]:
 
 def by_time(records: list[Record]) -> list[Record]:
     """As a reader sorts them: by time, ties by place in the file."""
-    return sorted((record for record in records if record["ph"] != "M"), key=lambda record: _ns(record["ts"]))
+    return sorted((record for record in records if record["ph"] != "M"), key=lambda record: nanoseconds(record["ts"]))
 
 
-def _ns(microseconds: float) -> int:
+def nanoseconds(microseconds: float) -> int:
+    """The format has microseconds with a fraction."""
     return round(microseconds * 1000)
 
 
@@ -69,10 +70,10 @@ def _threads(records: list[Record], *, whole: bool) -> dict[int, list[tuple[int,
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
     begun: dict[int, list[int]] = defaultdict(list)
     for record in by_time(records):
-        at, tid = _ns(record["ts"]), record["tid"]
+        at, tid = nanoseconds(record["ts"]), record["tid"]
         match record["ph"]:
             case "X":
-                found[tid].append((at, at + _ns(record["dur"])))
+                found[tid].append((at, at + nanoseconds(record["dur"])))
             case "B":
                 begun[tid].append(at)
             case "E":
@@ -116,7 +117,7 @@ def _flows(records: list[Record], slices: dict[int, list[tuple[int, int]]], *, w
         assert re.fullmatch("st*f" if whole else "st*f?", phases), flow
         assert [record["ts"] for record in flow] == sorted(record["ts"] for record in flow), flow
         for record in flow:
-            at = _ns(record["ts"])
+            at = nanoseconds(record["ts"])
             assert any(start <= at <= end for start, end in slices[record["tid"]]), f"binds to nothing: {record}"
         if phases[-1] == "f":
             assert flow[-1]["bp"] == "e", flow[-1]

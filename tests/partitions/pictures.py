@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 
 from hypervisor.trace import Layer, TraceEvent
@@ -12,7 +13,10 @@ from partitions.logs import vm_name
 from partitions.sequence import Diagram, Sequence
 from partitions.sequence_mermaid import mermaid
 from partitions.sequence_svg import svg
+from partitions.timeline import Timeline
 from partitions.topology import load_topology
+from tests.doubles import trace_events_checker
+from tests.partitions.timeline_picture import draw
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -59,9 +63,30 @@ def sequence_text() -> str:
     return mermaid(_one_read())
 
 
+def timeline_picture() -> str:
+    """docs/timeline.svg: eight reads of the writer's in one batch, without what the other VM did meanwhile."""
+    file = io.BytesIO()
+    timeline = Timeline(file.write)
+    for event, vm in events_of("03"):
+        of_root = event.layer is Layer.INTERRUPT and event.partition == 1
+        if vm == "writer" or of_root or (event.layer is Layer.HYPERCALL and "HvSignalEvent" in event.words):
+            timeline.feed(event, vm)
+    timeline.finish()
+    records = trace_events_checker.read(file.getvalue())
+    reads = [one for one in trace_events_checker.requests(records) if "READ(10) lba=3584 " in one["name"]]
+    started, ended = (
+        reads[0]["ts"],
+        next(
+            one["ts"] for one in records if one["ph"] == "e" and one["name"] == reads[0]["name"] and "args" not in one
+        ),
+    )
+    return draw(records, round(started * 1000) - 1, round(ended * 1000) + 2, 2, "Eight reads in one batch")
+
+
 def main() -> None:
     """Draw them."""
     (DOCS / "sequence.svg").write_text(sequence_picture())
+    (DOCS / "timeline.svg").write_text(timeline_picture())
     page = DOCS / "sequence.md"
     if page.exists():
         before, _, rest = page.read_text().partition("```mermaid\n")

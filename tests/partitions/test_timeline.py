@@ -198,6 +198,11 @@ def named(happened: TraceEvent, vm: str) -> TraceEvent:
     return msgspec.structs.replace(happened, vm=vm)
 
 
+def test_the_picture_in_the_documentation_is_real() -> None:
+    """docs/timeline.svg shows records of a real file; `python -m tests.partitions.pictures` draws it again."""
+    assert (pictures.DOCS / "timeline.svg").read_text() == pictures.timeline_picture()
+
+
 # --- whatever guests do
 
 HOSTILE = st.builds(
