@@ -41,6 +41,8 @@ BARS = {
     "scale.1024.start_s": Bar(5, at_least=False),
     "scale.1024.rss_kib_each": Bar(160, at_least=False),
     "scale.packet_cost_1024_vs_1": Bar(1.3, at_least=False),
+    "inspect.1024_ms": Bar(500, at_least=False),
+    "inspect.longest_stall_ms": Bar(2, at_least=False),
     "trace.off_cost_ratio": Bar(1.02, at_least=False),
     "trace.record_slowdown": Bar(2.5, at_least=False),
 }

@@ -23,6 +23,7 @@ from typing import Final
 import trio
 
 import partitions
+from benchmarks.inspecting import look_at
 from benchmarks.measure import ROUNDS
 from hypervisor.backend.base import Backend
 from hypervisor.backend.task import TaskBackend
@@ -74,7 +75,7 @@ def topology(count: int, memory: int = IDLE_MEMORY) -> Topology:
 
 
 async def idle_host() -> dict[str, float]:
-    """All idle VMs: from the first start until the last guest runs its program, and resident memory of each."""
+    """All idle VMs: from the first start until the last guest runs its program, resident memory of each, and a look."""
     async with partitions.open_host(topology(VMS)) as host:
         before = resident_kib()
         begin = time.perf_counter()
@@ -83,7 +84,14 @@ async def idle_host() -> dict[str, float]:
             await server_of(host, name).wait_phase(Phase.CONNECTED)
         started = time.perf_counter() - begin
         await trio.sleep(SETTLE)
-        return {"start_s": started, "rss_kib_each": (resident_kib() - before) / VMS}
+        resident = (resident_kib() - before) / VMS
+        seen = await look_at(host)
+        return {
+            f"scale.{VMS}.start_s": started,
+            f"scale.{VMS}.rss_kib_each": resident,
+            f"inspect.{VMS}_ms": seen["ms"],
+            "inspect.longest_stall_ms": seen["longest_stall_ms"],
+        }
 
 
 def server_of(host: partitions.Host, name: str) -> VmbusServer:
@@ -251,7 +259,7 @@ async def gpadl_ms() -> float:
 def measure(rounds: int = ROUNDS) -> dict[str, float]:
     """All keys of this file."""
     idle = [idle_figures() for _ in range(STARTS)]
-    figures = {f"scale.{VMS}.{key}": statistics.median(each[key] for each in idle) for key in idle[0]}
+    figures = {key: statistics.median(each[key] for each in idle) for key in idle[0]}
     return figures | packet_costs(rounds) | {"gpadl.16mib_ms": trio.run(gpadl_ms)}
 
 

@@ -1,7 +1,7 @@
 """Looking and changing without keeping others from running; what the API and the control socket call. Root side.
 
-On the real clock a walk lets go before a millisecond is over. On the virtual clock it counts its steps, because how
-long they take must not decide what comes next.
+On the real clock a walk lets go before a millisecond is over. On the virtual clock it counts, because how long its
+steps take must not decide what comes next.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import trio
 from hypervisor.inspect import Branch, Node, Setting
 from partitions.inspect.path import InspectError, find
 from partitions.inspect.render import Values, json_pieces, tree_lines, words
-from partitions.inspect.walk import walk
+from partitions.inspect.walk import runs
 from partitions.surroundings import is_virtual
 
 TURN: Final = 0.0007
 """Seconds for which a walk keeps the loop. Trio shuffles its rounds, so two of its turns may follow each other."""
-TURN_STEPS: Final = 200
-"""The same on the virtual clock."""
+TURN_RUNS: Final = 50
+"""The same on the virtual clock: a branch with some values is one run."""
 
 Form: TypeAlias = Literal["tree", "json"]
 
@@ -31,14 +31,14 @@ class _Turn:
 
     def __init__(self) -> None:
         self._counted = is_virtual(None)
-        self._steps = 0
+        self._runs = 0
         self._end = time.perf_counter() + TURN
 
     def over(self) -> bool:
-        """Whether it is time to let go; asked at each step."""
+        """Whether it is time to let go; asked after each run."""
         if self._counted:
-            self._steps += 1
-            return self._steps % TURN_STEPS == 0
+            self._runs += 1
+            return self._runs % TURN_RUNS == 0
         return time.perf_counter() >= self._end
 
     def begin(self) -> None:
@@ -50,8 +50,8 @@ class _Turn:
 async def look(root: Node, path: str, *, depth: int | None = None) -> Any:
     """The value at `path`, or the branch as dictionaries, `depth` levels of it. Raises `InspectError`."""
     values, turn = Values(), _Turn()
-    for step in walk(find(root, path), depth):
-        values.take(step)
+    for run in runs(find(root, path), depth):
+        values.take(run)
         if turn.over():
             await trio.lowlevel.checkpoint()
             turn.begin()
@@ -66,9 +66,9 @@ async def write_out(
 
     A line end comes last, an empty line after a tree's lines: a text without it has been cut off.
     """
-    steps, turn = walk(find(root, path), depth), _Turn()
+    found, turn = runs(find(root, path), depth), _Turn()
     made: list[str] = []
-    for piece in tree_lines(steps) if form == "tree" else json_pieces(steps):
+    for piece in tree_lines(found) if form == "tree" else json_pieces(found):
         made.append(piece)
         if turn.over():
             await send("".join(made))

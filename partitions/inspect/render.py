@@ -1,4 +1,4 @@
-"""Steps of a walk as lines for people, as JSON, or as Python values. Root side.
+"""A walk as lines for people, as JSON, or as Python values. Root side.
 
 Text that a guest had a hand in is spelled out where it could drive a terminal, and whatever it is, it is shown.
 """
@@ -6,13 +6,13 @@ Text that a guest had a hand in is spelled out where it could drive a terminal, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from hypervisor.inspect import Claim, Fault, Hex, Histogram, Leaf, Setting
-from partitions.inspect.walk import ALONE, Mark, Step
+from partitions.inspect.walk import ALONE, Mark, Run, Shown
 from partitions.logs import printable
 
 FOLDED = "/"
@@ -44,53 +44,60 @@ def words(value: Leaf) -> str:
             return f"! {_line(value.words, '')}"
 
 
-def plain(value: Leaf) -> Any:
+def plain(value: Shown) -> Any:
     """A value as programs want it: a setting's value; a label or a histogram as they are."""
-    return value.value if isinstance(value, Setting) else value
+    if isinstance(value, Setting):
+        return value.value
+    return FOLDED if isinstance(value, Mark) else value
 
 
-def tree_lines(steps: Iterable[Step]) -> Iterator[str]:
-    """A line a step, indented by its level."""
-    for level, name, what in steps:
-        if what is Mark.CLOSE:
+def tree_lines(runs: Iterable[Run]) -> Iterator[str]:
+    """A line for each value and each branch, indented by its level, many at a time."""
+    for level, values, name, mark in runs:
+        if level == ALONE:
+            yield f"{_after_name(values[0][1], '')}\n"
             continue
-        start = "" if level == ALONE else "  " * level + _line(name)
-        if isinstance(what, Mark):
-            yield f"{start}{FOLDED}\n"
-        else:
-            yield f"{start}: {words(what)}\n" if start else f"{words(what)}\n"
+        start = "  " * level
+        lines = [f"{start}{_line(each)}{_after_name(value)}\n" for each, value in values]
+        if mark is Mark.OPEN:
+            lines.append(f"{start}{_line(name)}{FOLDED}\n")
+        yield "".join(lines)
 
 
-def json_pieces(steps: Iterable[Step]) -> Iterator[str]:
+def _after_name(value: Shown, colon: str = ": ") -> str:
+    return FOLDED if isinstance(value, Mark) else colon + words(value)
+
+
+def json_pieces(runs: Iterable[Run]) -> Iterator[str]:
     """One JSON document in pieces, without a line end in it.
 
     Numbers are numbers, a branch that was not opened is `"/"`, a guest's value is `{"guest": 1}` with a `fault` where
     it has one, a histogram has its unit and counts.
     """
     comma = "{"
-    for level, name, what in steps:
-        if what is Mark.CLOSE:
-            yield "}" if comma != "{" else "{}"
-            comma = ","
-        elif what is Mark.OPEN:
-            yield f"{comma}{_key(name)}"
-            comma = "{"
-        elif level == ALONE:
-            yield json_value(what)
+    for level, values, name, mark in runs:
+        if level == ALONE:
+            yield json_value(values[0][1])
             return
-        else:
-            yield f"{comma}{_key(name)}{json_value(what)}"
+        try:
+            members = [_key(each) + _OFTEN.get(type(value), json_value)(value) for each, value in values]
+        except ValueError:  # Python refuses to write thousands of digits
+            members = [_key(each) + json_value(value) for each, value in values]
+        if mark is Mark.OPEN:
+            members.append(_key(name))
+        text = comma + ",".join(members) if members else ""
+        comma = "," if members else comma
+        if mark is Mark.CLOSE:
+            text += "}" if comma == "," else "{}"
             comma = ","
-    yield "}" if comma != "{" else "{}"
+        elif mark is Mark.OPEN:
+            comma = "{"
+        yield text
+    yield "}" if comma == "," else "{}"
 
 
-def json_value(value: Leaf | Mark) -> str:
+def json_value(value: Shown) -> str:
     """A value as JSON."""
-    kind = type(value)
-    if kind is int:
-        return _digits(value)  # type: ignore[arg-type]
-    if kind is str:
-        return _quoted(value)  # type: ignore[arg-type]
     match value:
         case Mark():
             return _quoted(FOLDED)
@@ -116,25 +123,27 @@ def json_value(value: Leaf | Mark) -> str:
 
 
 class Values:
-    """Collects steps as dictionaries in dictionaries."""
+    """Collects a walk as dictionaries in dictionaries."""
 
     def __init__(self) -> None:
         self.result: Any = {}
         self._open: list[dict[str, Any]] = [self.result]
 
-    def take(self, step: Step) -> None:
+    def take(self, run: Run) -> None:
         """One more."""
-        level, name, what = step
-        if what is Mark.CLOSE:
+        level, values, name, mark = run
+        if level == ALONE:
+            self.result = plain(values[0][1])
+            return
+        here = self._open[-1]
+        for each, value in values:
+            here[each] = plain(value)
+        if mark is Mark.CLOSE:
             self._open.pop()
-        elif what is Mark.OPEN:
+        elif mark is Mark.OPEN:
             below: dict[str, Any] = {}
-            self._open[-1][name] = below
+            here[name] = below
             self._open.append(below)
-        elif level == ALONE:
-            self.result = FOLDED if isinstance(what, Mark) else plain(what)
-        else:
-            self._open[-1][name] = FOLDED if isinstance(what, Mark) else plain(what)
 
 
 def _line(text: str, empty: str = '""') -> str:
@@ -152,6 +161,10 @@ def _quoted(text: str) -> str:
     if text.isascii():
         return encode_basestring_ascii(text)
     return encode_basestring_ascii(text.encode("utf-8", "backslashreplace").decode())
+
+
+_OFTEN: dict[type, Callable[[Any], str]] = {int: int.__repr__, Hex: int.__repr__, str: _quoted}
+"""What `json_value` comes to for most values."""
 
 
 @lru_cache(maxsize=4096)

@@ -142,9 +142,15 @@ class ManagedVm:
             "restarts": self.restarts.inspect,
             "console": self.console.inspect,
             "settings": lambda: data(self.settings),
-            "statistics": lambda: data(self.statistics),
+            "statistics": self._statistics,
         }
         return Branch(seen if worker is None else seen | worker.inspect())
+
+    def _statistics(self) -> Branch:
+        """Without what it has of the bus, which the bus shows."""
+        counts = msgspec.structs.asdict(self.statistics)
+        del counts["bus"]
+        return Branch(counts)
 
     @property
     def name(self) -> str:

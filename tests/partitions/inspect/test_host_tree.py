@@ -83,7 +83,7 @@ async def test_a_way_to_everything(tmp_path: Path, autojump_clock: trio.abc.Cloc
         web = tree["vm"]["web"]
         statistics = host["web"].statistics()
         assert web["statistics"]["packets_in"] == statistics.packets_in > 0
-        assert web["statistics"]["bus"]["channels"] == statistics.bus.channels == len(web["vmbus"]["channels"])
+        assert web["vmbus"]["limits"]["channels"] == statistics.bus.channels == len(web["vmbus"]["channels"])
         assert web["uptime"] == host["web"].uptime
         assert (web["vmbus"]["state"], web["vmbus"]["version"]) == ("connected", "6.0")
         assert web["integration"]["heartbeat"]["state"] == "ok"

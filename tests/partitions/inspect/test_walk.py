@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from hypervisor.inspect import Branch, Claim, Fault, Gone, Hex, Histogram, Log2Counts, Many, Node, Setting, by_hex, data
 from partitions.inspect import InspectError, look, update, write_out
+from partitions.inspect.answers import TURN_RUNS
 from partitions.inspect.path import find
 from partitions.inspect.render import FOLDED, Values, json_pieces, plain, tree_lines, words
-from partitions.inspect.walk import Mark, walk
+from partitions.inspect.walk import LONGEST_RUN, Mark, runs, walk
 
 
 def ignored(text: str) -> None:
@@ -72,8 +73,8 @@ def top(tree: Node) -> Branch:
 
 def values_of(tree: Branch, depth: int | None = None) -> Any:
     values = Values()
-    for step in walk(tree, depth):
-        values.take(step)
+    for run in runs(tree, depth):
+        values.take(run)
     return values.result
 
 
@@ -106,10 +107,10 @@ def clean(text: str) -> str:
 def test_any_tree_is_shown(tree: Node, depth: int | None) -> None:
     """Every form of any tree: a line a step without anything that drives a terminal, JSON that says the same."""
     root = top(tree)
-    lines = list(tree_lines(walk(root, depth)))
+    lines = "".join(tree_lines(runs(root, depth))).splitlines(keepends=True)
     assert all(line.endswith("\n") and line[:-1].isprintable() for line in lines)
     assert len(lines) == sum(1 for step in walk(root, depth) if step[2] is not Mark.CLOSE)
-    text = "".join(json_pieces(walk(root, depth)))
+    text = "".join(json_pieces(runs(root, depth)))
     assert text.isascii()
     assert "\n" not in text
     assert json.loads(text) == as_json(values_of(root, depth))
@@ -253,7 +254,7 @@ def test_lines_for_people() -> None:
             "below": Branch({"x": 1.5}),
         }
     )
-    assert "".join(tree_lines(walk(branch))).splitlines() == [
+    assert "".join(tree_lines(runs(branch))).splitlines() == [
         "flag: true",
         "none: none",
         "mask: 0x1f",
@@ -268,6 +269,14 @@ def test_lines_for_people() -> None:
     ]
     assert words(Histogram("us", ())) == "0 in all"
     assert values_of(branch, 1)["below"] == FOLDED
+
+
+def test_a_long_branch_comes_in_runs() -> None:
+    """However many values a branch has, others need not wait for all of them."""
+    long = Branch({str(number): number for number in range(10 * LONGEST_RUN + 1)})
+    assert [len(values) for _, values, _, _ in runs(long)] == [LONGEST_RUN] * 10 + [1]
+    assert values_of(long) == {str(number): number for number in range(10 * LONGEST_RUN + 1)}
+    assert json.loads("".join(json_pieces(runs(long)))) == values_of(long)
 
 
 def test_plain_data() -> None:
@@ -310,7 +319,7 @@ def broad(members: int) -> Branch:
 
 
 async def test_others_run_meanwhile(autojump_clock: trio.abc.Clock) -> None:
-    """On the virtual clock each two hundred steps, however long they take: what a run does never depends on that."""
+    """On the virtual clock by count, however long it takes: what a run does never depends on that."""
     turns = 0
 
     async def other() -> None:
@@ -331,8 +340,9 @@ async def test_others_run_meanwhile(autojump_clock: trio.abc.Clock) -> None:
         await write_out(broad(2000), "", depth=None, form="json", send=send)
         nursery.cancel_scope.cancel()
     assert len(shown) == 2000
-    assert during_look >= 3 * 2000 // 200 - 1
-    assert len(pieces) == 3 * 2000 // 200 + 1
+    # Each member opens and closes; the last piece has what the last turn left.
+    assert during_look >= 2 * 2000 // TURN_RUNS - 1
+    assert len(pieces) == 2 * 2000 // TURN_RUNS + 1
     assert json.loads("".join(pieces)) == shown
 
 
