@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+MAX_ADDRESS: Final = 107
+"""Bytes of a Unix socket's address on Linux, its end not counted; other systems have a few less."""
 SUFFIX: Final = ".sock"
 MAX_NAME: Final = 40
 _SHARED: Final = "/tmp"
@@ -87,11 +89,28 @@ def sockets(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
         yield from (folder / name for name in names if name.endswith(SUFFIX))
 
 
+@contextlib.contextmanager
+def address(path: str | os.PathLike[str]) -> Iterator[str]:
+    """What to bind or connect to for a path, which may be longer than an address can be."""
+    whole = os.fspath(path)
+    if len(os.fsencode(whole)) <= MAX_ADDRESS or not os.path.isdir("/proc/self/fd"):
+        yield whole
+        return
+    folder, name = os.path.split(whole)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
+
+
 def is_left_over(path: Path) -> bool:
     """Whether nobody listens there any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
-            probe.connect(os.fspath(path))
+            with address(path) as name:
+                probe.connect(name)
         except ConnectionRefusedError:
             return True
         except OSError:  # a full backlog is a sign of life; what is gone need not be removed
@@ -141,15 +160,16 @@ def bind(path: Path) -> socket.socket:
     try:
         # Linux takes a new socket's mode from its descriptor, so that there is no moment in which others can open it.
         os.fchmod(listener.fileno(), 0o600)
-        try:
-            listener.bind(os.fspath(path))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            if not stat.S_ISSOCK(os.lstat(path).st_mode) or not is_left_over(path):
-                raise FileExistsError(errno.EEXIST, "a host listens there already, or it is no socket") from None
-            os.unlink(path)
-            listener.bind(os.fspath(path))
+        with address(path) as name:
+            try:
+                listener.bind(name)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                if not stat.S_ISSOCK(os.lstat(path).st_mode) or not is_left_over(path):
+                    raise FileExistsError(errno.EEXIST, "a host listens there already, or it is no socket") from None
+                os.unlink(path)
+                listener.bind(name)
         os.chmod(path, 0o600)
     except BaseException:
         listener.close()

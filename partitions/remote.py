@@ -237,7 +237,8 @@ def choose(found: Sequence[Found], wanted: str | None) -> Found:
 async def _open(path: Path) -> AsyncIterator[Remote]:
     """A connection. Raises `HostGone`; a socket that was left over in our own folder is removed."""
     try:
-        stream = await trio.open_unix_socket(os.fspath(path))
+        with control_folder.address(path) as address:
+            stream = await trio.open_unix_socket(address)
     except ConnectionRefusedError:
         if path.parent in control_folder.folders() and path.name.endswith(control_folder.SUFFIX):
             control_folder.remove(path)

@@ -165,10 +165,13 @@ def _greetings() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _ask(path: str) -> dict[str, Any] | None:
+    from partitions import control_folder
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         try:
-            connection.connect(path)
+            with control_folder.address(path) as address:
+                connection.connect(address)
             connection.sendall(b'{"op":"hello"}\n')
             line = connection.makefile("rb").readline(1 << 20)
             answer: Any = json.loads(line)

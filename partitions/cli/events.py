@@ -43,7 +43,11 @@ async def follow(host: Remote, vm: str | None, form: str) -> None:
     from partitions.control_protocol import Change
 
     first = True
+    if form == "table":
+        name = (await host.hello()).name
     async with host.stream("events", vm=vm) as stream:
+        if form == "table":
+            print(f"following {name}; Ctrl-C ends", file=sys.stderr, flush=True)
         async for line in stream.lines():
             change = msgspec.json.decode(line, type=Change)
             if form == "json":
