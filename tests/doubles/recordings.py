@@ -18,7 +18,8 @@ from vmbus.ring import Packet, packet_bytes, packet_words
 VMS = {2: "web", 3: "db"}
 U32 = st.integers(0, 0xFFFFFFFF)
 U64 = st.integers(0, (1 << 64) - 1)
-TIMES = st.integers(0, (1 << 62) - 1)
+TIMES = st.one_of(st.integers(0, 9), st.integers(0, (1 << 62) - 1))
+CHANNELS = st.one_of(st.integers(0, 3), U32)
 PARTITIONS = st.sampled_from([2, 3, 7])
 DIRECTIONS = st.sampled_from([TO_ROOT, TO_CHILD])
 
@@ -88,7 +89,7 @@ BATCHES = st.builds(
     PacketBatch,
     TIMES,
     PARTITIONS,
-    U32,
+    CHANNELS,
     DIRECTIONS,
     st.sampled_from(["", *CODES]),
     st.lists(packets(), min_size=1, max_size=6),
@@ -108,7 +109,7 @@ OTHERS = st.builds(
     st.sampled_from([0, 1, 2, 3, 7]),
     st.sampled_from(Level),
     st.sampled_from(["", TO_ROOT, TO_CHILD]),
-    st.one_of(st.none(), U32),
+    st.one_of(st.none(), CHANNELS),
     st.one_of(st.none(), U32),
     st.text(max_size=20),
     FIELDS,
