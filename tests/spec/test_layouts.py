@@ -11,6 +11,8 @@ from hypervisor import intercept, monitor_page
 from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, statistics_layouts, system_layouts
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
+from partitions.decode import input_layouts, memory_layouts, network_layouts, utility, video_layouts
+from partitions.decode import layouts as layouts_of_rings
 from vmbus.protocol import messages
 from vsp_vsc.storage import protocol as storage
 
@@ -21,6 +23,13 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "timers": (timer_registers,),
     "vmbus": (messages,),
     "storage": (storage,),
+    # What this host does not serve, and people look at all the same.
+    "rings": (layouts_of_rings,),
+    "network": (network_layouts,),
+    "input": (input_layouts,),
+    "video": (video_layouts,),
+    "dynamic_memory": (memory_layouts,),
+    "utility": (utility,),
 }
 """The table in `layouts/` and the modules that declare what stands in it."""
 BASES = (messages.Message,)
