@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from hypervisor.blocks import MemoryBlock
+from hypervisor.clock import Clock
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
 from hypervisor.status import HvStatus
@@ -147,12 +148,13 @@ async def serving(
     ring_bytes: int = RING_BYTES,
     listen: bool = False,
     max_sub_channels: int = 0,
+    clock: Clock = lambda: 0,
 ) -> AsyncIterator[StoragePair]:
     """Run a VSP as the bus would, until the body ends."""
     if disks is None:
         disks = {0: ScsiTarget(MemoryBackend(1 << 20))}
     events: list[TraceEvent] = []
-    trace = Trace(lambda: 0)
+    trace = Trace(clock)
     if listen:
         trace.add_sink(events.append)
     platform = PlainPlatform()

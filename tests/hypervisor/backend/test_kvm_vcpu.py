@@ -17,6 +17,7 @@ import trio
 from hypervisor.backend.kvm import ioctls
 from hypervisor.backend.kvm.ioctls import Exit, Request
 from hypervisor.backend.kvm.vcpu import KICK_SIGNAL, Vcpu
+from tests.doubles.looking import seen
 
 RUN_SIZE = 12288
 EXIT, SLEEP, FAIL, CRASH = "exit", "sleep", "fail", "crash"
@@ -107,6 +108,34 @@ async def test_reading_a_running_processor_does_not_wait_for_its_guest(monkeypat
     assert fake.stray == []
 
 
+async def test_what_a_processor_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its thread is at and what its exits took, without a word to KVM: looking must not stop a guest."""
+    enough = trio.Event()
+
+    def on_exit(vcpu: Vcpu) -> None:
+        vcpu.exits["io"] += 1
+        if vcpu.exits["io"] == 10:
+            enough.set()
+        vcpu.answer()
+
+    fake, vcpu = made(monkeypatch, lambda: SLEEP if enough.is_set() else EXIT, on_exit)
+    before = seen(vcpu.inspect())
+    assert (before["kind"], before["thread_runs"], before["exits"]) == ("kvm", False, {})
+    vcpu.start()
+    with trio.fail_after(10):
+        await enough.wait()
+    await trio.sleep(0.01)
+    monkeypatch.setattr(ioctls, "ioctl", lambda *_: pytest.fail("a look asks KVM nothing"))
+    running = seen(vcpu.inspect())
+    assert (running["thread_runs"], running["paused"], running["errno"]) == (True, False, 0)
+    assert running["exits"] == {"io": 10}
+    assert running["exit_latency"]["took"].total == running["exit_latency"]["last_exits"] == 10
+    monkeypatch.setattr(ioctls, "ioctl", fake._ioctl)
+    await stopped(vcpu)
+    assert not seen(vcpu.inspect(), "thread_runs")
+    assert fake.stray == []
+
+
 async def test_run_time_is_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that computes has it, one that waits has next to none; after the end the last figure stays."""
 
@@ -115,12 +144,12 @@ async def test_run_time_is_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return EXIT
 
     for script, busy in ((compute, True), (lambda: SLEEP, False)):
-        seen: list[int] = []
+        times: list[int] = []
         enough = trio.Event()
 
-        def on_exit(vcpu: Vcpu, seen: list[int] = seen, enough: trio.Event = enough) -> None:
-            seen.append(vcpu.run_time())
-            if len(seen) == 20:
+        def on_exit(vcpu: Vcpu, times: list[int] = times, enough: trio.Event = enough) -> None:
+            times.append(vcpu.run_time())
+            if len(times) == 20:
                 enough.set()
             vcpu.answer()
 
@@ -130,12 +159,12 @@ async def test_run_time_is_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         with trio.move_on_after(30 if busy else 0.2):
             await enough.wait()
         if busy:
-            assert seen[0] < seen[-1]
+            assert times[0] < times[-1]
         else:
             assert vcpu.run_time() < 500_000, "50 ms"
         await stopped(vcpu)
         ended = vcpu.run_time()
-        assert ended >= max(seen, default=0)
+        assert ended >= max(times, default=0)
         assert vcpu.run_time() == ended
 
 
@@ -206,15 +235,15 @@ async def test_pauses_and_resumes_at_random_moments(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("moment", range(6))
 async def test_a_stop_meets_an_exit(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
     """Before, in and after the hand-over; the exit that was under way is dropped, and the thread is gone."""
-    seen = []
+    noted = []
 
     def on_exit(vcpu: Vcpu) -> None:
-        seen.append(vcpu.stopping)
+        noted.append(vcpu.stopping)
         if moment == 0:
             vcpu.ask_to_stop()
         if vcpu.stopping:
             return
-        if len(seen) == moment:
+        if len(noted) == moment:
             vcpu.answer()
             vcpu.ask_to_stop()
             return
@@ -228,9 +257,9 @@ async def test_a_stop_meets_an_exit(monkeypatch: pytest.MonkeyPatch, moment: int
         with trio.fail_after(10):
             await vcpu.ended.wait()
     await stopped(vcpu)
-    count = len(seen)
+    count = len(noted)
     await trio.sleep(0.01)
-    assert len(seen) == count
+    assert len(noted) == count
 
 
 async def test_a_processor_that_nobody_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
