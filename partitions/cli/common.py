@@ -63,6 +63,17 @@ def collect_garbage() -> None:
         gc.enable()
 
 
+def port_number(text: str) -> int:
+    """A TCP port from the command line; 0 is any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(
+            f'"{text}" is no port; it takes a number up to 65535, or none, as in: partita run 03-disk --watch'
+        )
+    return int(text)
+
+
 def print_json(document: object) -> None:
     """One JSON document on standard output, indented for people who look at it."""
     import msgspec

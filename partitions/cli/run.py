@@ -15,6 +15,7 @@ from partitions.cli.common import (
     TIMED_OUT,
     Refusal,
     Verbs,
+    port_number,
     read_topology,
     unknown_vm,
 )
@@ -77,6 +78,14 @@ def add_parser(verbs: Verbs) -> None:
         "--timeline", metavar="FILE", help="draw the run on a time axis: Chrome trace events, for Perfetto"
     )
     parser.add_argument(
+        "--watch",
+        type=port_number,
+        metavar="PORT",
+        nargs="?",
+        const=0,
+        help="show the run as a picture in the browser; it begins when the page is open (docs/watch.md)",
+    )
+    parser.add_argument(
         "--log-format", choices=("human", "json"), default=None, help="how -v writes events to standard error"
     )
     parser.add_argument(
@@ -125,7 +134,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
     # What not every verb offers that runs a topology.
-    parser.set_defaults(stay=False, control=None, no_control=True)
+    parser.set_defaults(stay=False, control=None, no_control=True, watch=None)
 
 
 def call(options: argparse.Namespace) -> int:

@@ -29,12 +29,12 @@ from partitions.filters import FilterError, at_least, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.root.asking import asked_by
-from partitions.surroundings import unix_start
 from partitions.topology_schema import Backend
 from partitions.trace_outlet import TraceOutlet
 
 if TYPE_CHECKING:
     import argparse
+    import socket
 
     from hypervisor.trace import TraceEvent
     from partitions.explain import Explainer
@@ -111,6 +111,7 @@ class Viewer:
         self.recording: FileRecording | None = None
         """Where the run is recorded, from `attach` on."""
         self._output = None if options.pcap is None else _open_recording(options.pcap)
+        self.page: socket.socket | None = None if options.watch is None else _claim(options)
 
     def __enter__(self) -> Viewer:
         if self.terminal is not None:
@@ -126,6 +127,8 @@ class Viewer:
         """Take the block away and finish the trace file."""
         if self.terminal is not None:
             self.terminal.close()
+        if self.page is not None:
+            self.page.close()
         self.screen.clear()
         file, self._file = self._file, None
         if file is not None:
@@ -205,7 +208,7 @@ class Viewer:
         self.recording = FileRecording(
             host.trace,
             output,
-            started=unix_start(host.trace.clock, virtual),
+            started=host.started,
             inline=virtual,
             tell=lambda text: self.note(f"note: --pcap {self.options.pcap}: {text}"),
             select_from=None if wanted is None else lambda sink: filtered(sink, host.trace, wanted),
@@ -306,6 +309,30 @@ def _open(option: str, name: str) -> IO[bytes]:
         raise Refusal(f"{option} {name}: {error.strerror}") from None
 
 
+def _claim(options: argparse.Namespace) -> socket.socket:
+    from partitions.cli.watching import claim
+
+    if options.clock == "virtual":
+        raise Refusal(
+            "--watch does not go with --clock virtual, where time jumps while browsers wait; record it with "
+            "--pcap FILE, and make a page of that with: partita watch FILE"
+        )
+    return claim(options.watch)
+
+
+@contextlib.asynccontextmanager
+async def _watched(host: Host, viewer: Viewer) -> AsyncIterator[trio.Event | None]:
+    """The live picture, if there is to be one; what is given is set when somebody looks."""
+    if viewer.page is None:
+        yield None
+        return
+    from partitions.cli.watching import watched
+
+    async with watched(host, str(viewer.options.target), viewer.page, viewer.note) as seen:
+        viewer.note("the guests start when the page is open in a browser; Ctrl-C ends the run")
+        yield seen
+
+
 def _open_recording(name: str) -> int:
     from partitions.recording.file import open_output
 
@@ -328,8 +355,11 @@ async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outc
                     await readers.start(viewer.follow, vm)
             if viewer.terminal is not None:
                 await readers.start(_show, viewer, host[viewer.terminal.vm])
-            async with reachable(host, options, viewer.note) as control:
-                ending = await _watch(host, viewer, timeout, received, control)
+            async with (
+                reachable(host, options, viewer.note) as control,
+                _watched(host, viewer) as seen,
+            ):
+                ending = await _watch(host, viewer, timeout, received, control, seen)
             outcome = Outcome(
                 topology=str(options.target),
                 clock=options.clock,
@@ -352,6 +382,7 @@ async def _watch(
     timeout: float | None,
     received: AsyncIterator[int],
     control: ControlSocket | None,
+    seen: trio.Event | None,
 ) -> Ending:
     """The run itself with its watchers; returns when every VM is off, and with --stay, when somebody has ended it."""
     ending = Ending.ENDED
@@ -467,6 +498,8 @@ async def _watch(
         if saves and viewer.options.save_after is not None:
             watchers.start_soon(save_later, viewer.options.save_after)
         with starting:
+            if seen is not None:
+                await seen.wait()
             # A VM that does not start has a record that says why; the others go on.
             for vm in host.values():
                 with contextlib.suppress(StartFailed):

@@ -1,4 +1,4 @@
-"""`partita watch`: a run as one picture in the browser, from a recording. Root side."""
+"""`partita watch`: a run as one picture in the browser, from a recording or while it goes on. Root side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import FAILED, OK, Refusal, Verbs
+from partitions.cli.common import FAILED, OK, Refusal, Verbs, port_number
 
 if TYPE_CHECKING:
     import argparse
@@ -24,15 +24,21 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "watch",
         help="see a run as a picture in the browser",
-        description="Make one HTML file of a recording, which needs nothing but a browser: root, hypervisor, children "
-        "and the channels between them, each request moving hop by hop, to play, pause and step through. "
+        description="Draw root, hypervisor, children and the channels between them, each request moving hop by hop, "
+        "to play, pause and step through: of a recording as one HTML file, which needs nothing but a browser; without "
+        "one, of a host that runs, at an address on this machine. `partita run --watch` does so from the first moment. "
         "docs/watch.md tells what is in the picture.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "recording",
         metavar="RECORDING",
+        nargs="?",
         help="what `partita run --pcap RECORDING` has written; - reads it from standard input",
+    )
+    parser.add_argument("--host", metavar="NAME", help="of running hosts this one, by its name, number or socket")
+    parser.add_argument(
+        "--port", type=port_number, metavar="PORT", help="where a running host is shown; any that is free by default"
     )
     parser.add_argument(
         "-O", "--output", metavar="PAGE", help="where the page goes; RECORDING.html beside you by default, - prints it"
@@ -44,7 +50,12 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Make the page."""
+    """Make the page, or serve it."""
+    _check(options)
+    if options.recording is None:
+        from partitions.cli.watching import watch_host
+
+        return watch_host(options.host, options.port or 0, _filter(options.filter))
     if options.limit is not None and options.limit < 1:
         raise Refusal("--limit takes a number of events, 1 or more")
     wanted = _filter(options.filter)
@@ -61,6 +72,18 @@ def call(options: argparse.Namespace) -> int:
     rest = f"; {made.left_out:,} more are not in it (--limit, --filter, --last)" if made.left_out else ""
     print(f"{target}: {made.events:,} events, {len(made.page) / 1024:,.0f} KiB{rest}")
     return OK
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Options of the other way to watch are a mistake of whoever gives them."""
+    of_file = {"-O": options.output, "--limit": options.limit, "--last": options.last or None}
+    of_host = {"--host": options.host, "--port": options.port}
+    for name, value in (of_file if options.recording is None else of_host).items():
+        if value is not None:
+            other = "goes with a RECORDING" if options.recording is None else "is for a host that runs"
+            raise Refusal(
+                f"{name} {other}; partita watch RECORDING -O PAGE, or partita watch [--host NAME] [--port PORT]"
+            )
 
 
 def _pieces(recording: str) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 let instance = "";
 let painting = 0;
+let afterGap = null; // how the picture looks behind what was dropped, until the next event
 
 function openLive() {
   byId("live").hidden = false;
@@ -21,21 +22,28 @@ function openLive() {
     connection = "live";
     settle();
     fillFilters();
+    if (following || player.place < 0) player.go(visible.length - 1, false);
     ready("live");
   });
   stream.addEventListener("events", (message) => {
     const part = JSON.parse(message.data);
-    if (part.dropped) recording.dropped += part.dropped;
-    if (part.before) for (const change of part.before) recording.enlist(change);
     const old = recording.rows.length;
     recording.add(columns, part.rows);
     // What was dropped may have changed the picture: the host says how it is now.
-    if (part.before && recording.rows.length > old) {
+    if (afterGap && recording.rows.length > old) {
       const row = recording.rows[old];
-      row.changes = [...part.before, ...(row.changes || [])];
+      row.changes = [...afterGap, ...(row.changes || [])];
+      afterGap = null;
     }
     for (const row of recording.rows.slice(old)) if (filter.passes(row)) visible.push(row);
     if (part.requests) recording.addRequests(part.requests);
+    if (!painting) painting = requestAnimationFrame(arrived);
+  });
+  stream.addEventListener("gap", (message) => {
+    const gap = JSON.parse(message.data);
+    recording.dropped += gap.dropped;
+    afterGap = gap.before || null;
+    if (afterGap) for (const change of afterGap) recording.enlist(change);
     if (!painting) painting = requestAnimationFrame(arrived);
   });
   stream.addEventListener("end", () => {
@@ -63,7 +71,7 @@ function arrived() {
   fillFilters();
   status();
   if (following) player.go(visible.length - 1, false);
-  else if (!player.playing) moved(player.place, 0, 0);
+  else showPlace();
 }
 
 async function askHost(row) {
@@ -71,7 +79,7 @@ async function askHost(row) {
     const answer = await fetch(live.replace(/events$/, "decode"), {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ layer: row.layer, data: row.data, device: (row.fields && row.fields.device) || "", direction: row.direction, version: (row.fields && row.fields.version) || 0 }),
+      body: JSON.stringify({ layer: row.layer, data: row.data, vm: row.vm, device: (row.fields && row.fields.device) || "", direction: row.direction }),
     });
     return answer.ok ? await answer.json() : null;
   } catch {

@@ -46,19 +46,26 @@ function moved(place, duration, passed) {
   // What was passed without being shown leaves its ways behind for a moment.
   const extra = passed > 1 && player.playing ? visible.slice(Math.max(0, place - Math.min(passed, 8)), place) : trail(row);
   picture.show(row, duration, extra);
-  byId("caption").textContent = row ? caption(row) : "Nothing passes the filter.";
+  byId("caption").textContent = row ? caption(row) : recording.rows.length ? "Nothing passes the filter." : "Nothing has happened yet.";
   byId("caption").className = row ? `layer-${row.layer}` : "";
   byId("caption").setAttribute("aria-live", player.playing || following ? "off" : "polite");
   list.choose(place);
   detail.show(row);
   showRequest(row);
+  showPlace();
+  Object.assign(document.body.dataset, { place: String(place), seq: row ? String(row.seq) : "", events: String(visible.length) });
+}
+
+// How far along we are.
+function showPlace() {
+  const row = current();
+  const place = Math.max(0, player.place);
   const slider = byId("position");
-  slider.value = String(Math.max(0, place));
+  slider.value = String(place);
   const words = row ? `${seconds(row.time)}, event ${(place + 1).toLocaleString("en")} of ${visible.length.toLocaleString("en")}` : "no events";
   slider.setAttribute("aria-valuetext", words);
   byId("time").textContent = words;
   drawMarks();
-  Object.assign(document.body.dataset, { place: String(place), seq: row ? String(row.seq) : "", events: String(visible.length) });
 }
 
 function trail(row) {

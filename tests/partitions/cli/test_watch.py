@@ -1,9 +1,16 @@
-"""`partita watch`: a page from a recording."""
+"""`partita watch` and `partita run --watch`: a page from a recording, and live ones."""
 
 from __future__ import annotations
 
 import io
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,3 +98,116 @@ def test_what_is_refused(recording: Path, tmp_path: Path, capsys: Capture) -> No
     ):
         assert main(["watch", *arguments]) in (1, 2)
         assert words in capsys.readouterr().err
+
+
+# --- live
+
+
+COMMAND = [sys.executable, "-m", "partitions.cli.main"]
+READER = "disk = await guest.disk(0)\nwhile True:\n    await disk.read(0)\n    await guest.sleep(0.01)"
+DISK = '[[vm.disk]]\npath = "a.img"\nsize = "1MiB"'
+
+
+@contextmanager
+def started(*arguments: str, told_on: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command that shows a live picture, and where: it says so on this stream."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        stream = getattr(process, told_on)
+        for line in stream:
+            if line.startswith("watch: "):
+                yield process, line.removeprefix("watch: ").strip()
+                break
+        else:
+            pytest.fail(f"no address was told: {process.communicate()}")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stream_of(address: str) -> Iterator[bytes]:
+    """What a browser is sent, until the host has ended."""
+    with urllib.request.urlopen(f"{address}events", timeout=20) as answer:
+        yield from answer
+
+
+def test_a_run_begins_when_somebody_looks(topology: MakeTopology) -> None:
+    """The first page gets everything from the first event on, and the run ends as any other."""
+    folder = topology(web="print('hello')")
+    with started("run", str(folder), "--watch", told_on="stderr") as (process, address):
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert b"partita watch" in page.read()
+        assert process.poll() is None
+        said = b"".join(stream_of(address))
+        assert b'"off -> starting"' in said
+        assert b'"running -> off"' in said
+        assert said.rstrip().endswith(b"event: end\ndata: {}")
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "web | hello" in out
+
+
+def test_nobody_looks(topology: MakeTopology) -> None:
+    """Ctrl-C ends a run that waits for its first page."""
+    with started("run", str(topology(web="pass")), "--watch", "0", told_on="stderr") as (process, _):
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+
+
+def test_a_host_that_runs(topology: MakeTopology, tmp_path: Path) -> None:
+    """`partita watch` joins in the middle: what there is, then what comes; its own end is not the host's."""
+    socket_path = str(tmp_path / "host.sock")
+    run = ["run", str(topology(extra=DISK, web=READER)), "--control", socket_path, "--no-lines"]
+    with subprocess.Popen([*COMMAND, *run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as host:
+        try:
+            deadline = time.monotonic() + 20
+            while not Path(socket_path).exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            with started("watch", "--host", socket_path, told_on="stdout") as (process, address):
+                heard = b""
+                for line in stream_of(address):
+                    heard += line
+                    if b"SCSI READ(10) lba=0" in heard and b'"requests"' in heard:
+                        break
+                assert b"recording_started" in heard
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=20)
+                assert process.returncode == 0
+            assert host.poll() is None
+            with started("watch", "--host", socket_path, told_on="stdout") as (process, _):
+                host.terminate()
+                out, _ = process.communicate(timeout=20)
+                assert "the host has ended" in out
+                assert process.returncode == 0
+        finally:
+            host.kill()
+
+
+def test_what_is_refused_live(topology: MakeTopology, tmp_path: Path, capsys: Capture) -> None:
+    """Before anything starts, with what would help."""
+    folder = str(topology(web="pass"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, status, words in (
+            (["run", folder, "--watch", port], 1, f"port {port}: something else listens there"),
+            (["run", folder, "--watch", "--clock", "virtual"], 2, "record it with --pcap FILE"),
+            (["watch", "--host", str(tmp_path / "no.sock")], 1, "no.sock: No such file or directory"),
+            (["watch", "-O", "page.html"], 2, "-O goes with a RECORDING"),
+            (["watch", "run.pcapng", "--port", "80"], 2, "--port is for a host that runs"),
+        ):
+            assert main(arguments) == status
+            assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["run", "--watch", folder])
+    assert "is no port" in capsys.readouterr().err
+
+
+def test_without_its_library(topology: MakeTopology, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live picture says what to install; pages of recordings need nothing."""
+    monkeypatch.setitem(sys.modules, "h11", None)
+    monkeypatch.delitem(sys.modules, "partitions.watch.server", raising=False)
+    assert main(["run", str(topology(web="pass")), "--watch"]) == 2
+    assert "pip install 'partita[watch]'" in capsys.readouterr().err
