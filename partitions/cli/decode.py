@@ -196,30 +196,31 @@ def _numbers(words: list[str], kind: str) -> bytes:
 
 
 def _from_file(name: str, options: argparse.Namespace, context: Context) -> int:
+    if name == "-":
+        return _from_stream(sys.stdin.buffer, "standard input", options, context)
+    from partitions.cli.trace_sources import open_trace
+
+    with open_trace(name) as file:
+        return _from_stream(file, name, options, context)
+
+
+def _from_stream(file: BinaryIO, name: str, options: argparse.Namespace, context: Context) -> int:
     from partitions.decode.source import Form, read_source
 
-    shown = "standard input" if name == "-" else name
-    file = _open(name)
-    head = _read(file, shown)
+    head = _read(file, name)
     if not options.binary:
         form = _stream_form(head)
         if form is Form.FTRACE:
-            return _ftrace(file, head, shown, options)
+            return _ftrace(file, head, name, options)
         if form is not None:
-            return _trace(file, head, shown, options)
+            return _trace(file, head, name, options)
     data = bytearray(head)
-    while len(data) <= _MOST_BYTES and (piece := _read(file, shown)):
+    while len(data) <= _MOST_BYTES and (piece := _read(file, name)):
         data += piece
     if len(data) > _MOST_BYTES:
-        raise Refusal(f"{shown}: more than {_MOST_BYTES >> 20} MiB; cut out what is meant, as with dd bs=4096 skip=..")
-    source = read_source(bytes(data), shown, binary=options.binary or None)
+        raise Refusal(f"{name}: more than {_MOST_BYTES >> 20} MiB; cut out what is meant, as with dd bs=4096 skip=..")
+    source = read_source(bytes(data), name, binary=options.binary or None)
     return _show(source, options, context)
-
-
-def _open(name: str) -> BinaryIO:
-    from partitions.cli.trace_sources import open_trace
-
-    return open_trace(name)
 
 
 def _read(file: BinaryIO, name: str) -> bytes:

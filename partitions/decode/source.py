@@ -106,7 +106,9 @@ def from_text(text: str, place: str) -> Source:
     return Source(Form.BYTES, from_digits(text, place), "hexadecimal digits")
 
 
-_OFFSET = re.compile(r"^\s*(?:\[[ \d.]+\]\s*)?(?:[\w.\-]+:? )*?(?:0x)?(?P<at>[0-9a-fA-F]{4,16})(?:\s*<[^>]*>)?:(?=\s)")
+_OFFSET = re.compile(
+    r"^\s*(?:\[[ \d.]+\]\s*)?(?:[\w.\-]+:? )*?(?:0x)?(?P<at>[0-9a-fA-F]{4,16})(?:\s*<[^>]*>)?:(?=\s|$)"
+)
 """Where an offset, which a colon ends, tells that this is a dump."""
 _BARE_OFFSET = re.compile(r"^\s*(?P<at>[0-9a-fA-F]{4,16})(?=\s|$)")
 _WORD = re.compile(r"0x[0-9a-fA-F]+$")
