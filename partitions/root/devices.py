@@ -73,7 +73,7 @@ class CountedDevice:
 
     def inspect(self) -> Branch:
         """The device's own, as far as it has any."""
-        return shown(self.device)
+        return Branch({"serving": len(self._serving), **shown(self.device).children})
 
     def inspect_channel(self, channel_id: int) -> Branch:
         """The device's own. Raises `Gone` if it has none."""

@@ -229,9 +229,7 @@ async def test_a_disk_is_taken_away_in_the_middle_of_io_and_comes_back(
         assert worker is not None
         assert worker.server is not None
         taken = next(
-            offered
-            for offered in worker.server._offered.values()
-            if offered.device.offer.interface == STORAGE_INTERFACE
+            offered for offered in worker.server.offered if offered.device.offer.interface == STORAGE_INTERFACE
         )
         worker.server.rescind(taken)
         await trio.sleep(0.1)

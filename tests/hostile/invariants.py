@@ -33,8 +33,10 @@ from hypervisor.partition import ROOT_ID, Partition
 from hypervisor.processor_registers import ProcessorRegister
 from hypervisor.synic.messages import SINT_COUNT, SLOT_SIZE
 from partitions.host import ExitReason, Host, VmState
+from partitions.inspect import host_tree
 from tests.doubles import root
 from tests.doubles.boundary_guest import SINT, BoundaryGuest
+from tests.doubles.looking import faults, seen
 from tests.doubles.root import boot_synic, held, say
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
 from vmbus.server.limits import INBOX_MESSAGES
@@ -90,18 +92,16 @@ def check(host: Host, *, bounded_queues: bool = True) -> None:
     if vm.exit is not None:
         assert vm.exit.reason is not ExitReason.WORKER_FAILED, vm.exit.traceback
         assert vm.exit.reason is not ExitReason.NOT_STARTED
-    worker = vm._managed.worker
-    if worker is None:
+    if vm.partition_id is None:
         return
-    if worker.server is not None:
-        server = worker.server
-        assert len(server._inbox) <= INBOX_MESSAGES
-        assert not bounded_queues or len(server._outbox) <= 64
-        assert server.gpadl_count <= MAX_GPADLS
-        assert server._state.gpadls.words <= MAX_GPADL_WORDS
-        assert len(server.channels) <= 2, "the disk controller and, of two processors, one subchannel"
-    if worker.partition is not None:
-        _check_partition(host, worker.partition)
+    bus = vm.statistics().bus
+    assert bus.messages_waiting <= INBOX_MESSAGES
+    assert not bounded_queues or bus.messages_unsent <= 64
+    assert bus.gpadls <= MAX_GPADLS
+    assert bus.gpadl_words <= MAX_GPADL_WORDS
+    assert bus.channels <= 2, "the disk controller and, of two processors, one subchannel"
+    assert not faults(seen(host_tree(host), f"vm/{EVIL}")), "whatever a guest does, a look inside says how it is"
+    _check_partition(host, host.hypervisor.partitions[vm.partition_id])
 
 
 def _check_partition(host: Host, partition: Partition) -> None:

@@ -260,16 +260,14 @@ def test_opening_and_closing_for_ever(tmp_path: Path) -> None:
         ) as guest:
             await guest.boot()
             await guest.connect()
-            worker = guest.host["web"]._managed.worker
-            assert worker is not None
-            (device,) = worker._devices
+            serving = "vm/web/devices/storage/serving"
             for _ in range(20):
                 rings = await guest.open_channel()
                 await rings.send(struct.pack("<I", 7).ljust(64, b"\0"))
-                assert len(device._serving) == 1
+                assert await guest.host.inspect(serving) == 1
                 assert await guest.say(struct.pack("<III", 7, 0, 1)) == []
                 assert await guest.say(struct.pack("<IIII", 11, 0, 1, 0xE1E10)) == [struct.pack("<III", 12, 0, 0xE1E10)]
-                assert device._serving == []
+                assert await guest.host.inspect(serving) == 0
             statistics = guest.host["web"].statistics()
             assert (statistics.packets_in, statistics.packets_out, statistics.signals_out) == (20, 20, 20)
 

@@ -79,8 +79,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         await vm.add_device(NAME, DiskTable(path=str(folder / "more.raw"), read_only=True))
 
     async def pull(host: Host, vm: Vm) -> None:
-        assert vm._managed.worker is not None
-        resets.append(vm._managed.worker.resets)
+        resets.append(await host.inspect(f"vm/{vm.name}/worker/resets"))
         lines = vm.console.follow()
         while "pull" not in map(str.rstrip, vm.console.lines()):
             await anext(lines)

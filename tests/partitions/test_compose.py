@@ -197,7 +197,7 @@ async def main(guest):
         await vm.start()
         await trio.sleep(1)
         server = host.vmms.find("web").worker.server
-        for offered in list(server._offered.values()):
+        for offered in server.offered:
             server.rescind(offered)
         end = await vm.wait()
         end.raise_worker_failure()

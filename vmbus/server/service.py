@@ -202,6 +202,7 @@ class VmbusServer:
                 "features": Feature(state.features).name if state.features else "none",
                 "target_vp": None if self._messages is None else target[0],
                 "target_sint": None if self._messages is None else target[1],
+                "offers": len(self._offered),
                 "offers_requested": state.offers_sent,
                 "paused": state.paused,
                 "interrupt_page": Hex(state.pages.interrupt),

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -25,6 +24,7 @@ from partitions.inspect.walk import Mark, walk
 from partitions.logs import json_sink
 from partitions.topology_schema import DiskTable, DiskType, HostTable, IntegrationName, Size, Topology, VmTable
 from partitions.trace_outlet import TraceOutlet
+from tests.doubles.looking import faults
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "inspect.md"
 MIB = 1 << 20
@@ -61,17 +61,6 @@ async def running(
         await host.start_all()
         await trio.sleep(5.3)  # between two heartbeats
         yield host
-
-
-def faults(value: Any, path: str = "") -> list[str]:
-    """Where the tree shows a mistake of ours."""
-    match value:
-        case Fault():
-            return [f"{path}: {value.words}"]
-        case dict():
-            return [each for name, member in value.items() for each in faults(member, f"{path}/{name}")]
-        case _:
-            return []
 
 
 async def test_a_way_to_everything(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -8,6 +8,7 @@ import trio
 from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.wire import BadValue
+from tests.doubles.looking import seen
 from tests.doubles.vmbus_guest import scsi
 from tests.vmbus.server.test_service import Bench, EchoDevice, bench, memory
 from vmbus.channel import Channel
@@ -157,13 +158,13 @@ async def test_the_hosts_rescind_takes_subchannels_first(memory: GuestMemory) ->
         await more(bus, device, 2)
         await opened(bus, 3)
         before = len(bus.ports.posted)
-        (primary,) = [o for o in bus.server._offered.values() if not o.offer.subchannel_index]
+        (primary,) = [o for o in bus.server.offered if not o.offer.subchannel_index]
         bus.server.rescind(primary)
         await trio.testing.wait_all_tasks_blocked()
         assert rescinds(bus.heard(before)) == [2, 3, 1]
         for channel_id in (1, 2, 3):
             await bus.say(m.RelIdReleased(channel_id=channel_id))
-        assert not bus.server._offered
+        assert seen(bus.server.inspect(), "offers") == 0
 
 
 @pytest.mark.parametrize("how", ["reset", "unload", "contact"])
@@ -180,7 +181,8 @@ async def test_another_life_of_the_guest_knows_no_subchannels(memory: GuestMemor
         elif how == "unload":
             await bus.say(m.Unload())
         if how != "contact":
-            assert [o.offer.subchannel_index for o in bus.server._offered.values()] == [0]
+            assert [o.offer.subchannel_index for o in bus.server.offered] == [0]
+            assert seen(bus.server.inspect(), "offers") == 1
         await bus.say(m.initiate_contact(0x50003))
         assert offers(await bus.say(m.RequestOffers())) == [(0, 1)]
         assert device.stopped == 2
