@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from partitions.cli.common import Refusal
@@ -42,4 +42,19 @@ async def reachable(
                 if path is not None:
                     raise Refusal(f"--control {path}: {reason}") from None
                 note(f"note: no control socket, so `partita ps` and others will not find this run: {reason}")
+        if options.metrics is not None:
+            try:
+                port = await stack.enter_async_context(_metrics(host, options.metrics))
+            except OSError as error:
+                words = f"{error.strerror or error}; name another port, or 0 for any"
+                raise Refusal(f"--metrics {options.metrics}: {words}") from None
+            note(f"metrics: http://localhost:{port}/metrics")
         yield control
+
+
+def _metrics(host: Host, port: int) -> AbstractAsyncContextManager[int]:
+    try:
+        from partitions.metrics import open_metrics
+    except ImportError:
+        raise Refusal("--metrics needs prometheus-client; install it with: pip install 'partita[metrics]'") from None
+    return open_metrics(host, port)

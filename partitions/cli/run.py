@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from partitions.topology import Topology
 
 
+METRICS_PORT = 9464
+"""The one that Prometheus exporters of OpenTelemetry have, too."""
+
+
 def add_parser(verbs: Verbs) -> None:
     """Declare the verb."""
     parser = verbs.add_parser(
@@ -72,7 +76,7 @@ def add_parser(verbs: Verbs) -> None:
         *("-w", "--pcap"),
         metavar="FILE",
         help="record every event as pcapng, for `partita trace` and Wireshark; - is standard output, as in "
-        "`-w - | tshark -i -`, and what is printed there goes to standard error",
+        "`-w - | tshark -r -`, and what is printed there goes to standard error",
     )
     parser.add_argument(
         "--timeline", metavar="FILE", help="draw the run on a time axis: Chrome trace events, for Perfetto"
@@ -110,6 +114,16 @@ def add_parser(verbs: Verbs) -> None:
         "place, which a run on the virtual clock has only if it is asked for",
     )
     parser.add_argument("--no-control", action="store_true", default=False, help="nobody reaches it")
+    parser.add_argument(
+        "--metrics",
+        metavar="PORT",
+        nargs="?",
+        type=_port,
+        const=METRICS_PORT,
+        default=None,
+        help="answer Prometheus at http://localhost:PORT/metrics, reached from this machine alone; "
+        f"{METRICS_PORT} if none is given, any that is free for 0",
+    )
     parser.set_defaults(call=call, explain_only=False)
 
 
@@ -134,7 +148,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
     # What not every verb offers that runs a topology.
-    parser.set_defaults(stay=False, control=None, no_control=True, watch=None)
+    parser.set_defaults(stay=False, control=None, no_control=True, metrics=None, watch=None)
+
+
+def _port(text: str) -> int:
+    """A number that is a port and does not look like an example's."""
+    if not text.isdecimal() or str(int(text)) != text or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f'"{text}" is no port; write the topology first, or --metrics=PORT')
+    return int(text)
 
 
 def call(options: argparse.Namespace) -> int:
@@ -147,6 +168,8 @@ def call(options: argparse.Namespace) -> int:
     _check_restores(options.restore)
     if options.save_after is not None and not (options.save and options.save_after >= 0):
         raise Refusal("--save-after takes a number of seconds, 0 or more, and a --save VM=FILE")
+    if options.metrics is not None and options.clock == "virtual":
+        raise Refusal("--metrics does not go with --clock virtual: a run whose time jumps is over before it is asked")
     if options.terminal is not None:
         if options.terminal not in names:
             raise Refusal(f"--console: {unknown_vm(options.terminal, names)}")
@@ -158,7 +181,7 @@ def call(options: argparse.Namespace) -> int:
                 f"-w - does not go with {'--json' if options.json else '--console'}: both are standard output"
             )
         if sys.stdout.isatty():
-            raise Refusal("-w -: a recording is bytes and no text; name a file, or a reader: -w - | tshark -i -")
+            raise Refusal("-w -: a recording is bytes and no text; name a file, or a reader: -w - | tshark -r -")
     outcome = run(options, topology)
     from partitions.cli.session import Ending
 
