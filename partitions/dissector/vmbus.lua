@@ -64,8 +64,9 @@ local encapsulations = DissectorTable.get("wtap_encap")
 local USER0 = (wtap_encaps or wtap).USER0
 local previous = encapsulations:get_dissector(USER0)
 
-local interface_id = Field.new("frame.interface_id")
+-- Wireshark has these only where it makes a tree, which it may not at the first visit: nothing may depend on them.
 local interface_name = Field.new("frame.interface_name")
+local frame_time = Field.new("frame.time_epoch")
 
 local function make_context(tvb, pinfo, root)
     local ctx = {
@@ -74,9 +75,12 @@ local function make_context(tvb, pinfo, root)
         tree = root,
         frame = pinfo.number,
         first = not pinfo.visited,
-        time = pinfo.rel_ts,
         facts = relations.facts(pinfo.number),
     }
+    -- What pinfo tells is a float, which of the time since 1970 keeps some 240 ns; the field is exact.
+    local exact = frame_time()
+    ctx.facts.time = pinfo.rel_ts
+    ctx.facts.exact_time = exact and exact.value or ctx.facts.exact_time
     local told = {}
 
     -- Adds words to the Info column.
@@ -116,10 +120,10 @@ function protocol.dissector(tvb, pinfo, tree)
     local head = root:add(tvb(0, LINK_BYTES), "Link header")
     local v, items = vmbus.show(ctx, head, 0, LINK_BYTES, link)
     ctx.direction, ctx.version, ctx.device, ctx.channel_id = v.direction, v.version, v.device, v.channel
-    local id, name = interface_id(), interface_name()
-    ctx.partition = relations.partition(id and id.value or 0, v.partition)
-
-    local guest = name and name.display or format("partition %d", v.partition)
+    ctx.partition = relations.partition(v.partition)
+    local name = interface_name()
+    ctx.partition.vm = name and name.display or ctx.partition.vm
+    local guest = ctx.partition.vm or format("partition %d", v.partition)
     root:append_text(format(", %s %s", v.direction == 0 and "from" or "to", guest))
     pinfo.cols.protocol = "VMBus"
     pinfo.cols.src = v.direction == 0 and guest or "root"

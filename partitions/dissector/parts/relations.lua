@@ -13,13 +13,11 @@ return function(vmbus)
         partitions, frames = {}, {}
     end
 
-    -- The record of a partition, from the interface and the number: two hosts' captures may be merged into one.
-    function relations.partition(interface, number)
-        local key = interface .. "/" .. number
-        local known = partitions[key]
+    function relations.partition(number)
+        local known = partitions[number]
         if not known then
-            known = { number = number, channels = {}, gpadls = {}, waiting = {}, silos = {} }
-            partitions[key] = known
+            known = { channels = {}, gpadls = {}, waiting = {} }
+            partitions[number] = known
         end
         return known
     end
@@ -56,7 +54,7 @@ return function(vmbus)
         local slot = kind .. " asks"
         if ctx.first then
             key = kind .. key
-            local pair = { question = ctx.frame, asked = ctx.time, subject = subject or {} }
+            local pair = { question = ctx.frame, subject = subject or {} }
             local queue = owner.waiting[key]
             if not queue then
                 queue = { first = 1, last = 0 }
@@ -82,7 +80,7 @@ return function(vmbus)
                 if queue.first > queue.last then
                     owner.waiting[key] = nil
                 end
-                pair.answer, pair.answered = ctx.frame, ctx.time
+                pair.answer = ctx.frame
                 ctx.facts[slot] = pair
             end
         end
@@ -112,6 +110,15 @@ return function(vmbus)
         kind.time = vmbus.field(kind.time[1], "duration", kind.time[2])
     end
 
+    -- Between two frames. Without both exact times it is right to some 300 ns.
+    local function duration(from, to)
+        if from.exact_time and to.exact_time then
+            return to.exact_time - from.exact_time
+        end
+        local ticks = math.max(0, math.floor((to.time - from.time) * 1e7 + 0.5))
+        return NSTime.new(math.floor(ticks / 1e7), ticks % 1e7 * 100)
+    end
+
     -- Links of both frames of a pair, and how long the answer took.
     function relations.show_question(tree, kind, pair)
         if pair and pair.answer then
@@ -122,9 +129,7 @@ return function(vmbus)
     function relations.show_answer(tree, kind, pair)
         if pair then
             vmbus.generated(tree, types[kind].question, pair.question)
-            local nanoseconds = math.floor((pair.answered - pair.asked) * 1e9 + 0.5)
-            local seconds = math.floor(nanoseconds / 1e9)
-            vmbus.generated(tree, types[kind].time, NSTime.new(seconds, nanoseconds - seconds * 1e9))
+            vmbus.generated(tree, types[kind].time, duration(frames[pair.question], frames[pair.answer]))
         end
     end
 

@@ -247,7 +247,9 @@ return function(vmbus)
         local known = actions[number]
         if known then
             local action = range(1, 1):uint() % 32
-            return format("%s %s", text, known[action] or format("action %#x", action))
+            -- An operation code that is only the door to others is not worth its words.
+            local door = known[action] and (number == 0x9E or number == 0xA3)
+            return door and known[action] or format("%s %s", text, known[action] or format("action %#x", action))
         end
         if number == 0x12 and has(range(1, 1):uint(), 1) then
             return format("%s page %#x", text, range(2, 1):uint())
