@@ -36,7 +36,7 @@ STOOD_STILL = 124
 BEAT = "beat"
 """A file in `OUT` that the outer machine's init writes anew as long as the machine lives."""
 BEAT_SECONDS = 5
-STANDS_STILL_SECONDS = 150
+STANDS_STILL_SECONDS = 100
 """An outer machine without a beat for so long is not slow but dead: emulation has deadlocked."""
 NO_PROGRESS_SECONDS = 600
 """Twice what the longest test of all takes."""
