@@ -7,10 +7,10 @@ from typing import Final
 
 from hypervisor.trace import TraceEvent
 from partitions.recording.event_codec import DROPPED
-from partitions.recording.pcapng import BlockType
+from partitions.recording.pcapng import BlockReader, BlockType
 from partitions.recording.reader import RecordingReader, Wanted
 
-_EVENTS: Final = (BlockType.PACKET, BlockType.CUSTOM)
+_EVENTS: Final = (BlockType.PACKET, BlockType.CUSTOM, BlockType.HIDDEN)
 
 
 class RecordingCopier(RecordingReader):
@@ -46,3 +46,31 @@ class RecordingCopier(RecordingReader):
                 if not wanted and missing == (self.dropped.packets, self.dropped.events):
                     continue
             self._copied.append(buffer[start - 8 : stop + 4])
+
+
+class EventHider:
+    """A recording in pieces, with the events that are no packets hidden from Wireshark, which reads along.
+
+    Raises `pcapng.Damage` for what is no row of blocks.
+    """
+
+    def __init__(self) -> None:
+        self._blocks = BlockReader()
+
+    def feed(self, data: bytes) -> bytes:
+        """The blocks that are whole now."""
+        made = []
+        while True:
+            buffer, spans, damage = self._blocks.spans(data)
+            data = b""
+            for kind, _, start, stop in spans:
+                head = buffer[start - 8 : start]
+                if kind == BlockType.CUSTOM:
+                    head = (
+                        int(BlockType.HIDDEN).to_bytes(4, "little" if self._blocks.order == "<" else "big") + head[4:]
+                    )
+                made += [head, buffer[start : stop + 4]]
+            if damage is not None:
+                raise damage
+            if not spans:
+                return b"".join(made)

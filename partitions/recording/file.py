@@ -66,18 +66,23 @@ class FileRecording:
         self._told = False
         self._whole = 0
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+        # Whoever reads along through a pipe may be tshark; a file is read whole.
+        hidden = not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._closed = False
-        ready = self._write_all if inline else self._wake
+        self._something, self._closing = threading.Event(), threading.Event()
+        ready = self._write_all if inline else self._something.set
         self.recorder = Recorder(
-            trace, started=started, limit=limit, ready=ready, ready_at=INLINE_BYTES if inline else 1
+            trace,
+            started=started,
+            limit=limit,
+            ready=ready,
+            ready_at=INLINE_BYTES if inline else 1,
+            hidden=hidden,
         )
         self.recorder.overflow = self._overflow
         self._thread: threading.Thread | None = None
         if not inline:
             self._token = trio.lowlevel.current_trio_token()
-            self._something = threading.Event()
-            self._something.set()
-            self._closing = threading.Event()
             self._thread = threading.Thread(target=self._work, name="recording", daemon=True)
             self._thread.start()
         self.recorder.attach(select_from)
@@ -88,7 +93,10 @@ class FileRecording:
         return self.recorder.dropped
 
     def close(self) -> None:
-        """Write what there is. Waits for a slow reader, but not for one that takes nothing for `STALL_SECONDS`."""
+        """Write what there is, and return when it is written.
+
+        That is when a slow reader has taken it; one that takes nothing for `STALL_SECONDS` is not waited for.
+        """
         if self._closed:
             return
         self._closed = True
@@ -111,11 +119,6 @@ class FileRecording:
         os.close(self._descriptor)
 
     # --- writing
-
-    def _wake(self) -> None:
-        # The recorder calls this from its constructor too, when there is nobody to wake yet.
-        if not self._closed and hasattr(self, "_something"):
-            self._something.set()
 
     def _work(self) -> None:
         while self.error is None:

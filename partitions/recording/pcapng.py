@@ -36,6 +36,8 @@ class BlockType(enum.IntEnum):
     STATISTICS = 5
     PACKET = 6
     CUSTOM = 0x0BAD
+    HIDDEN = 0x80000BAD
+    """The same in the numbers of local use, which others pass over without a word."""
 
 
 class Opt(enum.IntEnum):
@@ -175,11 +177,11 @@ def statistics(interface_id: int, time: int, received: int, dropped: int) -> byt
     )
 
 
-def custom(payload: bytes) -> bytes:
+def custom(payload: bytes, kind: BlockType = BlockType.CUSTOM) -> bytes:
     """A block of ours, which other readers pass over or show as bytes."""
     size = len(payload)
     layout = _custom_layout(size)
-    return layout.pack(BlockType.CUSTOM, layout.size, ENTERPRISE, MAGIC, size, payload, layout.size)
+    return layout.pack(kind, layout.size, ENTERPRISE, MAGIC, size, payload, layout.size)
 
 
 @lru_cache(maxsize=1024)

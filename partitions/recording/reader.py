@@ -203,7 +203,7 @@ class RecordingReader:
         for kind, offset, start, stop in spans:
             if kind == BlockType.PACKET:
                 self._take_packet(buffer, offset, start, stop, events)
-            elif kind == BlockType.CUSTOM:
+            elif kind in _OURS:
                 payload = pcapng.own_payload(buffer[start:stop], self._blocks.order)
                 if payload is not None:
                     self._custom(payload, offset, events)
@@ -358,6 +358,7 @@ class RecordingReader:
             raise self._error(offset, f"holds no event: {error}") from None
 
 
+_OURS = (BlockType.CUSTOM, BlockType.HIDDEN)
 _PACKET = {order: struct.Struct(order + "IIIII").unpack_from for order in "<>"}
 _QUICK = struct.Struct("<5I4B3I")
 

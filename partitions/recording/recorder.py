@@ -4,6 +4,9 @@ Each VM is an interface. Channel messages and ring packets are packets behind a 
 custom block (`event_codec`). The section header says what was known when the recording began: names, versions, open
 channels. So a recording can begin at any time, and each piece of it that ends with a whole block can be read.
 
+Where somebody reads along, custom blocks have a number that others pass over: Wireshark shows them among the packets,
+but in a live capture it counts packets only, and so would end before the end.
+
 Whoever empties the buffer (`take`) may run on another thread and may be slow: what does not fit meanwhile is counted
 and dropped, and a `recording_dropped` event stands in its place. Nothing here waits, or knows files or Trio.
 """
@@ -19,10 +22,11 @@ import msgspec
 
 from hypervisor.inspect import Branch, data
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, Sink, Trace, TraceEvent
-from partitions.logs import vm_name
+from partitions.logs import ROOT_NAME, vm_name
 from partitions.recording import pcapng
 from partitions.recording.event_codec import DROPPED, STARTED, encode_event
 from partitions.recording.link import DIRECTIONS, LINK_TYPE, LINK_VERSION, Kind, LinkHeader, device_code
+from partitions.recording.pcapng import BlockType
 from vmbus.protocol.messages import MessageType
 
 BUFFER_BYTES: Final = 32 << 20
@@ -79,8 +83,10 @@ class Recorder:
         limit: int = BUFFER_BYTES,
         ready: Callable[[], None] = lambda: None,
         ready_at: int = 1,
+        hidden: bool = False,
     ) -> None:
-        """`started`: Unix seconds when the host's clock began. `limit`: bytes that may wait to be taken.
+        """`started`: Unix seconds when the host's clock began. `limit`: bytes that may wait to be taken. `hidden`: for
+        a reader that reads along and may be Wireshark.
 
         `ready` is called once each time `ready_at` bytes wait, not again before `take`; in the middle of guests' traps.
         """
@@ -93,6 +99,7 @@ class Recorder:
         self._limit = limit
         self._ready = ready
         self._ready_at = ready_at
+        self._custom = BlockType.HIDDEN if hidden else BlockType.CUSTOM
         self._told = False
         self.overflow: Callable[[], None] = lambda: None
         """Called when something is dropped for the first time."""
@@ -115,8 +122,9 @@ class Recorder:
         if len(facts) <= pcapng.LONGEST_PAYLOAD:
             self._put(pcapng.section(APPLICATION, facts))
         else:
-            self._put(pcapng.section(APPLICATION, b"") + pcapng.custom(facts))
-        for name in dict.fromkeys(trace.names.values()):
+            self._put(pcapng.section(APPLICATION, b"") + pcapng.custom(facts, self._custom))
+        # An interface has to follow: tools take the file's link type from the first, and do not look far for it.
+        for name in dict.fromkeys((ROOT_NAME, *trace.names.values())):
             self._interface(name)
 
     # ------------------------------------------------------------------------------------------------- beginning, end
@@ -178,7 +186,7 @@ class Recorder:
         name = vm_name(self._trace.names, event)
         if name != event.vm:
             event = msgspec.structs.replace(event, vm=name)
-        if self._fits(event.time, pcapng.custom(encode_event(event)), 0, 1):
+        if self._fits(event.time, pcapng.custom(encode_event(event), self._custom), 0, 1):
             self.written.events += 1
         else:
             self._drop(0, 1)
@@ -336,7 +344,7 @@ class Recorder:
             for each in self._interfaces.values()
             if each.dropped
         ]
-        return b"".join((pcapng.custom(encode_event(event)), *counts))
+        return b"".join((pcapng.custom(encode_event(event), self._custom), *counts))
 
 
 _CARRIERS: Final = (Layer.CONTROL, Layer.PACKET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_a_recording_on_standard_output_is_nothing_but_a_recording(topology: Mak
     assert "vm_ended" in [event.event for event in events]
     assert b"web | hello" in done.stderr
     assert b"powered off" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_reads_along(topology: MakeTopology) -> None:
+    """`partita run ... -w - | tshark -i -`."""
+    call = f"{' '.join(COMMAND)} run {topology(web='pass')} -w - | tshark -i - -T fields -e frame.len"
+    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=60, check=True)
+    lengths = [int(line) for line in done.stdout.splitlines()]
+    assert {16 + 40, 16 + 8} <= set(lengths), "INITIATE_CONTACT and REQUEST_OFFERS"
+    assert "Traceback" not in done.stderr
 
 
 def test_a_filter_holds_for_a_recording(topology: MakeTopology, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, TraceEvent
 from partitions.recording import pcapng
+from partitions.recording.copier import EventHider
 from partitions.recording.reader import RecordingError, RecordingReader, Wanted
 from partitions.recording.recorder import Recorder
 from tests.doubles.recordings import (
@@ -171,7 +172,7 @@ def test_wanted_gives_the_events_that_it_likes_and_no_others(items: list[Item], 
 def test_each_kind_of_damage_has_its_words(offset: int, value: int, reason: str) -> None:
     recording = bytearray(record([batch(b"one")]))
     ends = block_ends(bytes(recording))
-    start, stop = ends[2], ends[3]
+    start, stop = ends[3], ends[4]  # behind the section and three interfaces
     struct.pack_into("<I", recording, offset + (start if offset >= 0 else stop), value)
     reader = RecordingReader()
     assert [event.event for event in reader.feed(bytes(recording))] == ["recording_started"]
@@ -255,9 +256,10 @@ def test_times_of_a_rewritten_file_are_still_the_hosts() -> None:
     recording = record([batch(b"one", time=42)])
     ends = block_ends(recording)
     facts = recording[: ends[0]]
-    packet = bytearray(recording[ends[2] : ends[3]])
+    packet = bytearray(recording[ends[3] : ends[4]])
     high, low = divmod(42 + seconds * 10_000_000, 1 << 32)
     struct.pack_into("<II", packet, 12, high, low)
+    struct.pack_into("<I", packet, 8, 0)
     rewritten = facts + pcapng.interface(147, "web", 0) + bytes(packet)
     assert [event.time for event in read(rewritten)] == [5, 42]
 
@@ -303,6 +305,22 @@ def test_a_full_buffer_has_to_be_half_empty_before_it_takes_again() -> None:
     recorder.take(4096)
     recorder.packets(batch(bytes(64)))
     assert recorder.dropped.packets == dropped + 1
+
+
+def test_a_reader_along_a_pipe_gets_the_same_events_where_wireshark_sees_none() -> None:
+    """It shows custom blocks among the packets, but counts packets only, and would end a live capture too early."""
+    recorder = Recorder(new_trace(), started=1_700_000_000, hidden=True)
+    feed(recorder, SOME)
+    recorder.finish()
+    hidden, open_ = drain(recorder), record(SOME)
+    kinds = {block.kind for block in pcapng.BlockReader().feed(hidden)}
+    assert pcapng.BlockType.CUSTOM not in kinds
+    assert pcapng.BlockType.HIDDEN in kinds
+    assert read(hidden) == read(open_)
+    hider, made = EventHider(), b""
+    for position in range(0, len(open_), 33):
+        made += hider.feed(open_[position : position + 33])
+    assert made == hidden
 
 
 def test_whoever_waits_is_called_once_for_all_that_is_there() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, Trace, TraceEvent
+from partitions.recording.copier import EventHider
 from partitions.recording.reader import RecordingReader, read_recording
 from partitions.recording.recorder import Recorder
 from tests.doubles.recordings import MESSAGES, drain, feed, message_event, new_trace
@@ -83,7 +84,7 @@ def test_capinfos_finds_the_file_whole(capture: Path) -> None:
     assert re.search(rf"Number of packets: +{packets}\n", said)
     assert re.search(r"File encapsulation: +USER 0", said)
     assert re.search(r"Capture application: +Partita", said)
-    assert re.findall(r"Name = (\w+)", said) == ["web", "db"]
+    assert re.findall(r"Name = (\w+)", said) == ["root", "web", "db"]
     assert set(re.findall(r"Time resolution = (\w+)", said)) == {"0x07"}
 
 
@@ -102,3 +103,26 @@ def test_a_part_by_editcap_is_a_recording_of_that_part(capture: Path, tmp_path: 
     events = reader.feed(copy.read_bytes())
     reader.finish()
     assert [event.event for event in events][-2:] == ["version_response", "vm_state"]
+
+
+def test_a_live_capture_has_every_packet(capture: Path) -> None:
+    """`-w - | tshark -i -`: dumpcap tells tshark how many packets there are, and it reads so many blocks."""
+    if shutil.which("tshark") is None:
+        pytest.skip("tshark is not installed: apt install tshark")
+    hidden = EventHider().feed(capture.read_bytes())
+    command = ["tshark", "-i", "-", "-T", "fields", "-e", "frame.len"]
+    done = subprocess.run(command, input=hidden, capture_output=True, timeout=60, check=True)
+    assert len(done.stdout.splitlines()) == sum(1 for event in read_recording(capture) if event.data)
+
+
+def test_a_run_whose_vms_were_not_known_yet_can_be_copied(tmp_path: Path) -> None:
+    """editcap looks for an interface right behind the section header, and gives up where there is none."""
+    trace = Trace(lambda: 0)
+    recorder = Recorder(trace)
+    trace.names[2] = "web"
+    feed(recorder, SOME[2:])
+    recorder.finish()
+    path, copy = tmp_path / "run.pcapng", tmp_path / "copy.pcapng"
+    path.write_bytes(drain(recorder))
+    tool("editcap", path, copy)
+    assert [event.vm for event in read_recording(copy) if event.layer is Layer.PACKET] == ["web"] * 3 + ["#3"]
