@@ -226,11 +226,6 @@ class VmbusServer:
         holders = {"kind": kind, "views": holds.count(*key), "wanted_back": holds.wanted_back(*key)}
         return Branch({**holders, **gpadl.inspect().children})
 
-    @property
-    def gpadl_count(self) -> int:
-        """GPADLs of all channels, unfinished ones too."""
-        return len(self._state.gpadls)
-
     def offer(self, device: Device) -> OfferedChannel:
         """Put a device on the bus, now or hot. ValueError for one that is there already."""
         return self._offer(device, device.offer)

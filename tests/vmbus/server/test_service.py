@@ -375,7 +375,7 @@ async def test_nothing_is_heard_while_the_guest_takes_nothing(
         tries = b.ports.full
         await trio.sleep(1.6)
         assert 95 <= b.ports.full - tries <= 105
-        assert b.server.gpadl_count == 0
+        assert b.server.use().gpadls == 0
         b.ports.room = 1
         await trio.sleep(0.1)
         assert [type(message) for message in b.heard(1)] == [m.OfferChannel]
@@ -410,7 +410,7 @@ async def test_reset_ends_devices_and_keeps_offers(memory: GuestMemory, autojump
         await trio.testing.wait_all_tasks_blocked()
         assert device.stopped == 1
         assert b.server.phase is Phase.DISCONNECTED
-        assert b.server.gpadl_count == 0
+        assert b.server.use().gpadls == 0
         b.ports.room = 100
         before = len(b.ports.posted)
         await b.say(m.initiate_contact(Version.V5_3))
