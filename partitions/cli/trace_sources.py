@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from partitions.cli.common import FAILED, USAGE, Refusal
 from partitions.cli.trace_views import Enough, View
 from partitions.logs import vm_name
+from partitions.recording.copier import EventHider
 from partitions.recording.reader import RecordingError
 from partitions.trace_input import TraceReader
 
@@ -104,6 +105,7 @@ class Copy:
     def __init__(self, name: str) -> None:
         self.name = name
         self.bytes = 0
+        self._hider = EventHider() if name == "-" else None
         try:
             self._file = sys.stdout.buffer if name == "-" else open(name, "wb", buffering=0)  # noqa: SIM115  # by close
         except OSError as error:
@@ -112,7 +114,7 @@ class Copy:
     def take(self, data: bytes) -> bool:
         """One more piece. A reader that has gone is `BrokenPipeError`, as everywhere."""
         try:
-            self._file.write(data)
+            self._file.write(data if self._hider is None else self._hider.feed(data))
             self._file.flush()
         except BrokenPipeError:
             raise
