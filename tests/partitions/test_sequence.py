@@ -145,6 +145,21 @@ def test_names_of_channels_are_known_from_before_the_window() -> None:
     assert [lane.title for lane in made.diagram().lanes] == ["web", "storage VSP"]
 
 
+def test_a_recording_that_began_late_knows_its_channels() -> None:
+    """Its first block says which channels were there; it is no arrow itself."""
+    fields = {"started": 0, "names": {"2": "web"}, "channels": [[2, 1, "storage"], [9, 1, "video"], "no channel"]}
+    begun = TraceEvent(0, Layer.STATE, "recording_started", 0, fields=fields)
+    assert [lane.title for lane in drawn([begun, read(1)[3]]).lanes] == ["web", "storage VSP"]
+    assert drawn([begun]).steps == 0
+
+
+def test_a_frame_begins_with_what_the_guest_does() -> None:
+    """A pattern may be found in the middle of a turn; the frame begins where the next turn does."""
+    events = [happened for number in range(6) for happened in read(number)][4:]
+    lines = told(drawn([offer(), *events]).items)
+    assert lines[lines.index("5 times [") + 1] == "web > hypervisor: HvSignalEvent connection_id=0x2001"
+
+
 def test_two_guests_on_one_connection_number_keep_their_own_calls() -> None:
     """Connection IDs are each guest's own: the call is put before its own signal and not another guest's."""
     other = [
@@ -224,6 +239,19 @@ def test_whatever_guests_say_the_text_is_well_formed(events: list[TraceEvent]) -
     assert len(arrows) == sum(1 for item in sequence.walk(diagram.items) if isinstance(item, Step))
 
 
+def test_words_that_mermaid_takes_for_its_own_are_coded() -> None:
+    """Each of these was seen to change or break a diagram that Mermaid drew."""
+    spoken = {
+        "end": "#101;nd",
+        "a; b": "a#59; b",
+        "#35;": "#35;35#59;",
+        "wrap: x": "wrap#58; x",
+        "%% x": "#37;#37; x",
+        "<br/>": "#60;br/#62;",
+    }
+    assert {text: escape(text) for text in spoken} == spoken
+
+
 @given(st.text())
 def test_an_escape_can_be_undone(text: str) -> None:
     """Each code stands for one character; printable text comes back as it was."""
@@ -240,12 +268,17 @@ def unfolded(items: list[Item]) -> Iterator[tuple[Any, ...]]:
                 yield item.shape
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=60))
+@given(st.lists(st.sampled_from("abcX"), max_size=60))
 def test_folding_loses_nothing(shapes: list[str]) -> None:
-    """Unfolded again, it is the same steps in the same order."""
-    lane = sequence.ROOT
+    """Unfolded again, it is the same steps in the same order, wherever in a pattern a guest begins (X)."""
+    root, web = sequence.ROOT, sequence.Lane(sequence.Place.GUEST, "web")
     steps: list[Item] = [
-        Step(0, lane, lane, Layer.MSR, sequence.Style.CALL, shape, (shape,), said=shape, last=shape) for shape in shapes
+        Step(
+            *(0, web if shape == "X" else root, root, Layer.PACKET, sequence.Style.CALL, shape, (shape,)),
+            said=shape,
+            last=shape,
+        )
+        for shape in shapes
     ]
     assert list(unfolded(fold(fold(steps)))) == [(shape,) for shape in shapes]
 
