@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import attrs
@@ -175,7 +175,8 @@ class LifeTeller:
                 self._add(event, f"the end: {event.words}")
             case Layer.STATE, name if name not in _QUIET:
                 if name != "vmbus_channel":
-                    self._add(event, f"{name.replace('_', ' ')}: {event.words}".removesuffix(": "))
+                    connection = name == "vmbus_connection"
+                    self._add(event, f"{name.replace('_', ' ')}: {event.words}".removesuffix(": "), answer=connection)
                 elif event.words.endswith(" -> open"):
                     self._add(event, f"channel {event.channel} ({self._device(event)}) is open")
                 elif event.words.startswith("open -> "):
@@ -221,11 +222,7 @@ class LifeTeller:
 
     def _vm_answers(self) -> Iterator[tuple[str, str]]:
         agreed = next((contact for contact in reversed(self._contacts) if contact.accepted), None)
-        tried = [
-            f"{contact.asked} was refused{f' ({contact.why})' if contact.why else ''}"
-            for contact in self._contacts
-            if contact.accepted is False
-        ]
+        tried = _refusals(self._contacts)
         if agreed is not None:
             first = "the first that the guest asked for" if not tried else "the next that the guest asked for"
             yield "version", f"VMBus {agreed.asked}, {first}{': ' if tried else ''}{', '.join(tried)}"
@@ -324,6 +321,18 @@ class LifeTeller:
             self._left_out += 1
             return
         self._moments.append(Moment(seconds(event.time), printable(words), event.event, answer))
+
+
+def _refusals(contacts: Iterable[_Contact]) -> list[str]:
+    """`7.1 and 7.0 were refused (above 6.0, the highest here)`: those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for contact in contacts:
+        if contact.accepted is False:
+            by_reason.setdefault(contact.why, []).append(contact.asked)
+    return [
+        f"{' and '.join(asked)} {'was' if len(asked) == 1 else 'were'} refused{f' ({why})' if why else ''}"
+        for why, asked in by_reason.items()
+    ]
 
 
 _MESSAGES: Final = {

@@ -51,6 +51,9 @@ class Step(msgspec.Struct, frozen=True):
     """What the request waited for until the next hop."""
     meanwhile: list[str] = []
     """What else happened until the next hop."""
+    data: str = ""
+    """The packet in hexadecimal, where that was asked for."""
+    direction: str = ""
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +123,8 @@ def read_choice(text: str, parse: Callable[[str], Likes]) -> Choice | None:
 class Storyteller:
     """Takes every event and keeps the story of the request that was asked for."""
 
-    def __init__(self, choice: Choice, names: Mapping[int, str] | None = None) -> None:
+    def __init__(self, choice: Choice, names: Mapping[int, str] | None = None, *, with_bytes: bool = False) -> None:
+        self._with_bytes = with_bytes
         self.story: Story | None = None
         self._choice = choice
         self._names = {} if names is None else names
@@ -165,7 +169,7 @@ class Storyteller:
             return
         if choice.better(request, self._best):
             self._best = request
-            self.story = tell(request, self._window, self._names)
+            self.story = tell(request, self._window, self._names, with_bytes=self._with_bytes)
 
     def _unknown(self) -> str:
         if not self._count:
@@ -189,7 +193,9 @@ def nearest(name: str, names: Sequence[str]) -> str:
 # One request's story
 
 
-def tell(request: Request, window: Iterable[TraceEvent], names: Mapping[int, str]) -> Story:
+def tell(
+    request: Request, window: Iterable[TraceEvent], names: Mapping[int, str], *, with_bytes: bool = False
+) -> Story:
     """Its steps, with what else happened between them, as far as `window` goes back."""
     events = list(window)
     places = _find(request.hops, events)
@@ -215,6 +221,8 @@ def tell(request: Request, window: Iterable[TraceEvent], names: Mapping[int, str
                 event=hop.event.event,
                 waited_for=waited,
                 meanwhile=meanwhile,
+                data=hop.event.data.hex() if with_bytes else "",
+                direction=hop.event.direction,
             )
         )
     return Story(
@@ -279,7 +287,7 @@ def _meanwhile(between: Iterable[TraceEvent], request: Request, names: Mapping[i
                     own[f"{number:#x}"] = None
             elif isinstance(number, int):
                 requests.setdefault((vm, event.channel), set()).add(number)
-        elif event.fields.get("call") != "HvSignalEvent":
+        elif not _is_signal(event):
             rest[f"{event.layer.value} {vm}"] += 1
     told = []
     if own:
@@ -291,6 +299,13 @@ def _meanwhile(between: Iterable[TraceEvent], request: Request, names: Mapping[i
         layer, _, vm = what.partition(" ")
         told.append(f"{_count(number, f'{layer} event')}{f' of {vm}' if vm else ''}")
     return told
+
+
+def _is_signal(event: TraceEvent) -> bool:
+    """Part of a signal, which says no more than the packets that it is for."""
+    if event.layer is Layer.HYPERCALL:
+        return event.fields.get("call") == "HvSignalEvent"
+    return event.layer is Layer.INTERRUPT or event.event == "signal_event"
 
 
 def _count(number: int, what: str) -> str:
@@ -408,4 +423,16 @@ def lines(story: Story, *, colour: bool = False) -> list[str]:
             reasons.append(f"meanwhile: {', '.join(step.meanwhile)}")
         if reasons:
             shown.append(f"{'':>28}  {indent}  {dim}{'; '.join(reasons)}{reset}")
+        shown += [f"{'':>28}  {indent}  {line}" for line in _decoded(step, story.device, colour=colour)]
     return [*shown, "", story.summary]
+
+
+def _decoded(step: Step, device: str, *, colour: bool) -> list[str]:
+    """What the bytes of a packet say, where they are there."""
+    if not step.data:
+        return []
+    from partitions.decode.packet import decode_ring_packet
+    from partitions.decode.text import render
+
+    data = bytes.fromhex(step.data)
+    return render(decode_ring_packet(data, device, step.direction), data, colour=colour)

@@ -44,7 +44,7 @@ def add_parser(verbs: Verbs) -> None:
         "--hex",
         action="count",
         default=0,
-        help="show below each line what its bytes say; -xx shows the bytes by themselves too",
+        help="show below each line, or each packet of a story, what its bytes say; -xx: the bytes by themselves too",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on when the file grows, until Ctrl-C")
     parser.add_argument("--limit", type=int, metavar="N", help="no more than N lines, requests or arrows")
@@ -124,9 +124,10 @@ def _check(options: argparse.Namespace) -> None:
     lines = _only_lines(options)
     if options.write is not None and (options.host is None or not lines or options.hex or options.output == "json"):
         raise Refusal("-w records a running host (--host), and shows nothing of it")
-    for name, given in (("--hex", options.hex), ("--tail", options.tail is not None)):
-        if given and not lines:
-            raise Refusal(f"{name} goes with lines, not with --story, --requests or a picture")
+    if options.hex and not lines and options.story is None:
+        raise Refusal("--hex goes with lines and with --story")
+    if options.tail is not None and not lines:
+        raise Refusal("--tail goes with lines, not with --story, --requests or a picture")
     for name, given in (("--mermaid", options.mermaid), ("--svg", options.svg), ("-O", options.picture is not None)):
         if given and not options.sequence:
             raise Refusal(f"{name} says how --sequence is drawn")
@@ -156,7 +157,7 @@ def _view(options: argparse.Namespace, condition: Filter | None) -> View:
 
     json = options.output == "json"
     if options.story is not None:
-        return _story(options.story, json=json)
+        return _story(options.story, json=json, with_bytes=bool(options.hex))
     if options.requests:
         from partitions.request_table import RequestTable
 
@@ -180,7 +181,7 @@ def _view(options: argparse.Namespace, condition: Filter | None) -> View:
     )
 
 
-def _story(text: str, *, json: bool) -> View:
+def _story(text: str, *, json: bool, with_bytes: bool) -> View:
     from partitions.cli import trace_views as views
     from partitions.filters import FilterError, parse_filter
     from partitions.life_story import LifeTeller
@@ -191,7 +192,7 @@ def _story(text: str, *, json: bool) -> View:
     except FilterError as error:
         raise Refusal(f"--story {text}: {error}") from None
     if choice is not None:
-        return views.RequestStory(Storyteller(choice), json=json)
+        return views.RequestStory(Storyteller(choice, with_bytes=with_bytes), json=json)
     vm, slash, channel = text.partition("/")
     if not vm or (slash and not channel.isdecimal()):
         raise Refusal(
