@@ -120,7 +120,7 @@ def read(line: str) -> TraceEvent:
 def test_every_message(layout: type[Message], head: str, number: int) -> None:
     """Each message's line, as each tool prints it, is that message's words, channel and direction."""
     values = {
-        field.name: number >> place & ((1 << 8 * field.size) - 1)
+        field.name: number * (2 * place + 1) & ((1 << 8 * field.size) - 1)
         for place, field in enumerate(layout.FIELDS)
         if field.size <= 8 and field.name != "message_type"
     }
