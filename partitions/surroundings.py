@@ -37,11 +37,6 @@ def wall_clock(now: Callable[[], int], virtual: bool) -> Callable[[], datetime.d
     return lambda: start + datetime.timedelta(microseconds=(now() - began) // 10)
 
 
-def unix_start(now: Callable[[], int], virtual: bool) -> int:
-    """Unix seconds when the host's clock began, for recordings; 0 on the virtual clock, which belongs to no day."""
-    return 0 if virtual else round(datetime.datetime.now(datetime.UTC).timestamp() - now() / TICKS_PER_SECOND)
-
-
 def raise_descriptor_limit(topology: Topology) -> None:
     """A descriptor for each VM's memory and each image; the usual soft limit of 1,024 is for programs with select()."""
     import resource
