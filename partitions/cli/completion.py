@@ -15,7 +15,7 @@ _partita() {
     COMPREPLY=()
     while IFS= read -r line; do
         if [[ $line == ":files" ]]; then
-            compopt -o default 2>/dev/null
+            compopt -o default 2>/dev/null || :
             return
         fi
         line=${line%%$'\t'*}

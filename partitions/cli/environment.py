@@ -24,9 +24,9 @@ _WORDS: Final = {
 
 def variables(verb: str, action: argparse.Action) -> list[str]:
     """The names of an option's variables, the one that wins first; none for options that do something at once."""
-    long = next((option[2:] for option in action.option_strings if option.startswith("--")), None)
-    if long is None or isinstance(action, argparse._HelpAction) or _kind(action) is None:
+    if not action.option_strings or isinstance(action, argparse._HelpAction) or _kind(action) is None:
         return []
+    long = next((option[2:] for option in action.option_strings if option.startswith("--")), action.dest)
     return [f"{PREFIX}{_upper(verb)}_{_upper(long)}", f"{PREFIX}{_upper(long)}"]
 
 
