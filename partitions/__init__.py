@@ -35,11 +35,16 @@ if TYPE_CHECKING:
         VmStatistics,
         open_host,
     )
+    from partitions.inspect import InspectError
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
     from partitions.topology_schema import DeviceTable, DiskTable
 
-_FROM_TOPOLOGY = ("Topology", "TopologyError", "VmTable", "load_topology")
-_FROM_SCHEMA = ("DeviceTable", "DiskTable")
+_HOMES = {
+    **dict.fromkeys(("Topology", "TopologyError", "VmTable", "load_topology"), "topology"),
+    **dict.fromkeys(("DeviceTable", "DiskTable"), "topology_schema"),
+    "InspectError": "inspect",
+}
+"""Where names come from that are not `partitions.host`'s."""
 
 __all__ = [
     "CannotSave",
@@ -55,6 +60,7 @@ __all__ = [
     "Heartbeat",
     "Host",
     "HotPlugError",
+    "InspectError",
     "InvalidTransition",
     "Kvp",
     "NoAnswer",
@@ -80,8 +86,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    home = "topology" if name in _FROM_TOPOLOGY else "topology_schema" if name in _FROM_SCHEMA else "host"
-    return getattr(importlib.import_module(f"partitions.{home}"), name)
+    return getattr(importlib.import_module(f"partitions.{_HOMES.get(name, 'host')}"), name)
 
 
 def __dir__() -> list[str]:
