@@ -33,7 +33,10 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--host", metavar="NAME", nargs="?", const="", help="a running host; without NAME the only one")
     parser.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="of --host: end after that long")
     parser.add_argument(
-        "-w", "--write", metavar="FILE", help="of --host: record it to a file, or for - to standard output, as pcapng"
+        *("-w", "--write"),
+        metavar="PART",
+        help="show nothing, but record a running host (--host), or what --filter chooses of FILE, to another file, or "
+        "for - to standard output",
     )
     parser.add_argument("--filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control,time=1.2..1.5'")
     parser.add_argument(
@@ -80,7 +83,11 @@ def call(options: argparse.Namespace) -> int:
 
     condition = _filter(options.filter)
     if options.write is not None:
-        return _record(options)
+        if options.file is None:
+            return _record(options)
+        from partitions.cli.trace_copy import copy_part
+
+        return copy_part(options.file, options.write, condition)
     view = _view(options, condition)
     if options.file is None:
         return _live(options, Reading(view, options.host or "the host"))
@@ -122,8 +129,9 @@ def _check(options: argparse.Namespace) -> None:
         raise Refusal("--follow goes with a FILE; --host shows what comes anyway")
     drawn = options.sequence or options.timeline is not None
     lines = _only_lines(options)
-    if options.write is not None and (options.host is None or not lines or options.hex or options.output == "json"):
-        raise Refusal("-w records a running host (--host), and shows nothing of it")
+    shown = not lines or options.hex or options.follow or options.tail is not None or options.limit is not None
+    if options.write is not None and (shown or options.output == "json"):
+        raise Refusal("-w records a running host, or a part of a FILE, and shows nothing of it")
     if options.hex and not lines and options.story is None:
         raise Refusal("--hex goes with lines and with --story")
     if options.tail is not None and not lines:

@@ -100,7 +100,7 @@ def open_trace(name: str) -> BinaryIO:
 
 
 class Copy:
-    """A running host's recording, as it comes, in a file or on standard output."""
+    """A recording, as it comes, in a file or on standard output."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -119,15 +119,16 @@ class Copy:
         except BrokenPipeError:
             raise
         except OSError as error:
+            self._file.close()
             raise Refusal(f"-w {self.name}: {error.strerror}, after {self.bytes} bytes", FAILED) from None
         self.bytes += len(data)
         return True
 
-    def close(self) -> None:
+    def close(self, what: str = "") -> None:
         """Say what there is now."""
         if self.name != "-":
             self._file.close()
-        print(f"note: {self.bytes} bytes recorded", file=sys.stderr)
+        print(f"note: {what}{self.bytes} bytes recorded", file=sys.stderr)
 
 
 def names_in(path: str) -> set[str]:

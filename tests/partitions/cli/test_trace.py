@@ -181,7 +181,7 @@ def test_bad_input(
         (["x", "--limit", "-1"], "--limit must not be negative"),
         (["x", "--for", "1"], "--for takes seconds"),
         (["--host", "--follow"], "--follow goes with a FILE"),
-        (["x", "-w", "y"], "-w records a running host"),
+        (["x", "-w", "y", "--tail", "3"], "-w records a running host"),
         (["x", "-x", "--requests"], "--hex goes with lines"),
         (["x", "--story", "first", "--filter", "vm=a"], "--story takes its filter itself"),
     ],
