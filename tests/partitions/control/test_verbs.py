@@ -10,6 +10,7 @@ import pty
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import IO, Any
 
 import pytest
 
+from partitions import metrics
 from partitions.cli.main import main
+from partitions.control_protocol import OPERATIONS, ErrorKind
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main"]
 GUEST = """
@@ -283,3 +286,15 @@ def test_which_runs_have_one(tmp_path: Path, runtime: Path, capsys: Capture, opt
     assert main(["run", str(tmp_path), *options]) == 0
     assert f"web | sockets {int(there)}\n" in capsys.readouterr().out
     assert not list(runtime.glob("partita/*"))
+
+
+def test_the_page_has_every_operation_verb_and_error() -> None:
+    """docs/control.md is the reference of the socket: what can be said there is written there."""
+    page = (Path(__file__).parents[3] / "docs" / "control.md").read_text()
+    table = page.partition("| `op` |")[2]
+    for operation in OPERATIONS:
+        assert f"`{operation}`" in table, operation
+    for kind in typing.get_args(ErrorKind):
+        assert f"`{kind}`" in table, kind
+    for family in (*metrics._FIGURES, *metrics._COUNTERS):
+        assert f"`{family.name}{'_total' if family.counter else ''}`" in page, family.name
