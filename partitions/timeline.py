@@ -147,7 +147,11 @@ class Timeline:
     # --- writing
 
     def _record(self, phase: str, at: int, track: str, rest: str = "") -> None:
-        line = f'{_BEGIN if self._empty else _COMMA}{{"ph":"{phase}","ts":{at // 1000}.{at % 1000:03},{track}{rest}}}'
+        # The time comes before any text: Perfetto has had readers that look for it without decoding strings.
+        self._add(f'"ph":"{phase}","ts":{at // 1000}.{at % 1000:03},{track}{rest}')
+
+    def _add(self, fields: str) -> None:
+        line = f"{_BEGIN if self._empty else _COMMA}{{{fields}}}"
         self._empty = False
         self._waiting.append(line)
         self._size += len(line)
@@ -171,7 +175,7 @@ class Timeline:
         self._slice(event.time, event.time, track, event.layer, name, arguments)
 
     def _meta(self, name: str, key: str, value: str | int, pid: int, tid: int) -> None:
-        self._record("M", 0, f'"pid":{pid},"tid":{tid}', f',"name":"{name}","args":{{"{key}":{_quoted(value)}}}')
+        self._add(f'"ph":"M","pid":{pid},"tid":{tid},"name":"{name}","args":{{"{key}":{_quoted(value)}}}')
 
     # --- tracks
 

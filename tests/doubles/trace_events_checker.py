@@ -34,7 +34,8 @@ def check(records: list[Record], *, whole: bool = True) -> None:
     """Raises AssertionError with the record that breaks a rule."""
     for record in records:
         assert record["ph"] in "MXBEbenstfC", record
-        assert record["ts"] >= 0, record
+        assert ("ts" in record) == (record["ph"] != "M"), record
+        assert record.get("ts", 0) >= 0, record
         assert isinstance(record["pid"], int), record
         assert isinstance(record["tid"], int), record
     _names(records)

@@ -268,10 +268,11 @@ def unfolded(items: list[Item]) -> Iterator[tuple[Any, ...]]:
                 yield item.shape
 
 
-@given(st.lists(st.sampled_from("abcX"), max_size=60))
-def test_folding_loses_nothing(shapes: list[str]) -> None:
+@given(st.lists(st.tuples(st.text("abcX", min_size=1, max_size=4), st.integers(1, 6)), max_size=12))
+def test_folding_loses_nothing(patterns: list[tuple[str, int]]) -> None:
     """Unfolded again, it is the same steps in the same order, wherever in a pattern a guest begins (X)."""
     root, web = sequence.ROOT, sequence.Lane(sequence.Place.GUEST, "web")
+    shapes = "".join(pattern * times for pattern, times in patterns)
     steps: list[Item] = [
         Step(
             *(0, web if shape == "X" else root, root, Layer.PACKET, sequence.Style.CALL, shape, (shape,)),
