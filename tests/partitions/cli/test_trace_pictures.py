@@ -65,7 +65,7 @@ def test_timeline_of_a_recording(recording: str, tmp_path: Path) -> None:
         (["--sequence"], "left after folding, and 300 can be read: choose fewer by --filter"),
         (["--svg"], "error: --svg says how --sequence is drawn\n"),
         (["-O", "x"], "error: -O says how --sequence is drawn\n"),
-        (["--sequence", "-x"], "error: --hex goes with lines, not with --story, --requests or a picture\n"),
+        (["--sequence", "-x"], "error: --hex goes with lines"),
         (["--timeline", "/no/such/x"], "error: --timeline /no/such/x: No such file or directory\n"),
         (["--timeline", "x", "-o", "json"], "error: -o json does not go with --timeline\n"),
     ],
