@@ -90,7 +90,7 @@ async def _watch_host(name: str | None, listening: socket.socket, wanted: Filter
         greeting = await remote.hello()
         async with remote.stream("trace", filter=None if wanted is None else wanted.text) as stream:
             reader = RecordingReader(name=greeting.name)
-            hub = Hub(reader.names, title=greeting.name, instance=secrets.token_hex(8))
+            hub = Hub(reader.names, title=greeting.name, instance=secrets.token_hex(8), share=1)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async with shown(hub, listening, say), trio.open_nursery() as nursery:
                     stop = nursery.cancel_scope.cancel

@@ -28,6 +28,8 @@ from vmbus.bell import Bell
 
 PART: Final = 32
 """Events that are encoded without anybody else having a turn: less than a millisecond."""
+SHARE: Final = 0.25
+"""Of the host's time, while it has more to tell than that allows: what no longer fits then is dropped and counted."""
 MAX_WAITING: Final = 20_000
 """Events noted and not yet encoded."""
 BACKLOG: Final = 20_000
@@ -116,7 +118,8 @@ class Queue:
 class Hub:
     """One host's events. `names` says which VM a partition is; `title` is what the page calls the host."""
 
-    def __init__(self, names: Mapping[int, str], *, title: str, instance: str) -> None:
+    def __init__(self, names: Mapping[int, str], *, title: str, instance: str, share: float = SHARE) -> None:
+        """`share` of the loop's time is what this takes at most, while others have work to do."""
         self.title = title
         self.instance = instance
         """Tells a browser that comes again whether this is the host that it has seen."""
@@ -124,6 +127,7 @@ class Hub:
         """A browser is looking."""
         self.lost = 0
         """Events that came faster than they could be encoded."""
+        self._rest = 1 / share - 1
         self._feed = Feed(names)
         self._base = Scene()
         """The picture in front of the backlog."""
@@ -174,8 +178,10 @@ class Hub:
         """Encode and hand on, until `end`."""
         while True:
             while self._waiting:
+                began = trio.current_time()
                 self._hand_on([self._waiting.popleft() for _ in range(min(PART, len(self._waiting)))])
-                await trio.lowlevel.checkpoint()
+                rest = 0.0 if self._ended else self._rest * (trio.current_time() - began)
+                await trio.sleep(rest)
             if self._ended:
                 break
             await self._bell.wait()

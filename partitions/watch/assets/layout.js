@@ -31,7 +31,7 @@ function layOut(width, height, vms, chosen) {
   const childWidth = Math.min(440, Math.max(280, width * 0.34));
   const trunk = width - pad - 6;
   const root = { x: pad, y: 8, w: rootWidth, h: floor - 8 };
-  const winhv = { x: root.x + 10, y: root.y + size.title, w: 62, h: root.h - size.title - 10 };
+  const winhv = { x: root.x + 10, y: root.y + size.title, w: 62, h: root.h - size.title - 10, rail: root.x + 54 };
   const vmms = { x: winhv.x + winhv.w + 10, y: root.y + size.title, w: root.w - winhv.w - 30, h: size.vmms };
   const top = vmms.y + vmms.h + size.gap;
   const child = { x: trunk - 18 - childWidth, w: childWidth };
@@ -81,7 +81,8 @@ function layOutVm(name, channels, chosen, { y, h }, { root, child, vmms }) {
   });
   const synic = { x: box.x + box.w - 70, y: y + title + 2, w: 62, h: h - title - (title ? 8 : 4) };
   const program = { x: box.x + chip + 20, y: y + title + 2, w: synic.x - (box.x + chip + 20) - 10, h: h - title - (title ? 8 : 4) };
-  return { name, y, h, title, worker, box, lanes, hidden: channels.length - shown.length, synic, program };
+  const nameRoom = worker.w - 56 - (shown.length ? chip + 8 : 0);
+  return { name, nameRoom, y, h, title, worker, box, lanes, hidden: channels.length - shown.length, synic, program };
 }
 
 function centre(box) {
@@ -95,7 +96,7 @@ function wayOf(row, layout) {
   const toRoot = row.direction === ">root";
   const { boxes: [left, middle, right], trunk, hypervisor } = layout;
   const lane = vm && row.via !== null ? vm.lanes.get(row.via) || null : null;
-  const rootPort = [centre(layout.winhv)[0], layout.winhv.y + layout.winhv.h - 20];
+  const rootPort = [layout.winhv.rail, layout.winhv.y + layout.winhv.h - 20];
   const [call, flagOfRoot, flagOfChild] = [middle, left, right].map((box) => [box.x + box.w / 2, box.y + Math.min(14, box.h / 4)]);
   const cpu = vm ? [vm.synic.x + vm.synic.w - 16, vm.synic.y + vm.synic.h / 2] : null;
   // By the trunk on the right, never through another child.

@@ -49,6 +49,8 @@ function openLive() {
   stream.addEventListener("end", () => {
     stream.close();
     connection = "the host has ended";
+    follow(false);
+    byId("live").hidden = true;
     document.body.dataset.mode = "ended";
     status();
   });

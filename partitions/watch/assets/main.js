@@ -348,9 +348,10 @@ function status() {
   if (live) parts.push(connection);
   parts.push(many(recording.rows.length, "event"));
   if (recording.requests.length) parts.push(many(recording.requests.length, "request"));
-  if (recording.forgotten) parts.push(`${many(recording.forgotten, "older event")} no longer kept`);
-  if (recording.dropped) parts.push(`${many(recording.dropped, "event")} dropped`);
+  if (recording.dropped) parts.push(`${recording.dropped.toLocaleString("en")} dropped`);
+  if (recording.forgotten) parts.push(`${recording.forgotten.toLocaleString("en")} older forgotten`);
   byId("status").textContent = [...parts, ...notes].join(" · ");
+  byId("status").title = byId("status").textContent;
   document.body.dataset.dropped = String(recording.dropped);
 }
 

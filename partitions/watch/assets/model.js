@@ -76,6 +76,7 @@ class Recording {
       if (row.words == null) row.words = "";
       this.attribute(row);
       if (row.changes) for (const change of row.changes) this.enlist(change);
+      if (row.channel !== null && this.roster.has(row.vm)) row.device = this.roster.get(row.vm).get(row.channel) || "";
       row.index = this.rows.length;
       this.rows.push(row);
       this.bySeq.set(row.seq, row);

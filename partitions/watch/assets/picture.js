@@ -37,14 +37,14 @@ class Picture {
   }
 
   markers() {
-    const arrow = (id, kind) => drawn("marker", { id, class: kind, viewBox: "0 0 10 10", refX: 8, refY: 5, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" }, drawn("path", { d: "M0 0L10 5L0 10z" }));
-    return drawn("defs", {}, arrow("arrow", "arrow"), arrow("arrow-way", "arrow-way"));
+    const arrow = (id, size) => drawn("marker", { id, class: id, viewBox: "0 0 10 10", refX: 8, refY: 5, markerUnits: "userSpaceOnUse", markerWidth: size, markerHeight: size, orient: "auto-start-reverse" }, drawn("path", { d: "M0 0L10 5L0 10z" }));
+    return drawn("defs", {}, arrow("arrow", 12), arrow("arrow-way", 17));
   }
 
   // Everything that does not move. `vms` are pairs of name and channels, `note` is what is not shown.
   draw(vms, scene, load, note, chosen) {
     const scale = pictureScale(this.holder);
-    const width = Math.max(640, this.holder.clientWidth / scale);
+    const width = Math.max(760, this.holder.clientWidth / scale);
     const height = Math.max(360, this.holder.clientHeight / scale);
     const states = vms.map(([name]) => {
       const vm = scene.vms.get(name);
@@ -98,12 +98,12 @@ class Picture {
   }
 
   root({ root, winhv, vmms, boxes }) {
-    const x = winhv.x + winhv.w / 2;
+    const x = winhv.rail;
     return [
       this.box(root, "partition root", 10),
       this.text(root.x + 12, root.y + 22, "root partition", "room-title"),
       drawn("line", { class: "trunk", x1: x, x2: x, y1: winhv.y + winhv.h, y2: boxes[0].y }),
-      this.box(winhv, "part"), this.upright(winhv, "VID · WinHv · VMBus", "small middle"),
+      this.box(winhv, "part"), this.upright({ ...winhv, w: 40 }, "VID · WinHv · VMBus", "small middle"),
       this.box(vmms, "part"), this.text(vmms.x + 10, vmms.y + vmms.h / 2 + 5, "VMMS", "label"),
       this.text(vmms.x + vmms.w - 10, vmms.y + vmms.h / 2 + 5, vmms.w > 280 ? "starts and stops the VMs" : "starts, stops VMs", "small end", vmms.w - 66),
     ];
@@ -118,7 +118,7 @@ class Picture {
     if (awake) {
       group.append(this.box(worker, "part worker"));
       if (title) group.append(this.text(worker.x + 10, worker.y + 18, `worker of ${row.name}`, "label", worker.w - 20));
-      else group.append(this.text(worker.x + 48, worker.y + worker.h / 2 + 5, row.name, "small", worker.w - 198));
+      else group.append(this.text(worker.x + 48, worker.y + worker.h / 2 + 5, row.name, "small", row.nameRoom));
     }
     const room = pressable(drawn("g", { class: "room" }), `VM ${row.name}, ${words}: show this one alone`, () => this.actions.onVm(row.name));
     room.append(this.box(box, "partition child", 10));
@@ -187,7 +187,7 @@ class Picture {
     const dots = (count, x, y, step) => {
       const parts = [];
       for (let place = 0; place < Math.min(count, 4); place += 1) parts.push(drawn("circle", { class: "packet-waiting", cx: x + step * place * 11, cy: y, r: 4.5 }));
-      if (count > 4) parts.push(this.text(x + step * 46, y + 4, String(count), `small ${step > 0 ? "" : "end"}`));
+      if (count > 4) parts.push(this.text(x + step * 46, y + 4, String(count), `small count ${step > 0 ? "" : "end"}`));
       return parts;
     };
     return [

@@ -36,7 +36,7 @@ const CHIPS = {
 };
 
 function deviceWords(device) {
-  return CHIPS[device] || device.replaceAll("_", " ");
+  return (Object.hasOwn(CHIPS, device) && CHIPS[device]) || device.replaceAll("_", " ");
 }
 
 // A few letters that travel with the dot.
@@ -62,6 +62,27 @@ function tag(row) {
       return row.words || row.event.replaceAll("_", " ");
   }
 }
+
+// What channel messages are for. `it` is the VM.
+const MESSAGES = {
+  initiate_contact: (it) => `${it} asks for the bus, in a version of it`,
+  version_response: (it) => `The root tells ${it} whether it grants that version`,
+  request_offers: (it) => `${it} asks which devices there are`,
+  offer_channel: (it, row) => `The root offers ${it} a device${row.device ? `, ${deviceWords(row.device)},` : ""} as channel ${row.channel}`,
+  all_offers_delivered: (it) => `The root has offered ${it} all that there is`,
+  gpadl_header: (it) => `${it} gives pages of its memory to the root, for the rings of a channel`,
+  gpadl_body: (it) => `${it} gives more of the pages`,
+  gpadl_created: (it) => `The root has taken the pages of ${it}`,
+  open_channel: (it, row) => `${it} opens channel ${row.channel}: its two rings are in the pages that it gave`,
+  open_channel_result: (it, row) => `The root has opened channel ${row.channel} of ${it}: requests can pass`,
+  close_channel: (it, row) => `${it} closes channel ${row.channel}`,
+  gpadl_teardown: (it) => `${it} wants its pages back`,
+  gpadl_torndown: (it) => `The root looks at the pages of ${it} no more`,
+  rescind_channel_offer: (it, row) => `The root takes the device of channel ${row.channel} away from ${it}`,
+  rel_id_released: (it, row) => `${it} lets go of channel ${row.channel}`,
+  unload: (it) => `${it} leaves the bus`,
+  unload_complete: (it) => `The root lets ${it} go`,
+};
 
 // The event in a sentence, for somebody who hears of it for the first time.
 function caption(row) {
@@ -90,7 +111,7 @@ function caption(row) {
     case "port":
       return `${vm} is stopped at ${row.event === "port_in" ? "reading" : "writing"} port ${hex(fields.port)}, and its worker in the root answers${fields.value === undefined ? "" : `: ${hex(fields.value)}${letter(fields)}`}.`;
     case "control":
-      return `Channel message ${toRoot ? `from ${vm} to the root` : `from the root to ${vm}`}: ${row.words || row.event}`;
+      return `${Object.hasOwn(MESSAGES, row.event) ? MESSAGES[row.event](vm, row) : `Channel message ${toRoot ? `from ${vm} to the root` : `from the root to ${vm}`}`}: ${row.words.replace(/ (interface|instance)=\S+/g, "") || row.event}`;
     case "packet": {
       const meant = row.request && row.request.words !== row.words ? `, ${row.request.words}` : "";
       return toRoot

@@ -18,8 +18,8 @@ from partitions.watch.scene import RESET, Scene
 from tests.partitions.watch.conftest import Run
 
 
-def new_hub() -> Hub:
-    return Hub({}, title="host", instance="1")
+def new_hub(share: float = 1) -> Hub:
+    return Hub({}, title="host", instance="1", share=share)
 
 
 def packet(number: int) -> TraceEvent:
@@ -156,6 +156,28 @@ async def test_events_faster_than_they_can_be_told(monkeypatch: pytest.MonkeyPat
     assert reader.dropped == 150
     assert [row["event"] for row in reader.rows[-2:]] == ["packet_sent", "vm_state"]
     assert len(reader.rows) == 51
+
+
+async def test_its_share_of_the_hosts_time(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is much to tell, three quarters of the time are the guests'; at the end nobody waits for anything."""
+    hub = new_hub(hub_module.SHARE)
+    monkeypatch.setattr(hub, "_hand_on", lambda events: autojump_clock.jump(0.001))
+    for number in range(hub_module.PART * 10):
+        hub.sink(packet(number))
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hub.run)
+        await trio.sleep(1)
+        assert not hub._waiting
+        busy = 10 * 0.001
+        assert trio.current_time() - began >= busy / hub_module.SHARE
+        for number in range(hub_module.PART * 10):
+            hub.sink(packet(number))
+        hub.end()
+        before = trio.current_time()
+    assert trio.current_time() - before == pytest.approx(busy)
 
 
 async def test_the_end_is_told_to_those_who_come_after_it() -> None:

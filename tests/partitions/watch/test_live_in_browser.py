@@ -13,12 +13,13 @@ import pytest
 import trio
 
 import partitions
-from partitions.host import Host
-from tests.doubles.browser import Browser, Page
-
-pytest.importorskip("h11", reason="the live picture needs h11, of the extra `watch`")
-
+from hypervisor.trace import Layer, Level, TraceEvent
 from partitions.cli.watching import claim, watched
+from partitions.host import Host
+from partitions.watch import hub as hub_module
+from partitions.watch.hub import Hub
+from partitions.watch.server import listen_on, open_server
+from tests.doubles.browser import Browser, Page
 
 MEDIA = {"prefers-reduced-motion": "reduce"}
 PROGRAM = """\
@@ -106,6 +107,31 @@ async def test_two_browsers_and_one_that_comes_again(browser: Browser, tmp_path:
             await in_thread(other.run, "openLive()")
             await in_thread(other.run, "new Promise((done) => setTimeout(done, 200))")
             assert json.loads(await in_thread(other.run, sequence)) == seen
+
+
+async def test_what_is_dropped_is_told(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many events are missing stands on the page, and the picture behind the gap is right all the same."""
+    monkeypatch.setattr(hub_module, "MAX_WAITING", 100)
+    hub = Hub({}, title="host", instance="1")
+    hub.know("web", "off")
+    async with open_server(hub, listen_on()) as address, opened(browser, address) as page:
+        await in_thread(page.wait, "document.body.dataset.mode === 'live'")
+        fields = {"device": "storage", "transaction_id": 1, "type": 6, "flags": 0}
+        for number in range(300):
+            hub.sink(TraceEvent(number, Layer.PACKET, "packet_sent", 2, channel=4, vm="db", fields=fields))
+        hub.sink(TraceEvent(400, Layer.STATE, "vm_state", 2, Level.INFO, words="off -> running", vm="web"))
+        hub.sink(TraceEvent(401, Layer.STATE, "vm_state", 3, Level.INFO, words="running -> paused", vm="db"))
+        await in_thread(page.wait, "recording.rows.length === 102")
+        await in_thread(page.wait, "document.body.dataset.dropped === '200'")
+        assert "200 dropped" in await in_thread(page.text, "#status")
+        states = (
+            "Object.fromEntries([...document.querySelectorAll('.vm')].map((vm) => [vm.dataset.vm, vm.dataset.state]))"
+        )
+        assert await in_thread(page.run, states) == {"web": "running", "db": "paused"}
+        await in_thread(page.press, "Home")
+        await in_thread(page.press, "End")
+        assert await in_thread(page.run, states) == {"web": "running", "db": "paused"}
+        assert await in_thread(page.run, "document.querySelectorAll('.channel').length") == 1
 
 
 async def test_the_end_of_the_host(browser: Browser, tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from partitions.watch import server as server_module
 from partitions.watch.hub import Hub
 from partitions.watch.server import PortTaken, listen_on, open_server
 
-pytest.importorskip("h11", reason="the live picture needs h11, of the extra `watch`")
-
 
 class Site:
     """A server and where it is."""
