@@ -98,6 +98,10 @@ def test_packets(entry: dict[str, Any]) -> None:
     assert payload is not None
     assert payload.words
     assert summary(Layer.DEVICE, data, entry["device"], entry["direction"]) == payload.words
+    found = guess(data)
+    assert found is not None
+    assert found.kind == "packet"
+    assert found.device == (entry["device"] if entry["device"] != "keyboard" else "")
 
 
 def test_what_the_drivers_say() -> None:

@@ -1,0 +1,171 @@
+"""Devices that this host does not serve: packets put together by hand from their layouts, and what is said of them."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypervisor.hypercall.abi import CallCode, control_word
+from hypervisor.hypercall.processor_layouts import FlushExInput
+from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
+from partitions.decode import input_layouts, memory_layouts, utility, video_layouts
+from partitions.decode.field import Field
+from partitions.decode.hypercall import decode_hypercall
+from partitions.decode.message import decode_channel_message
+from partitions.decode.network import decode_rndis
+from partitions.decode.network_layouts import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
+from partitions.decode.packet import decode_ring_packet
+from partitions.decode.summary import summary
+from tests.partitions.decode.trees import check_tree
+from vmbus.gpadl import GpadlRange, encode_gpadl
+from vmbus.pipe import frame
+from vmbus.protocol import messages as m
+from vmbus.protocol.features import OfferFlag
+from vmbus.ring import Packet, PacketType, packet_bytes
+from vsp_vsc.integration.protocol import Component, encode_message
+
+
+def decoded(payload: bytes, device: str, direction: str = TO_ROOT, *, pipe: bool = False) -> Field:
+    """A packet with this payload; its line is the payload's, and its tree covers it."""
+    made = frame(payload) if pipe else Packet(PacketType.INBAND, 0, 0, 0, payload)
+    data = packet_bytes(made)
+    field = decode_ring_packet(data, device, direction)
+    check_tree(field, data)
+    assert not field.faults
+    inner = field.find("payload")
+    assert inner is not None
+    assert summary(Layer.DEVICE, data, device, direction) == inner.words
+    return inner
+
+
+def value(field: Field, path: str) -> object:
+    found = field.find(path)
+    assert found is not None, path
+    return found.value
+
+
+@pytest.mark.parametrize("with_break", [False, True])
+def test_keystrokes(with_break: bool) -> None:
+    """A key goes down and up."""
+    flags = input_layouts.KeyFlags.BREAK if with_break else input_layouts.KeyFlags(0)
+    event = input_layouts.KeyboardHeader(3).encode() + input_layouts.Keystroke(0x1E, 0, int(flags)).encode()
+    field = decoded(event, "keyboard", TO_CHILD)
+    assert field.words == f"EVENT make code 0x1e {'BREAK' if with_break else 'MAKE'}"
+    assert value(field, "body.make_code") == 0x1E
+
+
+def test_the_mouse() -> None:
+    """What it is, in the terms of HID, and where it is."""
+    info = input_layouts.MouseInfo(32, 0x045E, 0x0621, 2, bytes(22), bytes(9)).encode() + b"report descriptor"
+    field = decoded(input_layouts.MouseHeader(2, len(info)).encode() + info, "mouse", TO_CHILD, pipe=True)
+    assert field.words == "INITIAL_DEVICE_INFO"
+    assert value(field, "body.vendor") == 0x045E
+    assert value(field, "report_descriptor") == b"report descriptor"
+    report = input_layouts.MouseReport(1, 300, 200, 0).encode()
+    field = decoded(input_layouts.MouseHeader(4, len(report)).encode() + report, "mouse", TO_CHILD, pipe=True)
+    assert (value(field, "body.x"), value(field, "body.buttons.left")) == (300, 1)
+
+
+def test_video() -> None:
+    """Versions with the minor one in front, rectangles and modes as lists."""
+    request = video_layouts.VideoVersionRequest(5 << 16 | 3).encode()
+    field = decoded(video_layouts.VideoHeader(1, 12).encode() + request, "video", pipe=True)
+    assert field.words == "VERSION_REQUEST 3.5"
+    dirt = video_layouts.Dirt(0, 2).encode() + video_layouts.Rectangle(0, 0, 64, 32).encode()
+    dirt += video_layouts.Rectangle(-1, 5, 7, 9).encode()
+    field = decoded(video_layouts.VideoHeader(10, 8 + len(dirt)).encode() + dirt, "video", pipe=True)
+    told = [child.words for child in field.children if child.name.startswith("rectangle")]
+    assert told == ["0,0 to 64,32", "-1,5 to 7,9"]
+    modes = video_layouts.ResolutionResponse(bytes(128), 2, 1, 0).encode()
+    modes += video_layouts.Resolution(1024, 768).encode() + video_layouts.Resolution(1280, 1024).encode()
+    field = decoded(video_layouts.VideoHeader(14, 8 + len(modes)).encode() + modes, "video", TO_CHILD, pipe=True)
+    assert [child.words for child in field.children if child.name.startswith("mode")] == ["1024x768", "1280x1024"]
+
+
+def test_the_balloon() -> None:
+    """Requests in pages, answers in ranges of them, whose count shares a word with a flag."""
+    request = memory_layouts.MemoryHeader(6, 16, 7).encode() + memory_layouts.BalloonRequest(1024).encode()
+    field = decoded(request, "dynamic-memory", TO_CHILD)
+    assert field.words == "BALLOON_REQUEST 1024 pages"
+    ranges = struct.pack("<QQ", 512 << 40 | 0x100, 512 << 40 | 0x4000)
+    answer = memory_layouts.MemoryHeader(7, 32, 7).encode()
+    answer += memory_layouts.BalloonResponse(0, 2 << 1 | 1).encode() + ranges
+    field = decoded(answer, "dynamic-memory")
+    assert value(field, "body.counts.range_count") == 2
+    told = [child.words for child in field.children if child.name.startswith("range")]
+    assert told == ["512 pages from GPA 0x100000", "512 pages from GPA 0x4000000"]
+    assert decoded(
+        memory_layouts.MemoryHeader(1, 16, 1).encode() + struct.pack("<II", 0x20000, 0), "dynamic-memory"
+    ).words == ("VERSION_REQUEST 2.0")
+
+
+def test_snapshots_and_file_copy() -> None:
+    """The integration components that this host has not."""
+    body = utility.VssHeader(utility.VssOperation.HOT_BACKUP).encode() + utility.VssFlags(5).encode()
+    field = decoded(encode_message(Component.VSS, body), "vss", TO_CHILD, pipe=True)
+    assert field.words == "vss"
+    assert value(field, "body.feature.flags") == 5
+    start = utility.StartFileCopy("a.txt".encode("utf-16-le"), "/tmp/".encode("utf-16-le"), 3, 99).encode()
+    body = utility.FileCopyHeader(utility.FileCopyOperation.START_FILE_COPY).encode() + start
+    field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
+    assert value(field, "body.start.file_name") == "a.txt"
+    assert value(field, "body.start.file_size") == 99
+    body = utility.FileCopyHeader(utility.FileCopyOperation.WRITE_TO_FILE).encode()
+    body += utility.WriteToFile(0, 4096, 5).encode() + b"hello"
+    field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
+    assert value(field, "body.data") == b"hello"
+
+
+def test_sockets() -> None:
+    """Some bytes of a stream, and its end."""
+    assert decoded(b"hello", "hv-socket", pipe=True).words == "5 bytes"
+    assert decoded(b"", "hv-socket", pipe=True).words == "the end of the stream"
+    offer = m.OfferChannel(
+        interface=m.Guid("00001389-facb-11e6-bd58-64006a7986d3"),
+        flags=OfferFlag.TLNPI_PROVIDER | OfferFlag.NAMED_PIPE_MODE,
+        user_defined=b"\x04",
+        channel_id=9,
+    ).encode()
+    field = decode_channel_message(offer, TO_CHILD)
+    check_tree(field, offer)
+    assert field.find("interface").words == "hv-socket, vsock port 5001"  # type: ignore[union-attr]
+    assert field.find("user_defined.pipe_type").words == "messages"  # type: ignore[union-attr]
+
+
+def test_a_frame_in_rndis() -> None:
+    """Per-packet information in front of the frame, found by offsets."""
+    info = RndisPacketInfo(16, PacketInfo.IEEE_8021Q, 12).encode() + struct.pack("<I", 7)
+    frame_bytes = bytes(range(60))
+    packet = RndisPacket(36 + 16, 60, info_offset=36, info_length=16).encode()
+    data = RndisHeader(RndisType.PACKET, 8 + 36 + 16 + 60).encode() + packet + info + frame_bytes
+    field = decode_rndis(data)
+    check_tree(field, data)
+    assert not field.faults
+    assert value(field, "frame") == frame_bytes
+    assert field.find("info.piece[0]").words == "IEEE_8021Q"  # type: ignore[union-attr]
+    assert value(field, "info.piece[0].value") == b"\7\0\0\0"
+
+
+def test_ranges_that_begin_within_a_page() -> None:
+    """A byte more than a page that begins in its middle is in two pages."""
+    (data,) = encode_gpadl(1, 2, [GpadlRange(4096, 0x800, (5, 6))])
+    field = decode_channel_message(data, TO_ROOT)
+    check_tree(field, data)
+    assert not field.faults
+    assert field.find("range[0]").words == "4096 bytes in 2 pages from 0x800 on"  # type: ignore[union-attr]
+    assert (value(field, "range[0].page[0]"), value(field, "range[0].page[1]")) == (5, 6)
+
+
+@given(st.integers(0, 3))
+def test_variable_headers(words: int) -> None:
+    """A hypercall's own header between its input and its list."""
+    control = control_word(CallCode.FLUSH_VIRTUAL_ADDRESS_LIST_EX, count=2, header_qwords=words)
+    data = struct.pack("<Q", control) + bytes(FlushExInput.SIZE) + bytes(8 * words) + struct.pack("<QQ", 0x1000, 0x2000)
+    field = decode_hypercall(data)
+    check_tree(field, data)
+    header = field.find("input.variable_header")
+    assert (header.size if header else 0) == 8 * words
+    assert (value(field, "input.element[0]"), value(field, "input.element[1]")) == (0x1000, 0x2000)
