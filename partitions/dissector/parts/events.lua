@@ -154,12 +154,13 @@ return function(vmbus)
     end
     local more = field("field", "text", "Field")
 
-    local enterprise = Field.new("frame.cb_pen")
+    -- Where there is no such field, custom blocks are no frames.
+    local known, enterprise = pcall(Field.new, "frame.cb_pen")
     local TICKS = UInt64(10000000)
 
     -- Shows the event of a frame, if it has one.
     function vmbus.dissect_event(protocol, tvb, pinfo, tree)
-        local pen = enterprise()
+        local pen = known and enterprise()
         if not pen or pen.value ~= ENTERPRISE or tvb:len() < 8 or tvb(0, 4):uint() ~= MAGIC then
             return
         end

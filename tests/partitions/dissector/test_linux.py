@@ -1,0 +1,73 @@
+"""Bytes of Linux's own drivers, and of what they accepted: read without a fault, as our own decoder reads them.
+
+tests/partitions/decode/data/linux_6_12.json says where they come from. Partita has no network device yet; this is what
+tells that NVSP is read right.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from partitions.recording.link import CODES
+from tests.doubles.captures import MESSAGE, PACKET, TO_CHILD, TO_ROOT, Unit, write_capture
+from tests.doubles.tshark import assert_clean, needs_tshark, read_info
+from tests.partitions.dissector.agreement import compare
+from vmbus.protocol.versions import VERSIONS, version_text
+
+pytestmark = needs_tshark
+
+DATA = Path(__file__).parents[1] / "decode" / "data" / "linux_6_12.json"
+RECORDED: dict[str, Any] = json.loads(DATA.read_text())
+WAYS = {">root": TO_ROOT, ">child": TO_CHILD}
+BUS = {version_text(row.version): int(row.version) for row in VERSIONS}
+
+
+def packets() -> list[Unit]:
+    """Every recorded packet, a channel a device."""
+    units = []
+    for entry in RECORDED["packets"]:
+        device = CODES[entry["device"]]
+        units.append(Unit(PACKET, WAYS[entry["direction"]], bytes.fromhex(entry["hex"]), device, channel=device))
+    return units
+
+
+def test_packets(tmp_path: Path) -> None:
+    """Storage, network, keyboard and integration components."""
+    units = packets()
+    capture = write_capture(tmp_path / "a.pcapng", units)
+    assert compare(capture, units) > 500
+    assert_clean(capture)
+    assert {unit.device for unit in units} >= {CODES[name] for name in ("storage", "network", "keyboard", "heartbeat")}
+
+
+def test_messages(tmp_path: Path) -> None:
+    """Each in the version in which it was said, and GPADLs with their bodies."""
+    units = []
+    for number, entry in enumerate(RECORDED["messages"]):
+        data, version = bytes.fromhex(entry["hex"]), BUS[entry["version"]]
+        if "GPADL" not in entry["linux"]:  # of long ones not all bodies were kept
+            units.append(Unit(MESSAGE, WAYS[entry["direction"]], data, partition=100 + number, version=version))
+    for entry in RECORDED["gpadls"]:
+        units += [Unit(MESSAGE, TO_ROOT, bytes.fromhex(text), partition=50) for text in entry["hex"]]
+    capture = write_capture(tmp_path / "a.pcapng", units)
+    assert compare(capture, units) > 300
+    assert_clean(capture)
+
+
+def test_the_network_driver_can_be_followed(tmp_path: Path) -> None:
+    """How netvsc begins: version, configuration, buffers, then RNDIS in pages and in the receive buffer."""
+    capture = write_capture(tmp_path / "a.pcapng", packets())
+    told = [line.removeprefix("channel 2 network: ") for line in read_info(capture, "vmbus.network.type")]
+    assert told[:9] == [
+        "INIT version 6.1 id 0x1",
+        "INIT_COMPLETE id 0x1",
+        "SEND_NDIS_CONFIG MTU 1514",
+        "SEND_NDIS_VERSION",
+        "SEND_RECEIVE_BUFFER gpadl 0xe1e11 id 0x2",
+        "SEND_RECEIVE_BUFFER_COMPLETE 9709 pieces of 1728 bytes id 0x2",
+        "SEND_SEND_BUFFER gpadl 0xe1e12 id 0x3",
+        "SEND_SEND_BUFFER_COMPLETE sections of 6144 bytes id 0x3",
+        "SEND_RNDIS_PACKET control, 24 bytes in pages id 0x4",
+    ]
