@@ -1,7 +1,8 @@
 """Requests, put together from trace events: every hop of a ring packet and of its answer, by cause. Root side.
 
-A request is a ring packet whose sender wants a completion. Everything in a trace happened in one thread, so causes
-stand before effects, and what belongs together stands together:
+A request is a ring packet whose sender wants a completion; the host's integration components ask without saying so, in
+band, and are answered so. Everything in a trace happened in one thread, so causes stand before effects, and what
+belongs together stands together:
 
     signal_event >root, interrupt, hypercall    one HvSignalEvent of the guest's, told when it returns
     packet_received ...                         the batch that the root took from the ring because of it
@@ -46,6 +47,8 @@ MAX_NUMBERED: Final = 65_536
 Place = Literal["guest", "hypervisor", "root"]
 """Who acts in a hop."""
 
+_INTEGRATION: Final = frozenset({"heartbeat", "shutdown", "time-sync", "kvp", "vss", "file-copy"})
+"""Devices whose host asks and whose guest answers, by in-band packets without flags."""
 _CONNECTION = re.compile(r"\bconnection_id=(0x[0-9a-f]+)")
 
 
@@ -83,7 +86,7 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     device: str = ""
     """Short name, such as `storage`."""
     words: str = ""
-    """What was asked, in the device's words, or else the packet's."""
+    """What was asked, in the device's words, or else what the packet's bytes say."""
     result: str = ""
     """What the device made of it, in its words."""
     size: int = 0
@@ -304,7 +307,7 @@ class RequestTracker:
             else:
                 assert self._sending is not None
                 self._sending.answered.append(answered)
-        elif kind != PacketType.COMPLETION and flags & COMPLETION_REQUESTED:
+        elif kind != PacketType.COMPLETION and (flags & COMPLETION_REQUESTED or _asks_in_band(event, kind)):
             over += self._asked(key, event, by_host=not received)
         return over
 
@@ -479,6 +482,7 @@ class RequestTracker:
         return found
 
     def _close(self, channel: _Channel, request: Request) -> Request:
+        _say(request)
         key = request.by_host, request.transaction_id
         waiting = channel.open[key]
         waiting.remove(request)
@@ -521,6 +525,22 @@ def track(events: Iterable[TraceEvent], names: Mapping[int, str] | None = None) 
         yield from tracker.feed(event)
     yield from tracker.finish()
     yield from tracker.open
+
+
+def _say(request: Request) -> None:
+    """Of a request of which no device said what it is, what its bytes say, where they are there."""
+    asked = next((hop.event for hop in request.hops if hop.event.layer is Layer.PACKET), None)
+    if asked is None or not asked.data or request.words != asked.words:
+        return
+    # The decoder is wanted by few, and brings every device's layouts along.
+    from partitions.decode.packet import payload_words
+
+    request.words = payload_words(asked.data, request.device, asked.direction) or request.words
+
+
+def _asks_in_band(event: TraceEvent, kind: int) -> bool:
+    """What the host says on an integration component's channel is always a question."""
+    return event.event == "packet_sent" and kind == PacketType.INBAND and event.fields.get("device") in _INTEGRATION
 
 
 def _int(event: TraceEvent, name: str) -> int:

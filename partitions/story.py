@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 import msgspec
 
-from hypervisor.trace import Layer, TraceEvent
+from hypervisor.trace import TO_CHILD, Layer, TraceEvent
 from partitions.logs import printable, vm_name
 from partitions.requests import Hop, Outcome, Request, RequestTracker
 
@@ -370,6 +370,9 @@ def _batch(events: Sequence[TraceEvent], place: int | None) -> str:
 def _waited_for(hop: Hop, following: Hop, request: Request, others_first: bool) -> str:
     """What had to come before the next hop; nothing within one hypercall, and where the root signals what it sent."""
     here, there = hop.event.layer, following.event.layer
+    signals = there in (Layer.HYPERCALL, Layer.SYNIC) and here in (Layer.PACKET, Layer.INTERRUPT)
+    if signals and following.place != "root" and following.event.direction != TO_CHILD:
+        return "the guest"
     match there:
         case Layer.PACKET if following.event.event == "packet_received":
             return (

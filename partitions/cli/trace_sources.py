@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
@@ -56,10 +57,15 @@ class Reading:
 
     def take_live(self, data: bytes) -> bool:
         """The same, and shown at once."""
-        more = self.take(data)
-        if more:
+        return self.take(data) and self.settle()
+
+    def settle(self) -> bool:
+        """There is no more for now: show what there is. Returns whether more is wanted."""
+        try:
             self.view.settle()
-        return more
+        except Enough:
+            self.enough = True
+        return not self.enough
 
     def end(self) -> None:
         """There is no more: show all, then say what is missing. Raises `Refusal`. A second call does nothing."""
@@ -73,7 +79,8 @@ class Reading:
                 self._damage = error
         if self._damage is not None and not self.read:
             raise Refusal(str(self._damage), USAGE)
-        self.view.finish()
+        with contextlib.suppress(Enough):
+            self.view.finish()
         sys.stdout.flush()
         for note in self.notes():
             print(f"note: {note}", file=sys.stderr)
@@ -168,7 +175,8 @@ def read_file(reading: Reading, file: BinaryIO, *, follow: bool) -> None:
             if not grows:
                 sys.stdout.flush()
         elif grows:
-            reading.view.settle()
+            if not reading.settle():
+                return
             if os.fstat(file.fileno()).st_size < file.tell():
                 raise Refusal(f"{reading.name}: it was cut while it was read; another recording has begun", FAILED)
             time.sleep(FOLLOW_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +159,35 @@ def test_the_host_asks_too() -> None:
     assert request.name == "reader/3/host:0x7"
     assert request.words == "shut down"
     assert hops(request) == [said, *asked, *told, *back, *answered]
+
+
+@pytest.mark.parametrize("device", ["heartbeat", "storage"])
+def test_integration_components_ask_without_saying_so(device: str) -> None:
+    """Their packets have no flag and all the same ID; what the host says on such a channel is a question, in order."""
+    crossings = Crossings()
+    for event in (*crossings.packets(2, 3, [0, 0], to_child=True, flags=0), *crossings.packets(2, 3, [0, 0], flags=0)):
+        event.fields["device"] = device
+    found = follow(crossings)
+    assert [request.name for request in found] == ["reader/3/host:0x0", "reader/3/host:0x0.2"][
+        : 2 * (device != "storage")
+    ]
+    assert [request.outcome for request in found] == [Outcome.ANSWERED] * len(found)
+
+
+def test_words_of_a_device_that_says_nothing() -> None:
+    """They are read from the packet's bytes, where those are there."""
+    crossings = Crossings()
+    (asked,) = crossings.packets(2, 3, [0], to_child=True, flags=0, data=heartbeat(beat=4))
+    asked.fields["device"] = "heartbeat"
+    crossings.packets(2, 3, [0], flags=0)
+    (request,) = follow(crossings)
+    assert request.words == "beat 4"
+
+
+def heartbeat(beat: int) -> bytes:
+    """A heartbeat as it lies in the ring: descriptor, pipe header, integration header, body."""
+    head = "060002000b000000 0000000000000000 010000003c000000 0300000001000300 0000280000000000 01030000"
+    return bytes.fromhex(head) + struct.pack("<Q", beat).ljust(44, b"\0")
 
 
 def test_what_is_not_an_answer() -> None:

@@ -70,6 +70,22 @@ def test_what_a_request_waits_for() -> None:
     assert steps["scsi_result4"].meanwhile == ["1 other request of this channel (0x3)"]
 
 
+def test_what_a_request_of_the_host_waits_for() -> None:
+    """It is the guest who has to answer."""
+    crossings = Crossings()
+    crossings.packets(2, 3, [7], to_child=True)
+    crossings.signal(2, 3, to_child=True)
+    crossings.now += 90
+    crossings.signal(2, 3)
+    crossings.packets(2, 3, [7], flags=0)
+    story = tell(crossings, "reader/3/host:7")
+    assert [step.waited_for for step in story.steps] == [
+        *("", "", "", "the guest", "", "", "the root's task for this channel", "")
+    ]
+    assert story.steps[3].took_us == 11.0
+    assert "waiting for the guest" in story.summary
+
+
 def test_order_counts_where_time_stands_still() -> None:
     """On the virtual clock nothing takes time; what happened between two hops is the same."""
     crossings = Crossings()

@@ -64,6 +64,9 @@ def test_filter_limit_tail(recorded: Path, capsys: pytest.CaptureFixture[str]) -
     assert shown(capsys, file, "--filter", "vm=reader,text=SCSI READ(10)", "--limit", "2") == reads[:2]
     assert shown(capsys, file, "--filter", "vm=reader,text=SCSI READ(10)", "--tail", "3") == reads[-3:]
     assert shown(capsys, file, "--limit", "0") == []
+    assert (
+        shown(capsys, file, "--filter", "vm=reader,text=SCSI READ(10)", "--tail", "3", "--limit", "2") == reads[-3:-1]
+    )
 
 
 def test_bytes_below_the_lines(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
