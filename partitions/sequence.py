@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -153,7 +153,9 @@ class Sequence:
     def feed(self, event: TraceEvent, vm: str, *, wanted: bool = True) -> None:
         """One more thing happened, to this VM. Raises `SequenceTooLong`."""
         self._channels.learn(event, vm)
-        if event.partition:
+        if vm.startswith("#"):
+            vm = self._names.get(event.partition, vm)
+        elif event.partition:
             self._names[event.partition] = vm
         if not wanted or event.event == STARTED:
             return
@@ -179,7 +181,8 @@ class Sequence:
 
     def diagram(self, *, most_rows: int = MOST_ROWS) -> Diagram:
         """What has been fed until now. Raises `SequenceTooLong`."""
-        steps = self._steps
+        known = {f"#{partition}": Lane(Place.GUEST, name) for partition, name in self._names.items()}
+        steps = [_renamed(step, known) for step in self._steps]
         lanes = sorted({lane for step in steps for lane in (step.source, step.target)})
         items = fold(fold(steps))
         started = min((step.time for step in steps), default=0)
@@ -232,11 +235,11 @@ class Sequence:
             case Layer.PORT | Layer.CONTROL:
                 return (guest, ROOT) if event.direction == TO_ROOT else (ROOT, guest)
             case Layer.PACKET:
-                device = Lane(Place.VSP, self._channels.device(vm, event.channel))
+                device = Lane(Place.VSP, self._channels.device(vm, event.channel) or f"channel {event.channel}")
                 return (guest, device) if event.direction == TO_ROOT else (device, guest)
             case Layer.DEVICE:
                 name = self._channels.device(vm, event.channel) or str(event.fields.get("component", ""))
-                device = Lane(Place.VSP, name)
+                device = Lane(Place.VSP, name or ("" if event.channel is None else f"channel {event.channel}"))
                 return device, device
             case Layer.STATE:
                 return guest, guest
@@ -275,6 +278,14 @@ def _text(event: TraceEvent) -> str:
 def _int(event: TraceEvent, name: str, otherwise: int = 0) -> int:
     value = event.fields.get(name)
     return value if isinstance(value, int) else otherwise
+
+
+def _renamed(step: Step, known: Mapping[str, Lane]) -> Step:
+    """A partition is there before it has its VM's name, and may have got it since."""
+    source, target = (known.get(lane.name, lane) for lane in (step.source, step.target))
+    if source is step.source and target is step.target:
+        return step
+    return msgspec.structs.replace(step, source=source, target=target, shape=(source, target, *step.shape[2:]))
 
 
 # --- folding

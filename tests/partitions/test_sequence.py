@@ -153,6 +153,19 @@ def test_a_recording_that_began_late_knows_its_channels() -> None:
     assert drawn([begun]).steps == 0
 
 
+def test_a_partition_is_called_as_its_vm_from_its_first_moment() -> None:
+    """It exists before it has a name, and after; one VM has one lane all the same."""
+    made = Sequence()
+    for vm, words in (("#2", "uninitialized"), ("web", "active"), ("#2", "deleted")):
+        made.feed(event(Layer.STATE, "partition_state", words=words), vm)
+    assert [lane.title for lane in made.diagram().lanes] == ["web"]
+
+
+def test_a_device_without_a_name_is_its_channel() -> None:
+    """Two devices of somebody's own do not share a lane."""
+    assert [lane.title for lane in drawn([read(1)[3]]).lanes] == ["web", "channel 1 VSP"]
+
+
 def test_a_frame_begins_with_what_the_guest_does() -> None:
     """A pattern may be found in the middle of a turn; the frame begins where the next turn does."""
     events = [happened for number in range(6) for happened in read(number)][4:]
