@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.doubles.captures import (
     COMPLETION,
     GPA_DIRECT,
+    HEARTBEAT,
     INBAND,
     TO_CHILD,
     TO_ROOT,
@@ -21,8 +22,10 @@ from tests.doubles.captures import (
     write_capture,
 )
 from tests.doubles.tshark import FAULTS, assert_clean, faults_of, needs_tshark, read_fields, run_tshark
-from vmbus.gpadl import encode_gpadl, page_range
+from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
+from vmbus.pipe import frame
 from vmbus.protocol import messages as m
+from vsp_vsc.integration.protocol import encode_message
 from vsp_vsc.storage import protocol as s
 
 pytestmark = needs_tshark
@@ -157,6 +160,42 @@ def test_messages_find_their_answers(tmp_path: Path) -> None:
     assert list(split.values()) == [["4"], ["6"], ["40"], ["40"]]
 
 
+def test_ranges_of_a_gpadl_that_begin_in_a_body(tmp_path: Path) -> None:
+    """Bodies are nothing but words: only what came before says which of them is a range and which a page."""
+    ranges = [GpadlRange(4096 * count - 200, 100, tuple(range(count))) for count in (20, 15, 30)]
+    units = [message(TO_ROOT, data) for data in encode_gpadl(1, 5, ranges)]
+    units.append(to_child(m.GpadlCreated(channel_id=1, gpadl_id=5)))
+    capture = write_capture(tmp_path / "a.pcapng", units)
+    assert_clean(capture)
+    names = ["vmbus.gpadl.range.byte_count", "vmbus.gpadl.range.byte_offset", "vmbus.gpadl.pfn", "vmbus.gpadl.pages"]
+    rows = read_fields(capture, names)
+    assert [len(row.get(names[0], [])) for row in rows] == [2, 1, 0, 0]
+    assert [len(row.get(names[2], [])) for row in rows] == [25, 27, 13, 0]
+    assert rows[1][names[0]] == [str(4096 * 30 - 200)]
+    assert rows[3] == {names[3]: ["65"]}
+
+
+def test_integration_components_know_their_answers(tmp_path: Path) -> None:
+    """By the transaction ID in the message: the packets want no completion."""
+    question, answer = (
+        [
+            packet(
+                way,
+                INBAND,
+                frame(encode_message(1, bytes(40), flags=flags, transaction_id=n)).payload,
+                device=HEARTBEAT,
+            )
+            for n in (1, 2)
+        ]
+        for way, flags in ((TO_CHILD, 3), (TO_ROOT, 5))
+    )
+    capture = write_capture(tmp_path / "a.pcapng", [*question, *reversed(answer), question[0], answer[0]])
+    assert_clean(capture)
+    rows = read_fields(capture, ["vmbus.ic.answer_in", "vmbus.ic.request_in"])
+    found = [next(iter(row.values())) for row in rows]
+    assert found == [["4"], ["3"], ["2"], ["1"], ["6"], ["5"]]
+
+
 def test_a_capture_can_be_read_alone(tmp_path: Path) -> None:
     """The summary says who, what and how it went, without a look into any packet."""
     units = [*opened(), command(4, lun=2), result(4), command(5), result(5, status=0x84, scsi=2, sense=INVALID, size=0)]
@@ -190,6 +229,8 @@ def test_commands_and_sense_data_are_shown_by_wiresharks_own_dissector(tmp_path:
     assert failed == {"frame.number": ["13"], "iscsi.request_frame": ["12"]}
 
 
+ONE_PAGE = m.GpadlHeader(byte_length=16, range_count=1).encode() + struct.pack("<IIQ", 4096, 0, 5)
+
 FAULTY: tuple[tuple[list[Unit], str, str], ...] = (
     ([message(TO_ROOT, bytes(6))], "truncated", "Padding does not fit: 6 bytes are there"),
     ([message(TO_ROOT, m.OpenChannel().encode()[:20])], "truncated", "Target VP does not fit: 20 bytes are there"),
@@ -197,6 +238,7 @@ FAULTY: tuple[tuple[list[Unit], str, str], ...] = (
     ([to_child(m.Unload())], "direction", "UNLOAD never travels this way"),
     ([to_root(m.ModifyChannel(), version=0x40000)], "version", "MODIFY_CHANNEL came with version 4.1"),
     ([*opened(), result(4)], "unpaired", "No request with this transaction ID is open"),
+    ([*opened(), command(4), result(4), result(4)], "unpaired", "No request with this transaction ID is open"),
     ([*opened(), to_child(m.GpadlCreated(gpadl_id=3))], "unpaired", "No GPADL of this ID was being made"),
     ([packet(TO_ROOT, INBAND, bytes(8), flags=2)], "corrupt", "Flags: reserved bits 0x2 are set"),
     ([packet(TO_ROOT, 5, bytes(8))], "corrupt", "No ring packet has type 5"),
@@ -219,6 +261,33 @@ FAULTY: tuple[tuple[list[Unit], str, str], ...] = (
     ),
     ([packet(TO_ROOT, INBAND, struct.pack("<III", 77, 0, 0))], "unknown", "No storage packet has operation 77"),
     ([packet(TO_ROOT, INBAND, bytes(8))._replace(data=bytes(10))], "truncated", "Transaction ID does not fit"),
+    ([message(TO_ROOT, struct.pack("<II", 3, 7))], "reserved", "Padding is not zero"),
+    ([message(TO_ROOT, ONE_PAGE + bytes(8))], "extra", "1 words more than the GPADL has"),
+    (
+        [packet(TO_ROOT, GPA_DIRECT, bytes(64), extended=pages(7, 8, size=4096, offset=4096))],
+        "corrupt",
+        "The range begins at 4096, past its first page",
+    ),
+    (
+        [command(4)._replace(data=command(4, size=512).data[:56] + command(4).data[56:])],
+        "corrupt",
+        "512 bytes of pages",
+    ),
+    (
+        [packet(TO_CHILD, INBAND, struct.pack("<II", 1, 100) + bytes(8), device=HEARTBEAT)],
+        "truncated",
+        "8 bytes of 100 are there",
+    ),
+    (
+        [packet(TO_CHILD, INBAND, struct.pack("<II", 9, 8) + bytes(8), device=HEARTBEAT)],
+        "unknown",
+        "A pipe packet of type 9",
+    ),
+    (
+        [packet(TO_CHILD, INBAND, frame(encode_message(1, bytes(40), flags=5)).payload, device=HEARTBEAT)],
+        "direction",
+        "Neither a host's request nor a guest's answer",
+    ),
     ([message(TO_ROOT, bytes(8))._replace(kind=7)], "unknown", "There is no such kind"),
 )
 """What crosses, the kind of the fault that its last unit is, and the words."""
