@@ -32,7 +32,8 @@ def folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
     """Where hosts of this user put their sockets, the first choice first. They need not exist."""
     found = []
     runtime = environment.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and os.path.isdir(runtime):
+    # Somebody else's is what `sudo -E` brings along.
+    if os.path.isabs(runtime) and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
         found.append(Path(runtime, "partita"))
     # Looked into all the same where there is the other: a host may have been started from cron, a client by hand.
     return [*found, Path(_SHARED, f"partita-{os.getuid()}")]
@@ -55,16 +56,23 @@ def check(folder: Path) -> None:
 
 
 def make(environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder for a new host's socket. Raises `FolderRefused`."""
-    folder = folders(environment)[0]
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise FolderRefused(error.errno, f"{folder}: {error.strerror}") from None
-    check(folder)
-    return folder
+    """The folder for a new host's socket: the first that can be had. Raises `FolderRefused` of the first."""
+    refused: FolderRefused | None = None
+    for folder in folders(environment):
+        try:
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise FolderRefused(error.errno, f"{folder}: {error.strerror}") from None
+            check(folder)
+        except FolderRefused as error:
+            refused = refused or error
+        else:
+            return folder
+    assert refused is not None, "there is always a folder to try"
+    raise refused
 
 
 def name_of(topology: str) -> str:
@@ -159,7 +167,8 @@ def bind(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Linux takes a new socket's mode from its descriptor, so that there is no moment in which others can open it.
-        os.fchmod(listener.fileno(), 0o600)
+        with contextlib.suppress(OSError):  # elsewhere the folder is what keeps others out for that moment
+            os.fchmod(listener.fileno(), 0o600)
         with address(path) as name:
             try:
                 listener.bind(name)

@@ -205,7 +205,7 @@ async def connect(
 
     Raises `NoHost` with a list of those that there are, and `HostGone`.
     """
-    if where is not None and os.sep in os.fspath(where):
+    if where is not None and (os.sep in os.fspath(where) or Path(where).is_socket()):  # noqa: ASYNC240  # once
         path = Path(where)
     else:
         path = choose(await running_hosts(environment), None if where is None else os.fspath(where)).path

@@ -96,7 +96,7 @@ async def converse(link: Link) -> None:
 
 async def _answer(link: Link, request: protocol.Request, lines: protocol.Lines) -> bool:
     """Do it and say so; whether the connection goes on."""
-    stream = STREAMS.get(type(request))
+    stream, before = STREAMS.get(type(request)), link.answered
     try:
         if stream is not None:
             await stream(link, request, lines)
@@ -110,6 +110,8 @@ async def _answer(link: Link, request: protocol.Request, lines: protocol.Lines) 
         if trace.on:
             words = f"{type(request).__name__}: {''.join(traceback.format_exception(error))}"
             trace.emit(Layer.STATE, "control_failed", 0, level=Level.ERROR, words=words)
+        if link.answered > before:
+            return False  # in the middle of a stream, where a line of ours would be taken for some of it
         words = f"a mistake of the host's: {type(error).__name__}: {error}"
         return await link.answer(refusal("internal", words, request.id))
 

@@ -64,6 +64,8 @@ class Link:
         self._stream = stream
         self.control = control
         self.peer = "control socket" if peer is None else str(peer)
+        self.answered = 0
+        """Lines of answers begun."""
 
     async def send(self, data: bytes) -> bool:
         """All of it, however long the peer takes; whether it is still there."""
@@ -75,6 +77,7 @@ class Link:
 
     async def answer(self, line: bytes) -> bool:
         """One line; a peer that does not take it in time counts as gone."""
+        self.answered += 1
         with trio.move_on_after(SEND_SECONDS):
             return await self.send(line + b"\n")
         return False

@@ -54,8 +54,12 @@ def test_only_the_owner_can_look_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trap", ["open to others", "a link", "a file", "somebody else's"])
-def test_a_folder_that_cannot_be_trusted_is_refused(tmp_path: Path, trap: str) -> None:
-    """Whoever can put a socket there can pretend to be a host: nothing is made there, and nothing is found."""
+def test_a_folder_that_cannot_be_trusted_is_refused(tmp_path: Path, trap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can put a socket there can pretend to be a host: nothing is made there, and nothing is found.
+
+    The other folder is taken, and where that cannot be had either, the first one's fault is told.
+    """
+    monkeypatch.setattr(control_folder, "_SHARED", str(tmp_path / "missing"))
     folder = tmp_path / "partita"
     match trap:
         case "open to others":
@@ -76,7 +80,9 @@ def test_a_folder_that_cannot_be_trusted_is_refused(tmp_path: Path, trap: str) -
         control_folder.make(environment)
     with pytest.raises(FolderRefused):
         control_folder.bind_new("farm", environment)
-    assert not [path for path in control_folder.sockets(environment) if path.parent == folder]
+    assert not list(control_folder.sockets(environment))
+    (tmp_path / "missing").mkdir()
+    assert control_folder.make(environment) == tmp_path / "missing" / f"partita-{os.getuid()}"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from hypervisor.machine import Machine
@@ -369,3 +371,15 @@ async def test_a_host_that_ends_under_a_request(tmp_path: Path) -> None:
     with pytest.raises(HostGone, match="No such file"):
         async with connect(control.path):
             pass
+
+
+NEARLY = rb'\{"op":"(stop|save|inspect|add-disk)"(,"[a-z_]{1,6}":[0-9"a-z.-]{1,6}){0,4}\}'
+
+
+@given(st.binary(max_size=300) | st.from_regex(NEARLY))
+def test_no_line_is_an_exception(untrusted_line: bytes) -> None:
+    """Whatever the bytes, there is a request, or a `BadLine` and no other exception."""
+    try:
+        assert isinstance(control_protocol.decode(untrusted_line), control_protocol.Request)
+    except control_protocol.BadLine:
+        pass

@@ -130,3 +130,17 @@ async def test_nobody_looks_nobody_pays(tmp_path: Path) -> None:
             await stream.aclose()
             await wait_all_tasks_blocked()
             assert not host.trace.on
+
+
+async def test_a_mistake_of_ours_in_a_stream_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of ours in its middle would be taken for some of it; the host and others go on."""
+
+    def fail(change: object, lost: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(control_requests, "_line_of", fail)
+    async with asked_host(tmp_path) as (_, control, remote), connect(control.path) as other:
+        async with other.stream("events") as stream:
+            await remote.ask("start", vm="web")
+            assert await stream.receive() == b""
+        assert (await remote.ask("ps"))[0]["state"] == "running"

@@ -256,15 +256,33 @@ def read_terminal(descriptor: int, until: bytes | None) -> None:
         seen += data
 
 
-def test_a_folder_that_is_no_folder(start: Callable[..., Running], runtime: Path, capsys: Capture) -> None:
+def test_a_folder_that_is_no_folder(tmp_path: Path, runtime: Path, capsys: Capture) -> None:
     """The run goes on without a socket, and says so; a place that was asked for by name is refused before a start."""
-    (runtime / "partita").write_text("")
-    run = start("farm", "--control", "auto")
-    run.process.terminate()
-    assert run.end()[0] == 130
-    assert refused(capsys, "run", str(run.folder), "--control", "/no/where/it.sock", status=2) == (
+    for folder in (runtime / "partita", tmp_path / f"partita-{os.getuid()}"):
+        folder.write_text("")
+    (tmp_path / "guest.py").write_text("async def main(guest):\n    print('up')\n")
+    (tmp_path / "topology.toml").write_text('[[vm]]\nname = "web"\nprogram = "guest.py"\nmemory = "4MiB"\n')
+    assert main(["run", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("web | up\n")
+    assert captured.err == (
+        "note: no control socket, so `partita ps` and others will not find this run: "
+        f"{runtime}/partita is not a directory; remove it\n"
+    )
+    assert refused(capsys, "run", str(tmp_path), "--control", "/no/where/it.sock", status=2) == (
         "error: --control /no/where/it.sock: No such file or directory\n"
     )
+
+
+def test_what_ends_a_run_is_named(tmp_path: Path, runtime: Path, capsys: Capture) -> None:
+    """Who ended a VM is told where it was no other terminal, too: here the run's own timeout."""
+    (tmp_path / "guest.py").write_text(GUEST)
+    (tmp_path / "topology.toml").write_text('[[vm]]\nname = "web"\nprogram = "guest.py"\nmemory = "4MiB"\n')
+    trace = tmp_path / "t.jsonl"
+    assert main(["run", str(tmp_path), "--timeout", "1", "--clock", "virtual", "--trace", str(trace)]) == 124
+    events = [json.loads(line) for line in trace.read_text().splitlines()]
+    named = [(event["event"], event["by"]) for event in events if "by" in event]
+    assert named == [("vm_state", "--timeout"), ("vm_ended", "--timeout")]
 
 
 @pytest.mark.parametrize(
