@@ -34,7 +34,8 @@ def add_parser(verbs: Verbs) -> None:
         "recording",
         metavar="RECORDING",
         nargs="?",
-        help="what `partita run --pcap RECORDING` has written; - reads it from standard input",
+        help="what `partita run --pcap RECORDING` has written; --trace's JSON lines will do, without bytes; - is "
+        "standard input",
     )
     parser.add_argument("--host", metavar="NAME", help="of running hosts this one, by its name, number or socket")
     parser.add_argument(
@@ -102,11 +103,12 @@ def _filter(text: str | None) -> Filter | None:
 
 
 def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> Exported:
-    from partitions.recording.reader import RecordingError, RecordingReader, Wanted
+    from partitions.recording.reader import RecordingError, Wanted
+    from partitions.trace_input import TraceReader
     from partitions.watch.export import LIMIT, Exporter
 
     # What comes before a window makes the picture what it is at its beginning, so only what comes after is left away.
-    reader = RecordingReader(None if wanted is None else Wanted(until=wanted.wanted().until), name=name)
+    reader = TraceReader(None if wanted is None else Wanted(until=wanted.wanted().until), name=name)
     exporter = Exporter(reader.names, limit=options.limit or LIMIT, last=options.last, wanted=wanted)
     try:
         for piece in _pieces(options.recording):

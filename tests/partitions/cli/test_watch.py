@@ -19,6 +19,7 @@ import partitions
 from partitions import determinism
 from partitions.cli.main import main
 from partitions.recording.recorder import Recorder
+from partitions.watch.rows import COLUMNS
 from tests.partitions.cli.conftest import MakeTopology
 from tests.partitions.watch.test_feed import document
 
@@ -85,12 +86,23 @@ def test_a_recording_that_breaks_off(recording: Path, tmp_path: Path) -> None:
     assert document(page.read_bytes())["notes"][0].startswith("the recording breaks off at byte ")
 
 
+def test_json_lines(topology: MakeTopology, tmp_path: Path, capsys: Capture) -> None:
+    """What `--trace` writes is drawn too; it has no bytes."""
+    lines, page = tmp_path / "run.jsonl", tmp_path / "page.html"
+    run = ["run", str(topology(web="print('hello')")), "--clock", "virtual", "--trace", str(lines), "--no-control"]
+    assert main(run) == 0
+    assert main(["watch", str(lines), "-O", str(page)]) == 0
+    made = document(page.read_bytes())
+    assert ["web", "running"] in [change[1:] for row in made["rows"] if len(row) == len(COLUMNS) for change in row[-1]]
+    assert made["trees"] == {}
+
+
 def test_what_is_refused(recording: Path, tmp_path: Path, capsys: Capture) -> None:
     """Each refusal names the place and what would help."""
-    foreign = tmp_path / "foreign.json"
-    foreign.write_text("{}")
+    foreign = tmp_path / "foreign.zip"
+    foreign.write_bytes(b"PK\3\4" + bytes(40))
     for arguments, words in (
-        ([str(foreign)], "it looks like JSON lines"),
+        ([str(foreign)], "foreign.zip: no recording"),
         ([str(tmp_path / "none.pcapng")], "none.pcapng: No such file or directory"),
         ([str(recording), "--limit", "0"], "--limit takes a number of events, 1 or more"),
         ([str(recording), "--filter", "layer=packets"], 'did you mean "packet"?'),
