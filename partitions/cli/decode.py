@@ -210,6 +210,8 @@ def _from_stream(file: BinaryIO, name: str, options: argparse.Namespace, context
     head = _read(file, name)
     if not options.binary:
         form = _stream_form(head)
+        if form is not None:
+            _check_trace_options(form, options)
         if form is Form.FTRACE:
             return _ftrace(file, head, name, options)
         if form is not None:
@@ -242,6 +244,13 @@ def _stream_form(head: bytes) -> Form | None:
         return Form.JSON
     lines = head.decode("utf-8", "replace").splitlines()
     return Form.FTRACE if any(is_ftrace(line) for line in lines) else None
+
+
+def _check_trace_options(form: Form, options: argparse.Namespace) -> None:
+    for name in ("kind", "device", "direction", "vmbus_version", "features"):
+        if getattr(options, name) is not None:
+            option = "--as" if name == "kind" else f"--{name.replace('_', '-')}"
+            raise Refusal(f"{option} goes with bytes; this is a trace ({form.value}), which says that itself")
 
 
 def _lines(options: argparse.Namespace) -> Lines:
@@ -280,7 +289,7 @@ def _trace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace) 
 
 def _ftrace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace) -> int:
     """A Linux guest's trace: events as they come, and at the end the story of the bus."""
-    from partitions.decode.ftrace import FtraceReader
+    from partitions.decode.ftrace import NO_EVENTS, REMEDY, FtraceReader
 
     reader, view = FtraceReader(), _lines(options)
     rest = b""
@@ -296,6 +305,8 @@ def _ftrace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace)
         status = OK if name == "standard input" else INTERRUPTED
     _take(reader, view, [rest] if rest else [])
     view.finish()
+    if not reader.story.count:
+        raise Refusal(f"{name}: {NO_EVENTS}; {REMEDY}")
     if options.output == "tree":
         print()
         print("\n".join(reader.story.lines()))
@@ -315,6 +326,8 @@ def _take(reader: FtraceReader, view: Lines, lines: list[bytes]) -> None:
 def _show(source: Source, options: argparse.Namespace, context: Context) -> int:
     from partitions.decode.kinds import KINDS, guess
 
+    if options.filter is not None:
+        raise Refusal("--filter goes with a trace, and these are bytes")
     data = source.data
     found: Guess | None = None
     kind = options.kind
@@ -328,11 +341,11 @@ def _show(source: Source, options: argparse.Namespace, context: Context) -> int:
             )
         kind = found.kind
     device = context.device
-    assumed = [] if found is None else [f"{KINDS[kind].words}, since {found.why}"]
+    assumed = [] if found is None else [f"{KINDS[kind].words}: {found.why}"]
     if not device and kind in ("packet", "payload"):
         device = _device(data, kind)
         if device:
-            assumed.append(f"of {device}, by the look of its payload")
+            assumed.append(f"of {device}: so its payload looks")
     import msgspec
 
     field = KINDS[kind].decode(data, msgspec.structs.replace(context, device=device))
@@ -372,7 +385,7 @@ def _print_tree(field: Field, data: bytes, source: Source, assumed: list[str], o
     from partitions.logs import wants_colour
 
     if assumed:
-        print(f"taken for {', '.join(assumed)} (--as and --device say otherwise)")
+        print(f"taken for {', '.join(assumed)} (--as and --device decide)")
     if source.words != "hexadecimal digits" and source.words != "numbers":
         print(f"read as {source.words}")
     if options.hexdump:

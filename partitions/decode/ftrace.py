@@ -201,9 +201,15 @@ KNOWN = frozenset({*_MESSAGES, *_SIGNALS, *_NETWORK, *_ARRIVALS, "vmbus_onversio
 """Tracepoints that become events."""
 
 
+NO_EVENTS = "an ftrace without events of the bus"
+REMEDY = "turn them on in the guest: echo 1 > /sys/kernel/tracing/events/hyperv/enable"
+
+
 def is_ftrace(line: str) -> bool:
-    """Whether a line is one of a trace that this module reads, its comments aside."""
-    found = _LINE.match(line) or _LOG_LINE.match(line)
+    """Whether a line is one of a trace, of whatever event, or of the kernel's log about an event of the bus."""
+    if _LINE.match(line):
+        return True
+    found = _LOG_LINE.match(line)
     return found is not None and found["event"] in KNOWN
 
 

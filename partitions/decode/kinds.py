@@ -85,11 +85,9 @@ def _link(data: bytes, context: Context) -> Field:
 
 _ALL = (
     Decoder("message", "a channel message", lambda d, c: decode_channel_message(d, c.direction, c.version, c.features)),
-    Decoder(
-        "packet", "a ring packet, from its descriptor on", lambda d, c: decode_ring_packet(d, c.device, c.direction)
-    ),
+    Decoder("packet", "a ring packet", lambda d, c: decode_ring_packet(d, c.device, c.direction)),
     Decoder("payload", "the payload of a device's packet", lambda d, c: decode_payload(d, c.device, c.direction)),
-    Decoder("ring", "a ring, from its control page on", lambda d, c: decode_ring(d, c.device, c.direction)),
+    Decoder("ring", "a ring", lambda d, c: decode_ring(d, c.device, c.direction)),
     Decoder("recorded", "a packet of a recording, as Wireshark copies it", _link),
     Decoder("cdb", "a SCSI command", lambda d, c: decode_cdb(d)),
     Decoder("sense", "SCSI sense data", lambda d, c: decode_sense_data(d)),
@@ -140,9 +138,7 @@ def _looks_message(data: bytes) -> Guess | None:
     row = row_of(data)
     if row is None or not row.layout.SIZE <= len(data) <= 256 or any(data[4:MESSAGE_HEADER]):
         return None
-    return Guess(
-        "message", why=f"type {row.number.value} is {row.number.name}, and its {row.layout.SIZE} bytes are there"
-    )
+    return Guess("message", why=f"type {row.number.value} is {row.number.name}, its {row.layout.SIZE} bytes are there")
 
 
 def _looks_packet(data: bytes) -> Guess | None:

@@ -15,7 +15,7 @@ import re
 
 import msgspec
 
-from partitions.decode.ftrace import is_ftrace
+from partitions.decode.ftrace import NO_EVENTS, REMEDY, is_ftrace
 
 PCAPNG = b"\x0a\x0d\x0d\x0a"
 _FOREIGN = (
@@ -78,9 +78,7 @@ def read_source(data: bytes, place: str, *, binary: bool | None = None) -> Sourc
     if any(is_ftrace(line) for line in lines[:2000]):
         return Source(Form.FTRACE, data, "an ftrace of a Linux guest")
     if text.startswith("# tracer:"):
-        raise SourceError(
-            place, "it is an ftrace without events of the bus", "turn them on: echo 1 > events/hyperv/enable"
-        )
+        raise SourceError(place, f"it is {NO_EVENTS}", REMEDY)
     return from_text(text, place)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from partitions.decode.field import Field, Value
 from partitions.logs import printable
 
-_BYTES_SHOWN = 12
+_BYTES_SHOWN = 8
 _VALUE_WIDTH = 26
 _DIM, _BOLD, _RED, _RESET = "\033[2m", "\033[1m", "\033[31m", "\033[0m"
 

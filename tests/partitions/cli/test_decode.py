@@ -45,7 +45,7 @@ def test_digits_on_the_command_line(capsys: Capture) -> None:
     """What they were taken for is said, and the tree has offset, bytes, name, value and words."""
     assert main(["decode", *CONTACT.split()]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("taken for a channel message, since type 14 is INITIATE_CONTACT")
+    assert told[0].startswith("taken for a channel message: type 14 is INITIATE_CONTACT")
     assert "0008  03 00 05 00" in told[4]
     assert told[4].split()[5:] == ["version", "0x50003", "(327683)", "5.3"]
 
@@ -61,7 +61,7 @@ def test_json(capsys: Capture) -> None:
     assert main(["decode", "-o", "json", CONTACT]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["kind"] == "message"
-    assert document["assumed"][0].startswith("a channel message, since")
+    assert document["assumed"][0].startswith("a channel message: ")
     assert document["words"] == "INITIATE_CONTACT version=5.3 vp=0 sint=2 features=0x0"
     assert document["faults"] == []
     assert document["data"] == CONTACT.replace(" ", "")
@@ -105,7 +105,7 @@ def test_a_ring_from_a_memory_dump(tmp_path: Path, capsys: Capture) -> None:
     path.write_bytes(region)
     assert main(["decode", str(path)]) == 0
     told = capsys.readouterr().out
-    assert "taken for a ring, from its control page on, since its first page has nothing but a ring's indices" in told
+    assert "taken for a ring: its first page has nothing but a ring's indices" in told
     assert "88 of 8192 bytes unread, 8096 free, written to 0x58, read to 0x0" in told
     assert main(["decode", str(path), "--device", "storage", "-x"]) == 0
     told = capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_files_and_standard_input(tmp_path: Path, capsys: Capture, monkeypatch: 
         trees.append(capsys.readouterr().out.splitlines()[-10:])
     assert all(tree == trees[0] for tree in trees)
     assert main(["decode", "--binary", "--as", "cdb", str(tmp_path / "digits")]) == 0
-    assert "30 30 30 30 30 30 20 30 33" in capsys.readouterr().out
+    assert "30 30 30 30 30 30 20 30 .." in capsys.readouterr().out
 
 
 def test_a_guests_trace(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +168,36 @@ def test_refusals(words: list[str], complaint: str, capsys: Capture) -> None:
     """What cannot be read ends with status 2, the place and what would do."""
     assert main(["decode", *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_recording_and_json_lines(tmp_path: Path, capsys: Capture) -> None:
+    """Events as of a live trace; where they have bytes, a tree below each."""
+    recording, lines = tmp_path / "run.pcapng", tmp_path / "run.jsonl"
+    assert main(["run", "02", "--clock", "virtual", "--pcap", str(recording), "--trace", str(lines)]) == 0
+    capsys.readouterr()
+    assert main(["decode", str(recording), "--filter", "layer=control|packet"]) == 0
+    told = capsys.readouterr().out
+    assert "0008  00 00 06 00" in told
+    assert "descriptor" in told
+    assert "  ! " not in told, "our own two halves make no mistakes"
+    assert main(["decode", str(recording), "-o", "json", "--filter", "event=open_channel"]) == 0
+    event = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert event["decoded"]["name"] == "OPEN_CHANNEL"
+    assert bytes.fromhex(event["data"])[0] == 5
+    assert main(["decode", str(lines), "--filter", "event=open_channel"]) == 0
+    assert "OPEN_CHANNEL channel=1" in capsys.readouterr().out
+    assert main(["decode", str(lines), "--as", "message"]) == 2
+    assert "--as goes with bytes; this is a trace (JSON lines)" in capsys.readouterr().err
+    assert main(["decode", READ_10, "--filter", "layer=packet"]) == 2
+    assert "--filter goes with a trace" in capsys.readouterr().err
+
+
+def test_a_trace_of_something_else(tmp_path: Path, capsys: Capture) -> None:
+    """It is said what to turn on."""
+    path = tmp_path / "trace.txt"
+    path.write_text("# tracer: nop\n bash-1 [000] ..... 1.0: sched_switch: prev_comm=bash\n")
+    assert main(["decode", str(path)]) == 2
+    assert "an ftrace without events of the bus; turn them on in the guest: echo 1 >" in capsys.readouterr().err
 
 
 def test_a_foreign_file(tmp_path: Path, capsys: Capture) -> None:
