@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from hypervisor.inspect import Branch, Setting
-from hypervisor.trace import Sink, Trace, TraceEvent
-from partitions.filters import Filter, Predicate, parse_filter
+from hypervisor.trace import Level, Sink, Trace, TraceEvent
+from partitions.filters import Filter, Predicate, at_least, parse_filter
 from partitions.logs import vm_name
 
 HELP = "a filter as --trace-filter takes it; all events if empty"
@@ -22,17 +22,21 @@ class TraceOutlet:
         trace: Trace,
         chosen: Filter | None,
         *,
-        least: Predicate | None = None,
+        least: Level = Level.DEBUG,
         vms: Callable[[], Iterable[str]],
     ) -> None:
-        """`least`: what an event must be besides, until somebody sets another filter. `vms`: names that there are."""
+        """`least`: what an event must be besides, until somebody sets another filter. `vms`: those that there are."""
         self.name = name
         self.passed = 0
         self._sink = sink
         self._names = trace.names
-        self._text = "" if chosen is None else chosen.text
         # A filter by device has to see every event, so it is asked first.
-        self._tests = [test for test in (chosen, least) if test is not None]
+        self._tests: list[Predicate] = [] if chosen is None else [chosen]
+        texts = [] if chosen is None else [chosen.text]
+        if least > Level.DEBUG:
+            self._tests.append(at_least(least))
+            texts.append(f"level={least.name.lower()}")
+        self._text = ",".join(texts)
         self._vms = vms
 
     def __call__(self, event: TraceEvent) -> None:

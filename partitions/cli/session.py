@@ -25,7 +25,7 @@ from partitions.cli.outlets import Outlets
 from partitions.cli.reachable import reachable
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.filters import FilterError, at_least, parse_filter
+from partitions.filters import FilterError, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.root.asking import asked_by
@@ -187,8 +187,8 @@ class Viewer:
         else:
             together = self.screen.live and sys.stderr.isatty()
             sink = human_sink(self.screen if together else sys.stderr, host.trace)  # type: ignore[arg-type]
-        sink, least = self.outlets.guarded(sink, "standard error"), at_least(self._level)
-        host.trace.add_sink(TraceOutlet("log", sink, host.trace, self._filter, least=least, vms=lambda: host))
+        sink = self.outlets.guarded(sink, "standard error")
+        host.trace.add_sink(TraceOutlet("log", sink, host.trace, self._filter, least=self._level, vms=lambda: host))
 
     def _draw(self, host: Host, file: IO[bytes]) -> None:
         from partitions.timeline import Timeline

@@ -15,9 +15,10 @@ from hypervisor.backend.base import Backend
 from hypervisor.backend.task import TaskBackend
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.inspect import Claim, Fault, Histogram, Setting
-from hypervisor.trace import TraceEvent
+from hypervisor.trace import Level, TraceEvent
 from partitions.child import kernel
 from partitions.child.guest import Guest
+from partitions.filters import parse_filter
 from partitions.host import Host
 from partitions.inspect import InspectError, host_tree
 from partitions.inspect.walk import Mark, walk
@@ -223,12 +224,16 @@ async def test_the_filter_of_a_trace(tmp_path: Path, autojump_clock: trio.abc.Cl
     with (tmp_path / "log").open("wb") as file:
         async with running(tmp_path) as host:
             log = json_sink(file, host.trace)
-            host.trace.add_sink(TraceOutlet("log", log, host.trace, None, vms=lambda: host))
+            chosen = parse_filter("vm=web", vms=["web"])
+            host.trace.add_sink(TraceOutlet("log", log, host.trace, chosen, least=Level.INFO, vms=lambda: host))
             path = "trace/sinks/log"
+            await trio.sleep(5)
+            assert await host.inspect(path) == {"filter": "vm=web,level=info", "passed": 0}
+            host.update(f"{path}/filter", "vm=web")
             await trio.sleep(5)
             before = await host.inspect(path)
             assert before["passed"] > 0
-            assert before["filter"] == ""
+            assert before["filter"] == "vm=web"
             assert host.update(f"{path}/filter", "vm=web,layer=port") == "vm=web,layer=port"
             await trio.sleep(5)
             assert await host.inspect(path) == {"filter": "vm=web,layer=port", "passed": before["passed"]}
