@@ -81,14 +81,19 @@ return function(vmbus)
                 return format("%#x %s", v.make_code, vmbus.has(v.flags, 2) and "up" or "down")
             end,
         },
-        { layout("vmbus.keyboard.", { { 4, "x16", "leds", "LEDs" }, { 6, "x16", "reserved", "Reserved", reserved = true } }) },
+        {
+            layout("vmbus.keyboard.", {
+                { 4, "x16", "leds", "LEDs" },
+                { 6, "x16", "reserved", "Reserved", reserved = true },
+            }),
+        },
     }
     vmbus.payloads[KEYBOARD] = function(ctx, tree, start, stop)
         local box = tree:add(ctx.tvb(start, stop - start), "Keyboard message")
         message(ctx, box, start, stop, key_head, key_names, key_forms)
     end
 
-    -- Mouse -----------------------------------------------------------------------------------------------------------
+    -- Mouse ---------------------------------------------------------------------------------------------------------
 
     local mouse_names = {
         [0] = "PROTOCOL_REQUEST",
@@ -142,7 +147,7 @@ return function(vmbus)
         end
     end
 
-    -- Video -----------------------------------------------------------------------------------------------------------
+    -- Video ---------------------------------------------------------------------------------------------------------
 
     local video_names = {
         [0] = "ERROR",
@@ -190,7 +195,11 @@ return function(vmbus)
             video_version,
         },
         [3] = {
-            video({ context, { 16, "u8", "specified", "Address given", values = words.yes_no }, { 17, "x64", "gpa", "GPA" } }),
+            video({
+                context,
+                { 16, "u8", "specified", "Address given", values = words.yes_no },
+                { 17, "x64", "gpa", "GPA" },
+            }),
             function(v)
                 return vmbus.hex64(v.gpa)
             end,
@@ -272,7 +281,7 @@ return function(vmbus)
         end
     end
 
-    -- Dynamic memory ----------------------------------------------------------------------------------------------------
+    -- Dynamic memory ------------------------------------------------------------------------------------------------
 
     local memory_names = {
         [0] = "ERROR",
@@ -302,7 +311,10 @@ return function(vmbus)
         return v.accepted % UInt64(2) == UInt64(1) and "accepted" or "refused"
     end
     local memory_forms = {
-        [1] = { memory({ { 8, "x32", "version", "Version" }, { 12, "u32", "last_attempt", "Last attempt" } }), version },
+        [1] = {
+            memory({ { 8, "x32", "version", "Version" }, { 12, "u32", "last_attempt", "Last attempt" } }),
+            version,
+        },
         [2] = { memory({ { 8, "u64", "accepted", "Accepted" } }), memory_accepted },
         [3] = {
             memory({
@@ -370,7 +382,7 @@ return function(vmbus)
         message(ctx, box, start, stop, memory_head, memory_names, memory_forms)
     end
 
-    -- Sockets -------------------------------------------------------------------------------------------------------------
+    -- Sockets -------------------------------------------------------------------------------------------------------
 
     vmbus.payloads[SOCKET] = function(ctx, tree, start, stop)
         local from, to = vmbus.show_pipe(ctx, tree, start, stop)

@@ -197,15 +197,16 @@ return function(vmbus)
 
     -- Key-value pairs -------------------------------------------------------------------------------------------------
 
-    local kvp_operations = { [0] = "GET", [1] = "SET", [2] = "DELETE", [3] = "ENUMERATE", [4] = "GET_IP_INFO", [5] = "SET_IP_INFO" }
+    local kvp_operations = { "SET", "DELETE", "ENUMERATE", "GET_IP_INFO", "SET_IP_INFO", [0] = "GET" }
     local pools = { [0] = "external", [1] = "guest", [2] = "auto", [3] = "auto external", [4] = "auto internal" }
     local kvp = layout("vmbus.kvp.", {
         { 0, "u8", "operation", "Operation", values = kvp_operations },
         { 1, "u8", "pool", "Pool", values = pools },
         { 2, "x16", "reserved", "Reserved", reserved = true },
     })
+    local value_types = { "string", "expandable string", [4] = "32-bit number", [11] = "64-bit number" }
     local item_rows = layout("vmbus.kvp.", {
-        { 0, "u32", "value_type", "Value type", values = { [1] = "string", [2] = "expandable string", [4] = "32-bit number", [11] = "64-bit number" } },
+        { 0, "u32", "value_type", "Value type", values = value_types },
         { 4, "u32", "key_size", "Bytes of the key" },
         { 8, "u32", "value_size", "Bytes of the value" },
     })
@@ -213,7 +214,7 @@ return function(vmbus)
     local key_size = layout("vmbus.kvp.", { { 0, "u32", "key_size", "Bytes of the key" } })
     local addresses = layout("vmbus.kvp.", {
         { 0, "text", "adapter", "Adapter", size = 256 },
-        { 256, "u8", "address_family", "Address family", values = { [1] = "IPv4", [2] = "IPv6", [3] = "IPv4 and IPv6" } },
+        { 256, "u8", "address_family", "Address family", values = { "IPv4", "IPv6", "IPv4 and IPv6" } },
         { 257, "u8", "dhcp", "DHCP", values = words.yes_no },
         { 258, "text", "addresses", "Addresses", size = 2048 },
         { 2306, "text", "subnets", "Subnets", size = 2048 },
@@ -227,7 +228,8 @@ return function(vmbus)
     -- A text of so many bytes, its NUL included. Longer ones than there is room for are told.
     local function show_text(ctx, tree, known, item, size, room, at, stop)
         if size > room or at + size > stop then
-            ctx.fault(item, "truncated", format("A text of %d bytes in room for %d", size, math.max(0, math.min(room, stop - at))))
+            local there = math.max(0, math.min(room, stop - at))
+            ctx.fault(item, "truncated", format("A text of %d bytes in room for %d", size, there))
             return ""
         end
         if size < 2 then
@@ -342,7 +344,7 @@ return function(vmbus)
         return v.operation and words.of(copy_operations, v.operation) or "file copy"
     end
 
-    -- A message -------------------------------------------------------------------------------------------------------
+    -- A message -----------------------------------------------------------------------------------------------------
 
     local function integration(ctx, tree, start, stop)
         local from, to = vmbus.show_pipe(ctx, tree, start, stop)

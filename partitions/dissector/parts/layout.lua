@@ -124,8 +124,8 @@ return function(vmbus)
             local size = row.size
             if at + size > stop then
                 if not (least and row.offset >= least) then
-                    local words = string.format("%s does not fit: %d bytes are there", row[4], math.max(stop - start, 0))
-                    ctx.fault(tree, "truncated", words)
+                    local there = math.max(stop - start, 0)
+                    ctx.fault(tree, "truncated", string.format("%s does not fit: %d bytes are there", row[4], there))
                     values.truncated = true
                 end
                 break
@@ -151,7 +151,8 @@ return function(vmbus)
                     end
                 end
                 if rest ~= 0 and not row.open then
-                    ctx.fault(item, row.severe or "reserved", string.format("%s: reserved bits %#x are set", row[4], rest))
+                    local told = string.format("%s: reserved bits %#x are set", row[4], rest)
+                    ctx.fault(item, row.severe or "reserved", told)
                 end
             elseif row.reserved and not is_zero(value, row.kind) then
                 ctx.fault(item, "reserved", row[4] .. " is not zero")

@@ -9,7 +9,7 @@ return function(vmbus)
     local V1, V1_1, V4_0, V4_1 = 0xD, 0x10001, 0x40000, 0x40001
     local V5_0, V5_2, V5_3, V6_0 = 0x50000, 0x50002, 0x50003, 0x60000
 
-    -- Rows that several messages have ------------------------------------------------------------------------------
+    -- Rows that several messages have -------------------------------------------------------------------------------
 
     local channel = { 8, "u32", "channel_id", "Channel" }
     local gpadl = { 12, "x32", "gpadl_id", "GPADL" }
@@ -63,7 +63,7 @@ return function(vmbus)
         return layout(P, all)
     end
 
-    -- Layouts of one message each ------------------------------------------------------------------------------------
+    -- Layouts of one message each -----------------------------------------------------------------------------------
 
     local header = rows(
         { 0, "u32", "type", "Type", values = words.messages },
@@ -155,7 +155,7 @@ return function(vmbus)
     local response_forms = { { response3, 40 }, { response2, 20 }, { response } }
     local socket_forms = { { socket2, 56, has_silo }, { socket } }
 
-    -- What they mean to each other -----------------------------------------------------------------------------------
+    -- What they mean to each other ----------------------------------------------------------------------------------
 
     -- How a channel is called in the Info column: its number, and its device where an offer named it. What it is
     -- called when a frame is first seen holds for that frame, since a number is given again.

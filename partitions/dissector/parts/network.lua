@@ -1,7 +1,7 @@
 -- Synthetic network: NVSP messages. Layouts after Linux hyperv_net.h.
 --
--- RNDIS messages and Ethernet frames never travel in the ring: an NVSP message says in which section of the send buffer,
--- which pages or which slots of the receive buffer they are. So there is nothing here to hand on.
+-- RNDIS messages and Ethernet frames never travel in the ring: an NVSP message says in which section of the send
+-- buffer, which pages or which slots of the receive buffer they are. So there is nothing here to hand on.
 
 return function(vmbus)
     local layout, show, words, format = vmbus.layout, vmbus.show, vmbus.words, string.format
@@ -110,7 +110,7 @@ return function(vmbus)
         [106] = layout(P, { buffer_id(4) }),
         [107] = layout(P, {
             { 4, "u32", "channel_type", "RNDIS channel", values = { [0] = "data", [1] = "control" } },
-            { 8, "u32", "section_index", "Send buffer section", special = { [0xFFFFFFFF] = "none, the pages have it" } },
+            { 8, "u32", "section_index", "Send buffer section", special = { [0xFFFFFFFF] = "none" } },
             { 12, "u32", "section_size", "Section size" },
         }),
         [108] = layout(P, { status(4) }),

@@ -130,7 +130,8 @@ return function(vmbus)
         if ending > stop then
             ctx.fault(items.length8, "truncated", format("%d bytes of %d are there", stop - start, v.length8 * 8))
         elseif ending < stop then
-            ctx.fault(items.length8, "extra", format("%d bytes are there, %d is the length", stop - start, v.length8 * 8))
+            local told = format("%d bytes are there, %d is the length", stop - start, v.length8 * 8)
+            ctx.fault(items.length8, "extra", told)
             stop = math.max(ending, start + 16)
         end
         payload = math.min(payload, stop)
@@ -146,8 +147,7 @@ return function(vmbus)
         end
         local pair = name and pair_up(ctx, tree, v)
         local show_payload = vmbus.payloads[ctx.device]
-        local packet = { type = v.type, completion = v.type == COMPLETION, pair = pair, subject = pair and pair.subject }
-        packet.transaction = id
+        local packet = { completion = v.type == COMPLETION, pair = pair, subject = pair and pair.subject }
         if not name or payload >= stop then
             ctx.info(format("%s, %d bytes", name or "unknown type", stop - payload))
             vmbus.show_rest(ctx, ctx.tree, payload, stop)

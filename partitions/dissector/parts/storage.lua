@@ -10,7 +10,7 @@ return function(vmbus)
     local P = "vmbus.storage."
     local STORAGE, IDE = 1, 13
     local HEADER, CDB, CHECK_CONDITION = 12, 16, 2
-    local COMPLETE_IO, EXECUTE_SRB, QUERY_VERSION, QUERY_PROPERTIES, FCHBA_DATA, CREATE_SUB_CHANNELS = 1, 3, 9, 10, 12, 13
+    local EXECUTE_SRB, QUERY_VERSION, QUERY_PROPERTIES, FCHBA_DATA, CREATE_SUB_CHANNELS = 3, 9, 10, 12, 13
 
     local operations = {
         "COMPLETE_IO",
@@ -92,10 +92,11 @@ return function(vmbus)
         { 11, "x8", "properties", "Properties" },
         { 12, "u32", "data_transfer_length", "Transfer length" },
     })
+    local queue_actions = { [0x20] = "simple", [0x21] = "head of queue", [0x22] = "ordered" }
     local srb_extension = layout(P, {
         { 36, "x16", "reserve", "Reserved" },
         { 38, "x8", "queue_tag", "Queue tag" },
-        { 39, "x8", "queue_action", "Queue action", values = { [0x20] = "simple", [0x21] = "head", [0x22] = "ordered" } },
+        { 39, "x8", "queue_action", "Queue action", values = queue_actions },
         srb_flags,
         { 44, "u32", "timeout", "Timeout (s)" },
         { 48, "u32", "queue_sort_key", "Sort key" },
@@ -127,7 +128,7 @@ return function(vmbus)
     local cdb_bytes = field(P .. "cdb", "bytes", "CDB")
     local sense_bytes = field(P .. "sense", "bytes", "Sense data")
 
-    -- Commands -----------------------------------------------------------------------------------------------------
+    -- Commands ------------------------------------------------------------------------------------------------------
 
     local opcodes = {
         [0x00] = "TEST UNIT READY",
@@ -204,7 +205,11 @@ return function(vmbus)
     end
     local actions = {
         [0x9E] = { [0x10] = "READ CAPACITY(16)", [0x12] = "GET LBA STATUS" },
-        [0xA3] = { [0x0A] = "REPORT TARGET PORT GROUPS", [0x0C] = "REPORT OPERATION CODES", [0x0D] = "REPORT TASK MANAGEMENT" },
+        [0xA3] = {
+            [0x0A] = "REPORT TARGET PORT GROUPS",
+            [0x0C] = "REPORT OPERATION CODES",
+            [0x0D] = "REPORT TASK MANAGEMENT",
+        },
         [0x5E] = { [0] = "READ KEYS", [1] = "READ RESERVATION", [2] = "REPORT CAPABILITIES", [3] = "READ FULL STATUS" },
         [0x5F] = {
             [0] = "REGISTER",
@@ -298,7 +303,7 @@ return function(vmbus)
         return format("%s %02x/%02x", sense_keys[key] or format("sense key %d", key), asc, ascq)
     end
 
-    -- Wireshark's SCSI dissector ---------------------------------------------------------------------------------------
+    -- Wireshark's SCSI dissector ------------------------------------------------------------------------------------
 
     local iscsi = Dissector.get("iscsi")
 
@@ -325,7 +330,7 @@ return function(vmbus)
         hand_on(ctx, tree, head .. rest .. data, sense or range, "result")
     end
 
-    -- Packets ------------------------------------------------------------------------------------------------------------
+    -- Packets -------------------------------------------------------------------------------------------------------
 
     local function show_srb(ctx, tree, start, stop, packet)
         local box = tree:add(ctx.tvb(start, stop - start), "SCSI request block")
@@ -369,7 +374,8 @@ return function(vmbus)
             if v.scsi_status ~= 0 and not sensed then
                 result = result .. " " .. words.of(scsi_statuses, v.scsi_status)
             end
-            ctx.info(format("%s: %s, %d bytes", subject and subject.words or "COMPLETE_IO", result, v.data_transfer_length))
+            local what = subject and subject.words or "COMPLETE_IO"
+            ctx.info(format("%s: %s, %d bytes", what, result, v.data_transfer_length))
         else
             local range = ctx.tvb(start + 16, CDB)
             box:add(cdb_bytes, range)
