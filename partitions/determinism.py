@@ -45,17 +45,17 @@ def check_hook() -> None:
 
 
 @contextmanager
-def seeded_scheduler(seed: int) -> Iterator[None]:
-    """Make the task order of a `trio.run` inside this block a function of `seed`; afterwards Trio is as it was."""
+def seeded_scheduler(order: random.Random) -> Iterator[None]:
+    """Have `order` shuffle the tasks of a `trio.run` inside this block; afterwards Trio is as it was."""
     check_hook()
-    allowed, state = _hook._ALLOW_DETERMINISTIC_SCHEDULING, _hook._r.getstate()
+    allowed, generator = _hook._ALLOW_DETERMINISTIC_SCHEDULING, _hook._r
     _hook._ALLOW_DETERMINISTIC_SCHEDULING = True
-    _hook._r.seed(seed)
+    _hook._r = order
     try:
         yield
     finally:
         _hook._ALLOW_DETERMINISTIC_SCHEDULING = allowed
-        _hook._r.setstate(state)
+        _hook._r = generator
 
 
 def host_random(seed: int | None, purpose: str) -> random.Random:
@@ -69,21 +69,22 @@ def run(
     clock: ClockKind = "real",
     seed: int | None = None,
     autojump: bool = True,
+    order: random.Random | None = None,
 ) -> Result:
     """`trio.run` on the real or the virtual clock, with a task order given by `seed`.
 
     The virtual clock stands still while anything can run and jumps when nothing can, or with `autojump` off, only when
     told to (`MockClock.jump`); its seed is 0 unless told.
     On the real clock without a seed this is `trio.run` and nothing more. Raises `NotRepeatable` where a seed is
-    needed and this Trio cannot be seeded.
+    needed and this Trio cannot be seeded. `order` is asked in the place of a generator with that seed.
     """
     if clock == "virtual":
         # Imported only here: it brings pytest along where that is installed, 9 MiB that a real run has no use for.
         from trio.testing import MockClock
 
-        with seeded_scheduler(0 if seed is None else seed):
+        with seeded_scheduler(order or random.Random(0 if seed is None else seed)):
             return trio.run(async_fn, *args, clock=MockClock(autojump_threshold=0 if autojump else math.inf))
     if seed is None:
         return trio.run(async_fn, *args)
-    with seeded_scheduler(seed):
+    with seeded_scheduler(order or random.Random(seed)):
         return trio.run(async_fn, *args)

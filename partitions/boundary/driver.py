@@ -88,6 +88,11 @@ class Session:
                 if ticks > MAX_ADVANCE:
                     raise _refuse(command.id, "ticks", f"Expected at most {MAX_ADVANCE}, one day")
                 await advance(ticks)
+            case protocol.Turn(seconds=at):
+                left = round((at - trio.current_time()) * TICKS_PER_SECOND)
+                if left > MAX_ADVANCE:
+                    raise _refuse(command.id, "seconds", "Expected at most one day from now")
+                await advance(max(left, 0))
             case protocol.Reset():
                 self._power(command.id)
                 await self._vm.reset()
@@ -123,19 +128,14 @@ class Session:
 
     def _trap(
         self,
-        command: protocol.Hypercall
-        | protocol.ReadMsr
-        | protocol.WriteMsr
-        | protocol.Cpuid
-        | protocol.PortIn
-        | protocol.PortOut,
+        command: protocol.Access,
     ) -> Line:
         vp = self._vp(command.id, command.vp)
         done = protocol.Done(id=command.id)
         try:
             match command:
                 case protocol.Hypercall(control=control, input=input_gpa, output=output_gpa):
-                    return _returned(command.id, vp.hypercall(int(control), int(input_gpa), int(output_gpa)))
+                    return returned(command.id, vp.hypercall(int(control), int(input_gpa), int(output_gpa)))
                 case protocol.ReadMsr(msr=msr):
                     return protocol.Value(id=command.id, value=vp.read_msr(int(msr)))
                 case protocol.WriteMsr(msr=msr, value=value):
@@ -154,7 +154,7 @@ class Session:
                 case _:
                     assert_never(command)
         except ProcessorFault as fault:
-            return protocol.Refused(id=command.id, error="fault", message=str(fault), fault=_fault_name(fault))
+            return protocol.Refused(id=command.id, error="fault", message=str(fault), fault=fault_name(fault))
 
     def _power(self, command_id: Id) -> BoundaryVp:
         """Processor 0, which a VM that is on has."""
@@ -265,7 +265,8 @@ async def serve(
         raise CannotStart(str(failed))
 
 
-def _returned(command_id: Id, rax: int) -> protocol.Returned:
+def returned(command_id: Id, rax: int) -> protocol.Returned:
+    """The answer to a hypercall."""
     try:
         status = HvStatus(rax & 0xFFFF).name
     except ValueError:
@@ -289,7 +290,8 @@ def _refuse(command_id: Id, field: str, words: str) -> _Refuse:
     return _Refuse(protocol.Refused(id=command_id, error="bad_line", message=words, field=field))
 
 
-def _fault_name(fault: ProcessorFault) -> str:
+def fault_name(fault: ProcessorFault) -> str:
+    """As answers have it."""
     match fault:
         case GeneralProtection():
             return "#GP"

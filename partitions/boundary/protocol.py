@@ -118,6 +118,15 @@ class Advance(Command, tag="advance"):
     """100 ns units."""
 
 
+class Turn(Command, tag="turn"):
+    """Let that time come, if it has not; in a record (`partita run --record`), when what follows was done."""
+
+    seconds: Annotated[float, Meta(ge=0)]
+    """On the virtual clock, to the last bit: two timers that are nearly together fire one after the other."""
+    turn: Word
+    """Which batch of tasks at that time; a replay keeps to it, a session need not."""
+
+
 class Reset(Command, tag="reset"):
     """Reset the VM from outside: memory zero, processors and registers as at power on."""
 
@@ -130,9 +139,9 @@ class Quit(Command, tag="quit"):
     """Turn the VM off and end the session."""
 
 
-AnyCommand = (
-    Read | Write | Hypercall | ReadMsr | WriteMsr | Cpuid | PortIn | PortOut | Settle | Advance | Reset | Start | Quit
-)
+Access = Hypercall | ReadMsr | WriteMsr | Cpuid | PortIn | PortOut
+"""What a virtual processor does."""
+AnyCommand = Read | Write | Access | Settle | Advance | Turn | Reset | Start | Quit
 
 OPERATIONS = tuple(str(kind.__struct_config__.tag) for kind in typing.get_args(AnyCommand))
 

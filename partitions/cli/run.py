@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from partitions.cli import boundary_runs
 from partitions.cli.common import (
     FAILED,
     INTERRUPTED,
@@ -69,6 +70,7 @@ def add_parser(verbs: Verbs) -> None:
         metavar="VM=FILE",
         help="start a VM from a file of --save, where it goes on",
     )
+    boundary_runs.add_options(parser)
     parser.add_argument("--explain", action="store_true", help="say at the end how far each guest got")
     parser.add_argument("--trace", metavar="FILE", help="write every event to a file as JSON lines")
     parser.add_argument("--trace-filter", metavar="FILTER", help="such as 'vm=web,layer=packet|control'")
@@ -148,7 +150,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
     # What not every verb offers that runs a topology.
-    parser.set_defaults(stay=False, control=None, no_control=True, metrics=None, watch=None)
+    parser.set_defaults(stay=False, control=None, no_control=True, metrics=None, watch=None, record=None, replay=None)
 
 
 def _port(text: str) -> int:
@@ -246,9 +248,21 @@ def run(options: argparse.Namespace, topology: Topology) -> Outcome:
     from partitions.cli import session
 
     seed = topology.host.seed if options.seed is None else options.seed
+    boundary = boundary_runs.boundary_run(options, topology, seed)
+    if boundary is not None:
+        options.seed = seed = boundary.seed
     with session.Viewer(options, [vm.name for vm in topology.vm]) as viewer:
         try:
-            outcome = determinism.run(session.run, topology, viewer, options.timeout, clock=options.clock, seed=seed)
+            outcome = determinism.run(
+                session.run,
+                topology,
+                viewer,
+                options.timeout,
+                None if boundary is None else boundary.backends,
+                clock=options.clock,
+                seed=seed,
+                order=None if boundary is None else boundary.turns,
+            )
         except determinism.NotRepeatable as error:
             raise Refusal(str(error)) from None
         except BaseExceptionGroup as group:
@@ -260,6 +274,11 @@ def run(options: argparse.Namespace, topology: Topology) -> Outcome:
         viewer.finish(outcome)
         if viewer.outlets.problems:
             raise Refusal(viewer.outlets.problems[0], FAILED)
+        if boundary is not None:
+            told = boundary.finish()
+            if not boundary.ok:
+                raise Refusal(told, FAILED)
+            viewer.note(f"note: {told}")
     return outcome
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from partitions.explain_steps import Explanation
     from partitions.recording.file import FileRecording
     from partitions.root.control_socket import ControlSocket
+    from partitions.root.worker import BackendFactory
     from partitions.timeline import Timeline
     from partitions.topology import Topology
 
@@ -342,13 +343,21 @@ def _open_recording(name: str) -> int:
         raise Refusal(f"--pcap {name}: {error.strerror}") from None
 
 
-async def run(topology: Topology, viewer: Viewer, timeout: float | None) -> Outcome:
-    """Start all, wait for all, and take everything down in order whatever happens. `timeout` is in seconds."""
+async def run(
+    topology: Topology, viewer: Viewer, timeout: float | None, backends: BackendFactory | None = None
+) -> Outcome:
+    """Start all, wait for all, and take everything down in order whatever happens. `timeout` is in seconds.
+
+    `backends` makes what executes the VMs, where it is not what the topology says.
+    """
     options = viewer.options
     seed = topology.host.seed if options.seed is None else options.seed
     # Outermost the readers of consoles: closing the host ends them, after their last line.
     with trio.open_signal_receiver(*_signals()) as received:
-        async with trio.open_nursery() as readers, open_host(topology, clock=options.clock, seed=seed) as host:
+        async with (
+            trio.open_nursery() as readers,
+            open_host(topology, clock=options.clock, seed=seed, backends=backends) as host,
+        ):
             viewer.attach(host)
             if viewer.console:
                 for vm in host.values():

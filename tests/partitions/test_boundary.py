@@ -139,7 +139,7 @@ def test_a_session_is_a_function_of_its_input(tmp_path: Path) -> None:
             {
                 "id": None,
                 "message": 'Unknown op "zzz"; known are read, write, hypercall, rdmsr, wrmsr, cpuid, in, out, settle, '
-                "advance, reset, start, quit",
+                "advance, turn, reset, start, quit",
                 "field": "op",
             },
         ),

@@ -1,0 +1,1 @@
+"""Records of a boundary, and their replay."""
