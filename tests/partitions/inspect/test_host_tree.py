@@ -14,8 +14,9 @@ import partitions
 from hypervisor.backend.base import Backend
 from hypervisor.backend.task import TaskBackend
 from hypervisor.hypervisor import Hypervisor
-from hypervisor.inspect import Claim, Fault, Histogram, Setting
+from hypervisor.inspect import Branch, Claim, Fault, Histogram, Setting
 from hypervisor.trace import Level, TraceEvent
+from hypervisor.wire import Guid
 from partitions.child import kernel
 from partitions.child.guest import Guest
 from partitions.filters import parse_filter
@@ -26,6 +27,9 @@ from partitions.logs import json_sink
 from partitions.topology_schema import DiskTable, DiskType, HostTable, IntegrationName, Size, Topology, VmTable
 from partitions.trace_outlet import TraceOutlet
 from tests.doubles.looking import faults
+from vmbus.channel import Channel
+from vmbus.server.offers import Offer
+from vmbus.server.opened import OpenedChannel
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "inspect.md"
 MIB = 1 << 20
@@ -247,6 +251,38 @@ async def test_the_filter_of_a_trace(tmp_path: Path, autojump_clock: trio.abc.Cl
             host.update(f"{path}/filter", "")
             await trio.sleep(5)
             assert await host.inspect(f"{path}/passed") > before["passed"]
+
+
+class Mine:
+    """A device of somebody's own, which shows something of itself."""
+
+    offer = Offer(Guid("00000000-1111-2222-3333-444444444444"), Guid("00000000-1111-2222-3333-444444444444"))
+
+    async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
+        """Nothing."""
+
+    def inspect(self) -> Branch:
+        return Branch({"wishes": 3})
+
+
+class Wrong(Mine):
+    """One whose own mistake must not cost anybody the rest."""
+
+    offer = Offer(Guid("00000000-1111-2222-3333-555555555555"), Guid("00000000-1111-2222-3333-555555555555"))
+
+    def inspect(self) -> Branch:
+        raise ZeroDivisionError
+
+
+async def test_devices_of_your_own(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """What a VSP's `inspect` gives is below its name; one that fails is a fault in its place."""
+    async with running(tmp_path) as host:
+        await host["web"].add_device("lib/mine.py:Mine", Mine())
+        await host["web"].add_device("wrong", Wrong())
+        assert await host.inspect("vm/web/devices/lib/mine.py:Mine/wishes") == 3
+        devices = await host.inspect("vm/web/devices")
+        assert devices["lib/mine.py:Mine"]["channel_state"] == "closed"
+        assert faults(devices) == ["/wrong: ZeroDivisionError: "]
 
 
 BY_NAME = ("/counters", "/warnings", "/registers", "/overlays", "/properties", "/keys", "/settings")
