@@ -259,8 +259,7 @@ def _between(places: Sequence[int | None], index: int, events: Sequence[TraceEve
     here, there = places[index], places[index + 1]
     if here is None or there is None or there <= here:
         return ()
-    own = set(places)
-    return [events[place] for place in range(here + 1, there) if place not in own]
+    return events[here + 1 : there]
 
 
 def _others_first(between: Iterable[TraceEvent], request: Request) -> bool:

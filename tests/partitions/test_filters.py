@@ -35,6 +35,8 @@ EVENTS = {
         ("text=READ(10)", {"db"}),
         ("vm=root", set()),
         ("text=SCSI,text=READ", {"db"}),
+        ("text=READ,text=SCSI", {"db"}),
+        ("layer=packet,layer=control", set()),
         ("layer=packet,layer=packet|state,event=*sent,event=packet*", {"packet"}),
         ('text="lba=0"', {"db"}),
         ('text="SCSI, or, | not"', set()),
@@ -86,12 +88,13 @@ def test_filter_refusals(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("time=1.2..1.5", [12_000_000, 12_000_001, 15_000_000]),
-        ("time=1.2000001..1.5", [12_000_001, 15_000_000]),
+        ("time=1.2..1.5", [12_000_000, 12_000_001, 12_999_999, 13_000_000, 15_000_000]),
+        ("time=1.2000001..1.5", [12_000_001, 12_999_999, 13_000_000, 15_000_000]),
         ("time=1.5..", [15_000_000, 15_000_001, 90_000_000]),
         ("time=..1.2", [0, 12_000_000]),
-        ("time=1.2", [12_000_000, 12_000_001]),
-        ("time=1", [12_000_000, 12_000_001, 15_000_000, 15_000_001]),
+        ("time=1.2", [12_000_000, 12_000_001, 12_999_999]),
+        ("time=1", [12_000_000, 12_000_001, 12_999_999, 13_000_000, 15_000_000, 15_000_001]),
+        ("time=1.3000000", [13_000_000]),
         ("time=..0|9", [0, 90_000_000]),
         ("time=1.2..1.5,time=1.5..", [15_000_000]),
         ("time=1...5", []),
@@ -103,7 +106,7 @@ def test_time(text: str, expected: list[int]) -> None:
         with pytest.raises(FilterError):
             parse_filter(text)
         return
-    moments = [0, 12_000_000, 12_000_001, 15_000_000, 15_000_001, 90_000_000]
+    moments = [0, 12_000_000, 12_000_001, 12_999_999, 13_000_000, 15_000_000, 15_000_001, 90_000_000]
     predicate = parse_filter(text)
     found = [moment for moment in moments if predicate(TraceEvent(moment, Layer.STATE, "x", 2), "web")]
     assert found == expected

@@ -118,6 +118,22 @@ def test_a_channel_from_its_offer_to_its_end() -> None:
     assert life.answers["end"] == "closed by the guest (CLOSE_CHANNEL)"
 
 
+def test_a_channel_that_is_opened_again() -> None:
+    """Its end is that of its last opening."""
+    crossings = Crossings()
+    for event in ("open_channel", "close_channel", "open_channel"):
+        crossings.control(2, event, 1, direction=TO_ROOT)
+    assert live(crossings, channel=1).answers["end"] == "it was not closed in this trace"
+
+
+def test_a_contact_that_fails() -> None:
+    """A version that the host has, and a connection that it could not make."""
+    crossings = Crossings()
+    crossings.control(2, "initiate_contact", words="INITIATE_CONTACT version=5.3", direction=TO_ROOT)
+    crossings.control(2, "version_response", words="VERSION_RESPONSE supported=1 state=2", direction=TO_CHILD)
+    assert live(crossings).answers["version"] == "none: 5.3 was refused"
+
+
 def test_names_that_there_are_not() -> None:
     """The nearest VM, and the channels that a VM has."""
     crossings = Crossings()

@@ -15,6 +15,7 @@ from partitions import determinism, requests
 from partitions.host import open_host
 from partitions.requests import Outcome, Request, RequestTracker, track
 from tests.partitions.crossings import INBAND, Crossings
+from vmbus.ring import PacketType
 
 NAMES = {2: "reader", 3: "writer"}
 
@@ -135,6 +136,42 @@ def test_a_monitor_page_signals_later() -> None:
     assert len(third.hops) == 2, "the trace ends before anybody looks"
 
 
+def test_what_happens_within_a_signal_and_is_not_of_it() -> None:
+    """Another's interrupt, a second one, another hypercall that returns first, and what comes after its own return."""
+    crossings = Crossings()
+    flag, *_ = crossings.signal(2, 1, trapped=False, interrupt=False)
+    crossings.noise(2, 3)
+    raised, again = (
+        crossings.emit(Layer.INTERRUPT, "interrupt", 1, direction=TO_ROOT, fields={"vp": 0, "vector": 0x32})
+        for _ in range(2)
+    )
+    for call, connection in (("HvSignalEvent", 0x2002), ("HvPostMessage", 0x2001), ("HvSignalEvent", 0x2001)):
+        words = f"{call} connection_id={connection:#x} -> SUCCESS"
+        called = crossings.emit(Layer.HYPERCALL, "hypercall", 2, words=words, fields={"call": call, "caller": 2})
+    quiet = crossings.signal(3, 1, interrupt=False)
+    crossings.emit(Layer.INTERRUPT, "interrupt", 1, direction=TO_ROOT, fields={"vp": 0, "vector": 0x32})
+    for partition in (2, 3):
+        asked = crossings.packets(partition, 1, [1])
+        crossings.answers(partition, 1, [1])
+        if partition == 2:
+            expected = [called, flag, raised, *asked]
+    first, second = follow(crossings)
+    assert hops(first)[:-1] == expected
+    assert again not in hops(first)
+    assert hops(second)[:2] == quiet
+    assert len(second.hops) == 4
+
+
+def test_a_signal_for_another_channel() -> None:
+    """What the host signals after a batch may be for another channel of the same guest."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [1])
+    crossings.answers(2, 1, [1])
+    crossings.signal(2, 5, to_child=True)
+    (request,) = follow(crossings)
+    assert len(request.hops) == 2
+
+
 def test_ids_are_used_again() -> None:
     """The second use of an ID is another request, and its name says so; of two open at once the older is answered."""
     crossings = Crossings()
@@ -200,6 +237,48 @@ def test_what_is_not_an_answer() -> None:
     assert request.outcome is Outcome.OPEN
 
 
+def test_what_a_guest_says_is_not_always_an_answer() -> None:
+    """In band answers in band only; and whoever wants an answer asks, whatever number the packet has."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [7], to_child=True, kind=int(PacketType.TRANSFER_PAGES))
+    crossings.packets(2, 1, [7], kind=INBAND, flags=0)
+    crossings.packets(2, 2, [7], to_child=True, kind=INBAND)
+    crossings.packets(2, 2, [7], kind=INBAND, flags=1)
+    assert {(request.name, request.outcome) for request in follow(crossings)} == {
+        ("reader/1/host:0x7", Outcome.OPEN),
+        ("reader/2/host:0x7", Outcome.OPEN),
+        ("reader/2/0x7", Outcome.OPEN),
+    }
+
+
+def test_what_a_device_says_of_a_request() -> None:
+    """The first that it says is what was asked. Who names no request means the only one, and none of two."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [1])
+    crossings.device(2, 1, 1, "SCSI READ(10)")
+    crossings.device(2, 1, 1, "a second look")
+    alone = crossings.emit(Layer.DEVICE, "note", 2, direction=TO_ROOT, channel=1)
+    crossings.packets(2, 1, [2])
+    for fields in ({}, {"transaction": [1]}, {"transaction": 9}):
+        crossings.emit(Layer.DEVICE, "note", 2, direction=TO_ROOT, channel=1, fields=fields)
+    first, second = follow(crossings)
+    assert first.words == "SCSI READ(10)"
+    assert hops(first)[-1] is alone
+    assert len(second.hops) == 1
+
+
+def test_a_monitored_channel_that_closes() -> None:
+    """What was answered and not yet signaled is answered; the rest is not."""
+    crossings = Crossings()
+    crossings.answers(2, 1, [9])
+    crossings.noise(2, 0)
+    crossings.packets(2, 1, [1, 2])
+    crossings.signal(2, 1, to_child=True, trapped=False)
+    crossings.answers(2, 1, [1])
+    crossings.control(2, "close_channel", 1)
+    assert [request.outcome for request in follow(crossings)] == [Outcome.ANSWERED, Outcome.CLOSED]
+
+
 @pytest.mark.parametrize(
     ("layer", "event", "fields"),
     [
@@ -247,6 +326,30 @@ def test_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     crossings.answers(2, 1, [497 + number for number in range(3)])
     answered = [request for event in crossings.events for request in tracker.feed(event)] + tracker.finish()
     assert [request.outcome for request in answered] == [Outcome.ANSWERED]
+
+
+def test_one_channel_has_a_bound_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of this channel go, and only those."""
+    monkeypatch.setattr(requests, "MAX_OPEN", 3)
+    crossings = Crossings()
+    crossings.packets(3, 1, [1])
+    crossings.packets(2, 1, list(range(5)))
+    found = {request.name: request.outcome for request in follow(crossings)}
+    assert [name for name, outcome in found.items() if outcome is Outcome.FORGOTTEN] == ["reader/1/0x0", "reader/1/0x1"]
+    assert found["writer/1/0x1"] is Outcome.OPEN
+
+
+def test_what_is_over_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of requests that are over count no more, and a use of an ID that is long ago is forgotten."""
+    monkeypatch.setattr(requests, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(requests, "MAX_NUMBERED", 3)
+    crossings = Crossings()
+    for number in [*range(20), 19, 0]:
+        crossings.packets(2, 1, [number], data=b"x" * 300)
+        crossings.answers(2, 1, [number])
+    found = follow(crossings)
+    assert all(hops(request)[0].data for request in found)
+    assert [request.name for request in found[-3:]] == ["reader/1/0x13", "reader/1/0x13.2", "reader/1/0x0"]
 
 
 def test_a_device_that_never_stops_talking() -> None:

@@ -54,6 +54,7 @@ def test_what_a_request_waits_for() -> None:
     crossings.signal(2, 1)
     crossings.packets(3, 1, [8, 9])
     crossings.noise(3, 1)
+    crossings.signal(3, 1, to_child=True)
     crossings.packets(2, 1, [1, 2, 3])
     for number in (1, 2, 3):
         crossings.device(2, 1, number, "SCSI READ(10)")
@@ -111,7 +112,11 @@ def test_which_request() -> None:
     batch(crossings, [1], idle=50)
     batch(crossings, [1], idle=90)
     batch(crossings, [2], idle=10)
+    batch(crossings, [6], idle=90)
     crossings.packets(2, 1, [7])
+    crossings.noise(2, 0)
+    crossings.now += 500
+    crossings.device(2, 1, 7, "SCSI READ(10)")
     names = {
         text: tell(crossings, text).name
         for text in ("slowest", "first", "last", "slowest:text=lba=2", "first:time=0..1")
@@ -125,6 +130,24 @@ def test_which_request() -> None:
     }
     assert tell(crossings, "reader/1/0x1.2").started_s > tell(crossings, "reader/1/1").started_s
     assert tell(crossings, "last").outcome == "not answered yet"
+
+
+def test_when_nothing_more_can_change_a_story() -> None:
+    """A request by name is told when it is over; the slowest only at the end."""
+    crossings = Crossings()
+    batch(crossings, [1])
+    crossings.noise(2, 0)
+    done: dict[str, list[bool]] = {}
+    for text in ("reader/1/1", "slowest"):
+        choice = read_choice(text, parse_filter)
+        assert choice is not None
+        teller = Storyteller(choice, NAMES)
+        done[text] = []
+        for event in crossings.events:
+            teller.feed(event)
+            done[text].append(teller.done)
+    assert done["reader/1/1"] == [*[False] * 9, True, True], "with the return of the host's hypercall"
+    assert not any(done["slowest"])
 
 
 @pytest.mark.parametrize(
