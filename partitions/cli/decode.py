@@ -12,17 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from partitions.cli.common import FAILED, INTERRUPTED, OK, Refusal, Verbs, print_json
+from partitions.cli.common import Refusal, Verbs
 
 if TYPE_CHECKING:
     import argparse
 
-    from partitions.cli.trace_views import Lines
-    from partitions.decode.field import Field
-    from partitions.decode.ftrace import FtraceReader
-    from partitions.decode.kinds import Context, Guess
-    from partitions.decode.source import Form, Source
-    from partitions.filters import Filter
+    from partitions.decode.kinds import Context
 
 _CHUNK: Final = 1 << 16
 _MOST_BYTES: Final = 64 << 20
@@ -38,8 +33,8 @@ _DESCRIPTION = """\
 Put bytes of VMBus into words: a tree of fields with offsets, values and what they mean.
 
 INPUT is hexadecimal digits (0x, blanks, commas and colons do not matter), a file, or - for standard input. A file holds
-bytes, digits, a dump (xxd, hexdump -C, od, Wireshark, gdb, QEMU), a recording (partita run --pcap), JSON lines, or the
-ftrace of a Linux guest (events hyperv:*), which becomes the story of its bus.
+bytes, digits, a dump (xxd, hexdump -C, od, Wireshark, gdb, QEMU, WinDbg), a recording (partita run --pcap), JSON lines,
+or the ftrace of a Linux guest (events hyperv:*), which becomes the story of its bus.
 
 What the bytes are is told by looking at them, and said; --as and --device decide it.
 
@@ -80,6 +75,8 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--binary", action="store_true", help="take a file's bytes as they are, text or not")
     parser.add_argument("--filter", metavar="FILTER", help="of a trace: such as 'layer=control,channel=1'")
     parser.add_argument("-o", "--output", choices=("tree", "json"), default="tree", help="json: one document, or lines")
+    parser.add_argument("-s", "--summary", action="store_true", help="one line in place of a tree")
+    parser.add_argument("--lines", action="store_true", help="each line of the input is one of many, in digits")
     parser.add_argument("-x", "--hexdump", action="store_true", help="show all bytes by themselves first")
     parser.set_defaults(call=call)
 
@@ -96,13 +93,17 @@ def call(options: argparse.Namespace) -> int:
     try:
         if name is not None:
             return _from_file(name, options, context)
+        if options.lines:
+            raise Refusal("--lines goes with a file or standard input")
         if options.kind in ("hypercall", "result", "msr"):
             source = Source(Form.BYTES, _numbers(given, options.kind), "numbers")
         else:
             source = Source(Form.BYTES, from_digits(" ".join(given), "the command line"), "hexadecimal digits")
     except SourceError as error:
         raise Refusal(str(error)) from None
-    return _show(source, options, context)
+    from partitions.cli.decode_views import show
+
+    return show(source, options, context)
 
 
 def _context(options: argparse.Namespace) -> Context:
@@ -205,190 +206,25 @@ def _from_file(name: str, options: argparse.Namespace, context: Context) -> int:
 
 
 def _from_stream(file: BinaryIO, name: str, options: argparse.Namespace, context: Context) -> int:
+    from partitions.cli.decode_traces import check_options, form_of, read_piece, show_ftrace, show_trace
+    from partitions.cli.decode_views import show, show_lines
     from partitions.decode.source import Form, read_source
 
-    head = _read(file, name)
+    if options.lines:
+        return show_lines(file, name, options, context)
+    head = read_piece(file, name)
     if not options.binary:
-        form = _stream_form(head)
+        form = form_of(head)
         if form is not None:
-            _check_trace_options(form, options)
+            check_options(form, options)
         if form is Form.FTRACE:
-            return _ftrace(file, head, name, options)
+            return show_ftrace(file, head, name, options)
         if form is not None:
-            return _trace(file, head, name, options)
+            return show_trace(file, head, name, options)
     data = bytearray(head)
-    while len(data) <= _MOST_BYTES and (piece := _read(file, name)):
+    while len(data) <= _MOST_BYTES and (piece := read_piece(file, name)):
         data += piece
     if len(data) > _MOST_BYTES:
         raise Refusal(f"{name}: more than {_MOST_BYTES >> 20} MiB; cut out what is meant, as with dd bs=4096 skip=..")
     source = read_source(bytes(data), name, binary=options.binary or None)
-    return _show(source, options, context)
-
-
-def _read(file: BinaryIO, name: str) -> bytes:
-    """What is there: a pipe does not wait for a whole chunk."""
-    try:
-        read: bytes = file.read1(_CHUNK) if hasattr(file, "read1") else file.read(_CHUNK)
-    except OSError as error:
-        raise Refusal(f"{name}: {error.strerror}") from None
-    return read
-
-
-def _stream_form(head: bytes) -> Form | None:
-    from partitions.decode.ftrace import is_ftrace
-    from partitions.decode.source import PCAPNG, Form
-
-    if head.startswith(PCAPNG):
-        return Form.RECORDING
-    if head.lstrip().startswith(b"{"):
-        return Form.JSON
-    lines = head.decode("utf-8", "replace").splitlines()
-    return Form.FTRACE if any(is_ftrace(line) for line in lines) else None
-
-
-def _check_trace_options(form: Form, options: argparse.Namespace) -> None:
-    for name in ("kind", "device", "direction", "vmbus_version", "features"):
-        if getattr(options, name) is not None:
-            option = "--as" if name == "kind" else f"--{name.replace('_', '-')}"
-            raise Refusal(f"{option} goes with bytes; this is a trace ({form.value}), which says that itself")
-
-
-def _lines(options: argparse.Namespace) -> Lines:
-    from partitions.cli.trace_views import Lines
-
-    shown = 2 if options.hexdump else 1
-    return Lines(sys.stdout, json=options.output == "json", wanted=_filter(options.filter), bytes_shown=shown)
-
-
-def _filter(text: str | None) -> Filter | None:
-    if text is None:
-        return None
-    from partitions.filters import FilterError, parse_filter
-
-    try:
-        return parse_filter(text)
-    except FilterError as error:
-        raise Refusal(f"--filter: {error}") from None
-
-
-def _trace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace) -> int:
-    """A recording or JSON lines: the events, and what their bytes say."""
-    from partitions.cli.trace_sources import Reading
-
-    reading = Reading(_lines(options), name)
-    piece = head
-    try:
-        while piece and reading.take(piece):
-            piece = _read(file, name)
-    except KeyboardInterrupt:
-        reading.end()
-        return INTERRUPTED
-    reading.end()
-    return OK
-
-
-def _ftrace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace) -> int:
-    """A Linux guest's trace: events as they come, and at the end the story of the bus."""
-    from partitions.decode.ftrace import NO_EVENTS, REMEDY, FtraceReader
-
-    reader, view = FtraceReader(), _lines(options)
-    rest = b""
-    piece = head
-    status = OK
-    try:
-        while piece:
-            *lines, rest = (rest + piece).split(b"\n")
-            _take(reader, view, lines)
-            view.settle()
-            piece = _read(file, name)
-    except KeyboardInterrupt:
-        status = OK if name == "standard input" else INTERRUPTED
-    _take(reader, view, [rest] if rest else [])
-    view.finish()
-    if not reader.story.count:
-        raise Refusal(f"{name}: {NO_EVENTS}; {REMEDY}")
-    if options.output == "tree":
-        print()
-        print("\n".join(reader.story.lines()))
-        sys.stdout.flush()
-    for note in reader.notes():
-        print(f"note: {note}", file=sys.stderr)
-    return status
-
-
-def _take(reader: FtraceReader, view: Lines, lines: list[bytes]) -> None:
-    for line in lines:
-        event = reader.feed(line.decode("utf-8", "replace").rstrip("\r"))
-        if event is not None:
-            view.feed(event, event.vm)
-
-
-def _show(source: Source, options: argparse.Namespace, context: Context) -> int:
-    from partitions.decode.kinds import KINDS, guess
-
-    if options.filter is not None:
-        raise Refusal("--filter goes with a trace, and these are bytes")
-    data = source.data
-    found: Guess | None = None
-    kind = options.kind
-    if kind is None:
-        found = guess(data)
-        if found is None:
-            size = f"{len(data)} byte{'s' * (len(data) != 1)}"
-            raise Refusal(
-                f"{size} ({source.words}), and they look like nothing that is known here; say what they are with --as: "
-                + ", ".join(KIND_NAMES)
-            )
-        kind = found.kind
-    device = context.device
-    assumed = [] if found is None else [f"{KINDS[kind].words}: {found.why}"]
-    if not device and kind in ("packet", "payload"):
-        device = _device(data, kind)
-        if device:
-            assumed.append(f"of {device}: so its payload looks")
-    import msgspec
-
-    field = KINDS[kind].decode(data, msgspec.structs.replace(context, device=device))
-    if options.output == "json":
-        _print_document(field, data, kind, device, assumed)
-    else:
-        _print_tree(field, data, source, assumed, options)
-    return FAILED if field.faults else OK
-
-
-def _device(data: bytes, kind: str) -> str:
-    from partitions.decode.kinds import guess_device
-    from partitions.decode.packet import payload_span
-
-    start, end = payload_span(data) if kind == "packet" else (0, len(data))
-    return guess_device(data[start:end])
-
-
-def _print_document(field: Field, data: bytes, kind: str, device: str, assumed: list[str]) -> None:
-    from partitions.decode.text import plain
-
-    document = {
-        "kind": kind,
-        **({"device": device} if device else {}),
-        **({"assumed": assumed} if assumed else {}),
-        "words": field.words,
-        "faults": [f"{one.name} at {one.offset}: {one.fault}" for one in field.faults],
-        "data": data.hex(),
-        "fields": plain(field),
-    }
-    print_json(document)
-
-
-def _print_tree(field: Field, data: bytes, source: Source, assumed: list[str], options: argparse.Namespace) -> None:
-    from partitions.decode.hexdump import hexdump
-    from partitions.decode.text import render
-    from partitions.logs import wants_colour
-
-    if assumed:
-        print(f"taken for {', '.join(assumed)} (--as and --device decide)")
-    if source.words != "hexadecimal digits" and source.words != "numbers":
-        print(f"read as {source.words}")
-    if options.hexdump:
-        print("\n".join(hexdump(data)) + "\n")
-    for line in render(field, data, colour=wants_colour(sys.stdout)):
-        print(line)
+    return show(source, options, context)

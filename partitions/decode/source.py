@@ -4,6 +4,7 @@
     xxd, hexdump -C   00000000: 0800 0000 0500 0000  ........
     Wireshark, od     0000   08 00 00 00 05 00
     gdb, QEMU's xp    0x7f00: 0x08 0x00 0x00 0x00, or words of four or eight bytes, the least significant byte first
+    WinDbg            fffff800`12340000  08 00 00 00 05 00 00 00-10 1e (db), or words (dw, dd, dq, dc)
 
 Everything that is no trace becomes bytes; what cannot be read is a `SourceError` that names the place.
 """
@@ -94,7 +95,7 @@ def from_text(text: str, place: str) -> Source:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[:1] != "#"]
     if not lines:
         raise SourceError(place, "there are no digits in it")
-    if any(_OFFSET.match(line) for _, line in lines):
+    if any(_OFFSET.match(line) or _WINDBG.match(line) for _, line in lines):
         return _from_dump(lines, place)
     try:
         if len(lines) > 1 or _dump_bytes(_split(lines[0][1], "")[1], "")[1]:
@@ -114,8 +115,25 @@ _GROUP = re.compile(r"(?:[0-9a-fA-F]{2}){1,8}$")
 _TOKEN = re.compile(r"\S+")
 
 
+_WINDBG = re.compile(r"^\s*(?P<high>[0-9a-f]{8})`(?P<low>[0-9a-f]{8})\s\s?(?P<rest>.*)$", re.IGNORECASE)
+_HALVES = re.compile(r"\b([0-9a-f]{8})`([0-9a-f]{8})\b", re.IGNORECASE)
+_LINE_BYTES = 16
+
+
+def _windbg(rest: str) -> str:
+    """Words with 0x in front, and the dash between two halves of a line left out."""
+    rest = _HALVES.sub(r"0x\1\2", rest)
+    first = rest.split(maxsplit=1)[0] if rest.strip() else ""
+    if len(first) in (4, 8):
+        return re.sub(rf"\b(?=[0-9a-fA-F]{{{len(first)}}}\b)", "0x", rest, count=2 * _LINE_BYTES // len(first))
+    return re.sub(r"(?<=\b[0-9a-fA-F]{2})-(?=[0-9a-fA-F]{2}\b)", " ", rest, count=1)
+
+
 def _split(line: str, where: str) -> tuple[int, str]:
     """The offset in front of a line, and the rest of it."""
+    windbg = _WINDBG.match(line)
+    if windbg is not None:
+        return int(windbg["high"] + windbg["low"], 16), _windbg(windbg["rest"])
     found = _OFFSET.match(line) or _BARE_OFFSET.match(line)
     if found is None:
         raise SourceError(where, "a dump's line begins with an offset, and this one does not")
@@ -138,7 +156,7 @@ def _from_dump(lines: list[tuple[int, str]], place: str) -> Source:
         if not index:
             first = at
         gap = at - first - len(made)
-        if starred and gap > 0 and not gap % len(previous) and gap <= _LONGEST_REPEAT:
+        if starred and gap > 0 and not gap % len(previous) and at - first <= _LONGEST:
             made += previous * (gap // len(previous))
             gap = 0
         if gap:
@@ -153,7 +171,7 @@ def _from_dump(lines: list[tuple[int, str]], place: str) -> Source:
     return Source(Form.BYTES, bytes(made), f"a dump of {len(made)} bytes{start}")
 
 
-_LONGEST_REPEAT = 1 << 26
+_LONGEST = 1 << 26
 
 
 def _dump_bytes(rest: str, where: str) -> tuple[bytes, bool]:
@@ -188,11 +206,15 @@ def _is_characters(rest: str, data: bytes) -> bool:
 
 
 _DIGITS = frozenset("0123456789abcdefABCDEF")
+_WITHOUT_SEPARATORS = str.maketrans("", "", " \t\r\n,:;-_|{}[]()\"'")
 _SEPARATORS = frozenset(" \t\r\n,:;-_|{}[]()\"'")
 
 
 def from_digits(text: str, place: str) -> bytes:
     """Pairs of digits, with whatever people put between them. Raises `SourceError` naming the character."""
+    plain = text.translate(_WITHOUT_SEPARATORS)
+    if plain and not len(plain) % 2 and _DIGITS.issuperset(plain):
+        return bytes.fromhex(plain)
     digits: list[str] = []
     column, line = 0, 1
     position = 0

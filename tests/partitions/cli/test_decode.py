@@ -180,6 +180,8 @@ def test_a_recording_and_json_lines(tmp_path: Path, capsys: Capture) -> None:
     assert "0008  00 00 06 00" in told
     assert "descriptor" in told
     assert "  ! " not in told, "our own two halves make no mistakes"
+    assert main(["decode", str(recording), "-s", "--filter", "layer=control"]) == 0
+    assert "padding" not in capsys.readouterr().out
     assert main(["decode", str(recording), "-o", "json", "--filter", "event=open_channel"]) == 0
     event = json.loads(capsys.readouterr().out.splitlines()[0])
     assert event["decoded"]["name"] == "OPEN_CHANNEL"
@@ -190,6 +192,34 @@ def test_a_recording_and_json_lines(tmp_path: Path, capsys: Capture) -> None:
     assert "--as goes with bytes; this is a trace (JSON lines)" in capsys.readouterr().err
     assert main(["decode", READ_10, "--filter", "layer=packet"]) == 2
     assert "--filter goes with a trace" in capsys.readouterr().err
+
+
+def test_one_line(capsys: Capture) -> None:
+    """In place of a tree; a packet's with what its device makes of it."""
+    assert main(["decode", "-s", CONTACT]) == 0
+    assert capsys.readouterr().out == "INITIATE_CONTACT version=5.3 vp=0 sint=2 features=0x0\n"
+    assert main(["decode", "-s", "06000200 03000100 0500000000000000 0100000000000100", "--device", "keyboard"]) == 0
+    assert capsys.readouterr().out == "INBAND id=0x5 flags=1: PROTOCOL_REQUEST 1.0\n"
+
+
+def test_many_lines(tmp_path: Path, capsys: Capture) -> None:
+    """Each line is a unit; a bad one is told with its number, and the rest goes on."""
+    path = tmp_path / "log.txt"
+    path.write_text(f"# from a log\n{CONTACT}\n\n0300000000000000\n08 0g\n0102\n0f00000000000000 0100000001000000\n")
+    assert main(["decode", "--lines", "-s", str(path)]) == 1
+    told = capsys.readouterr()
+    assert [line.split()[0] for line in told.out.splitlines()] == [
+        "INITIATE_CONTACT",
+        "REQUEST_OFFERS",
+        "VERSION_RESPONSE",
+    ]
+    assert f"error: {path}, line 5, character 5: 'g' is no hexadecimal digit" in told.err
+    assert f"error: 2 bytes ({path}, line 6), and they look like nothing that is known here" in told.err
+    assert main(["decode", "--lines", "-o", "json", str(path)]) == 1
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [document["line"] for document in documents] == [2, 4, 7]
+    assert main(["decode", "--lines", CONTACT]) == 2
+    assert "--lines goes with a file" in capsys.readouterr().err
 
 
 def test_a_trace_of_something_else(tmp_path: Path, capsys: Capture) -> None:

@@ -86,6 +86,33 @@ def test_words_of_memory() -> None:
     assert from_text("6001000: 0x0000000600000005", "dump").data.hex() == "0500000006000000"
 
 
+def windbg(data: bytes, width: int, *, characters: bool = False) -> str:
+    """As WinDbg prints it: db, dw, dd or dc, dq."""
+    rows = []
+    for at in range(0, len(data), 16):
+        piece = data[at : at + 16]
+        words = [piece[n : n + width][::-1].hex() for n in range(0, len(piece), width)]
+        if width == 8:
+            words = [f"{word[:8]}`{word[8:]}" for word in words]
+        joined = (
+            " ".join(words[: 8 // width])
+            + ("-" if width == 1 and len(words) > 8 else " ")
+            + " ".join(words[8 // width :])
+        )
+        tail = f"  {shown(piece)}" if characters or width == 1 else ""
+        rows.append(f"ffffa305`{0x12340000 + at:08x}  {joined.rstrip()}{tail}")
+    return "\n".join(rows)
+
+
+@given(
+    st.binary(min_size=2, max_size=5).map(lambda piece: (piece * 16)[:64]), st.sampled_from([1, 2, 4, 8]), st.booleans()
+)
+def test_windbg(data: bytes, width: int, characters: bool) -> None:
+    """The debugger that the other side of the bus is looked at with."""
+    data = data[: len(data) // width * width]
+    assert from_text(windbg(data, width, characters=characters), "dump").data == data
+
+
 @given(st.binary(max_size=200) | st.text("0123456789abcdefx:* |\n#.g", max_size=120).map(str.encode))
 def test_anything(data: bytes) -> None:
     """Any file is something, or a refusal that says where."""
