@@ -13,7 +13,7 @@ time and break ties by place in the file; to leave no ties, what happened in one
 
 Format: Trace Event Format (Google, 2016), array form; as Perfetto reads it: slices of a thread nest, tids are unique
 in the whole file, flows bind to the slice of a thread that is open at their time, and an asynchronous track has the
-name of its first slice.
+name of its first slice. Tried with Perfetto 52.
 """
 
 from __future__ import annotations
@@ -314,7 +314,9 @@ class Timeline:
         if request.outcome is Outcome.OPEN:
             ended = max(ended, self._last)
         lane, is_new = _lane(channel.lanes, request.started, ended)
-        track = f'{packets},"cat":"request","id":"{packets[-6:]}.{lane}"'
+        # A local ID is of one process; Perfetto puts those that are not beside all processes.
+        thread = int(packets.rpartition(":")[2])
+        track = f'{packets},"cat":"request","id2":{{"local":"{thread << 16 | lane:#x}"}}'
         if is_new:
             # An asynchronous track has no name of its own: it is called as the first thing on it.
             self._record("n", request.started, track, f',"name":{_quoted(f"{channel.name}, requests")}')

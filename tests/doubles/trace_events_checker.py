@@ -15,7 +15,7 @@ def read(data: bytes) -> list[Record]:
     """The records; of a file without its end, those that are whole, as readers of the array form take them."""
     text = data.decode()
     if not text.rstrip().endswith("]"):
-        text = text[: text.rindex("}") + 1] + "]"
+        text = text[: text.rindex(",\n")] + "]"
     records: list[Record] = json.loads(text)
     return records
 
@@ -98,7 +98,7 @@ def _asynchronous(records: list[Record], *, whole: bool) -> None:
     stacks: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for record in by_time(records):
         if record["ph"] in "ben":
-            stack = stacks[record["pid"], record["cat"], record["id"]]
+            stack = stacks[record["pid"], record["cat"], record["id2"]["local"]]
             if record["ph"] == "b":
                 stack.append(record["name"])
             elif record["ph"] == "e":

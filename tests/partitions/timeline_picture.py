@@ -45,7 +45,7 @@ def slices_of(records: list[Record]) -> dict[tuple[int, int, str], list[Slice]]:
     found: dict[tuple[int, int, str], list[Slice]] = defaultdict(list)
     stacks: dict[tuple[int, int, str], list[Slice]] = defaultdict(list)
     for record in by_time(records):
-        key = record["pid"], record["tid"], str(record.get("id", "")) if record["ph"] in "be" else ""
+        key = record["pid"], record["tid"], record["id2"]["local"] if record["ph"] in "be" else ""
         at = nanoseconds(record["ts"])
         match record["ph"]:
             case "X":
