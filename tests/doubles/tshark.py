@@ -73,6 +73,19 @@ def faults_of(capture: Path, *, kinds: Sequence[str] = FAULTS) -> list[str]:
     ]
 
 
+def read_clean(capture: Path, *names: str) -> dict[int, dict[str, list[str]]]:
+    """`assert_clean`, and in the same go the values of some fields: by frame, for those that have any."""
+    tests = [*ALWAYS_WRONG, *(f"vmbus.fault.{kind}" for kind in FAULTS)]
+    found = {}
+    for number, row in enumerate(read_fields(capture, ["_ws.expert.message", *names, *tests]), 1):
+        assert row.keys().isdisjoint(tests), f"frame {number}: {row}"
+        if "_ws.expert.message" not in names:
+            row.pop("_ws.expert.message", None)
+        if row:
+            found[number] = row
+    return found
+
+
 def assert_clean(capture: Path) -> None:
     """No packet of this capture is malformed or breaks the protocol, and the dissector has no error of its own."""
     assert not faults_of(capture)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +37,7 @@ def lua_errors(capture: Path) -> list[str]:
 
 
 @settings(
-    max_examples=4,
+    max_examples=2,
     deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -49,12 +48,11 @@ def test_any_bytes(tmp_path: Path, units: list[Unit]) -> None:
     assert not lua_errors(write_capture(tmp_path / "a.pcapng", units))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_spoiled_traffic(tmp_path: Path, seed: int) -> None:
+def test_spoiled_traffic(tmp_path: Path) -> None:
     """Good traffic in which bytes are changed, cut off, added, and given to another device."""
-    chance = random.Random(seed)
+    chance = random.Random(1)
     frames = []
-    for number, unit in enumerate(bus_traffic(2_500, seed)):
+    for number, unit in enumerate(bus_traffic(2_500, 1)):
         data = bytearray(unit.data)
         kind = chance.random()
         if kind < 0.3:
@@ -72,8 +70,9 @@ def test_spoiled_traffic(tmp_path: Path, seed: int) -> None:
         frames.append((0, number, link_header(unit) + bytes(data)))
     capture = tmp_path / "a.pcapng"
     capture.write_bytes(raw_capture(frames))
-    assert not lua_errors(capture)
-    assert len(faults_of(capture)) > 500
+    found = faults_of(capture)
+    assert len(found) > 500
+    assert not [line for line in found if "Lua Error" in line]
 
 
 EVENT = TraceEvent(

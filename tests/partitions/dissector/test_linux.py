@@ -12,7 +12,7 @@ from typing import Any
 
 from partitions.recording.link import CODES
 from tests.doubles.captures import MESSAGE, PACKET, TO_CHILD, TO_ROOT, Unit, write_capture
-from tests.doubles.tshark import assert_clean, needs_tshark, read_info
+from tests.doubles.tshark import needs_tshark, read_info
 from tests.partitions.dissector.agreement import compare
 from vmbus.protocol.versions import VERSIONS, version_text
 
@@ -38,7 +38,6 @@ def test_packets(tmp_path: Path) -> None:
     units = packets()
     capture = write_capture(tmp_path / "a.pcapng", units)
     assert compare(capture, units) > 500
-    assert_clean(capture)
     assert {unit.device for unit in units} >= {CODES[name] for name in ("storage", "network", "keyboard", "heartbeat")}
 
 
@@ -53,7 +52,6 @@ def test_messages(tmp_path: Path) -> None:
         units += [Unit(MESSAGE, TO_ROOT, bytes.fromhex(text), partition=50) for text in entry["hex"]]
     capture = write_capture(tmp_path / "a.pcapng", units)
     assert compare(capture, units) > 300
-    assert_clean(capture)
 
 
 def test_the_network_driver_can_be_followed(tmp_path: Path) -> None:
