@@ -13,10 +13,11 @@ import argparse
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 FILES: Final = ":files"
+LONGEST_LINE: Final = 1 << 20
 PATIENCE: Final = 0.5
 """Seconds that a host may take: somebody waits at the Tab key."""
 
@@ -77,7 +78,7 @@ def _joined(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _matching(offered: Sequence[Candidate], start: str) -> Iterator[Candidate]:
+def _matching(offered: Iterable[Candidate], start: str) -> Iterator[Candidate]:
     return (pair for pair in offered if pair[0].startswith(start))
 
 
@@ -125,6 +126,9 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             offered = [(name, "") for name in _hosts()]
         case "vm" if any(one.dest == "host" for one in _actions(verb)):
             offered = [pair for pair in _vms(_host_in(given)) if pair[0] not in given]
+        case "path" if verb == "inspect":
+            yield from _matching(_paths(_host_in(given), start), start)
+            return
         case "target":
             offered = _examples()
         case _:
@@ -159,25 +163,36 @@ def _greetings() -> Iterator[tuple[str, dict[str, Any]]]:
     from partitions import control_folder
 
     for path in control_folder.sockets():
-        greeting = _ask(os.fspath(path))
+        greeting = _ask(path)
         if greeting is not None:
             yield path.name.removesuffix(control_folder.SUFFIX), greeting
 
 
-def _ask(path: str) -> dict[str, Any] | None:
+def _ask(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Who a host is."""
+    lines = _say(path, {"op": "hello"}, 1)
+    greeting: dict[str, Any] | None = lines[0]["result"] if lines else None
+    return greeting
+
+
+def _say(path: str | os.PathLike[str], request: dict[str, Any], answers: int) -> list[Any]:
+    """The first documents that come back, a line each; none of them where a host does not answer, or not so."""
     from partitions import control_folder
 
+    path = os.fspath(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         try:
             with control_folder.address(path) as address:
                 connection.connect(address)
-            connection.sendall(b'{"op":"hello"}\n')
-            line = connection.makefile("rb").readline(1 << 20)
-            answer: Any = json.loads(line)
-            return answer["result"] if answer["ok"] else None
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            lines = connection.makefile("rb")
+            found = [json.loads(lines.readline(LONGEST_LINE))]
+            if not found[0]["ok"]:
+                return []
+            return found + [json.loads(lines.readline(LONGEST_LINE)) for _ in range(1, answers)]
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return []
 
 
 def _hosts() -> list[str]:
@@ -186,13 +201,33 @@ def _hosts() -> list[str]:
     return [name if names.count(name) == 1 else label for (label, _), name in zip(found, names, strict=True)]
 
 
-def _vms(host: str | None) -> list[Candidate]:
+def _meant(host: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sockets and greetings of those that a name, a socket or nothing at all stands for."""
+    from partitions import control_folder
+
     if host is not None and os.sep in host:
         greeting = _ask(host)
-        return [] if greeting is None else [(vm, "") for vm in greeting["vms"]]
-    return [
-        (vm, f"on {greeting['name']}")
-        for label, greeting in _greetings()
-        if host in (None, label, greeting["name"], str(greeting["pid"]))
-        for vm in greeting["vms"]
-    ]
+        if greeting is not None:
+            yield host, greeting
+        return
+    for path in control_folder.sockets():
+        greeting = _ask(path)
+        label = path.name.removesuffix(control_folder.SUFFIX)
+        if greeting is not None and host in (None, label, greeting["name"], str(greeting["pid"])):
+            yield os.fspath(path), greeting
+
+
+def _vms(host: str | None) -> list[Candidate]:
+    there = list(_meant(host))
+    return [(vm, f"on {greeting['name']}") for _, greeting in there for vm in greeting["vms"]]
+
+
+def _paths(host: str | None, start: str) -> Iterator[Candidate]:
+    """What lives beside a path that is half written; a branch ends in a slash."""
+    place = start.rpartition("/")[0]
+    for path, _ in _meant(host):
+        answers = _say(path, {"op": "inspect", "path": place, "depth": 1, "form": "json"}, 2)
+        tree = answers[1] if answers else None
+        if isinstance(tree, dict):
+            for name, value in tree.items():
+                yield f"{place}/{name}".lstrip("/") + ("/" if value == "/" else ""), ""

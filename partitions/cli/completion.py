@@ -19,6 +19,9 @@ _partita() {
             return
         fi
         line=${line%%$'\t'*}
+        if [[ $line == */ ]]; then
+            compopt -o nospace 2>/dev/null || :
+        fi
         COMPREPLY+=("$(printf %q "$line")")
     done < <("${COMP_WORDS[0]}" __complete "${words[@]}" 2>/dev/null)
 }
@@ -29,7 +32,7 @@ ZSH: Final = r"""#compdef partita
 # partita completion for zsh: eval "$(partita completion zsh)", or this as a file _partita in your fpath
 _partita() {
     local line name
-    local -a offered
+    local -a offered branches
     for line in "${(@f)$("${words[1]}" __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
         [[ -z $line ]] && continue
         if [[ $line == ":files" ]]; then
@@ -38,13 +41,16 @@ _partita() {
             return
         fi
         name=${line%%$'\t'*}
-        if [[ $line == *$'\t'* ]]; then
+        if [[ $line == */ ]]; then
+            branches+=("$line")
+        elif [[ $line == *$'\t'* ]]; then
             offered+=("${name//:/\\:}:${line#*$'\t'}")
         else
             offered+=("${name//:/\\:}")
         fi
     done
     compset -P '*='
+    (( $#branches )) && compadd -S '' -a branches
     _describe partita offered
 }
 if [[ $funcstack[1] == _partita ]]; then
@@ -80,7 +86,8 @@ def add_parser(verbs: Verbs) -> None:
         help="print a script that makes your shell complete partita",
         description='Print a script for your shell. In ~/.bashrc: eval "$(partita completion bash)"; in ~/.zshrc, '
         'after compinit: eval "$(partita completion zsh)"; in ~/.config/fish/config.fish: partita completion fish | '
-        "source. It completes verbs, options and their values, examples, running hosts and their VMs.",
+        "source. It completes verbs, options and their values, examples, running hosts, their VMs, and the "
+        "paths of what lives in them.",
         allow_abbrev=False,
     )
     parser.add_argument("shell", choices=tuple(SCRIPTS), help="which shell")

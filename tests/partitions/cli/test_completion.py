@@ -97,6 +97,16 @@ def test_what_runs_now(running: None, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "probe\ton lab\n"
 
 
+def test_paths_of_the_tree(running: None) -> None:
+    """Step by step, a branch with a slash at its end, so that the next Tab goes on below it; never files."""
+    assert offered("inspect", "--host", "farm", "") == ["host/", "hypervisor/", "vm/", "trace/"]
+    assert offered("inspect", "--host", "farm", "vm/w") == ["vm/web/"]
+    assert offered("inspect", "--host=lab", "-r", "vm/probe/st") == ["vm/probe/state", "vm/probe/statistics/"]
+    assert set(offered("inspect", "vm/")) == {"vm/web/", "vm/db/", "vm/probe/"}
+    assert offered("inspect", "--host", "farm", "nothing/x") == []
+    assert offered("inspect", "--host", "none", "vm/") == []
+
+
 BASH_TEST = r"""
 set -eu
 partita() { "$PYTHON" -m partitions.cli.main "$@"; }
@@ -113,6 +123,7 @@ offer partita sto
 offer partita run --clock ""
 offer partita run --clock = v
 offer partita stop --host farm ""
+offer partita inspect --host farm vm/d
 offer partita run 03-disk --trace ""
 """
 
@@ -131,6 +142,7 @@ def test_in_a_real_bash(running: None) -> None:
         "real virtual",
         "virtual",
         "web db",
+        "vm/db/",
         "",
     ]
 
