@@ -90,8 +90,8 @@ def test_all_keys(folder: Path) -> None:
         (VM + "procesors = 2\n", 'line 4: vm[0] "web".procesors: unknown key; did you mean "processors"?'),
         (
             VM + "zzz = 2\n",
-            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, initrd, '
-            "cmdline, memory, processors, restart, integration, synthetic_timers, cpu, disk, nic, device",
+            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, unpack_kernel, '
+            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, cpu, disk, nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
