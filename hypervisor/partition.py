@@ -13,7 +13,7 @@ import msgspec
 from hypervisor.blocks import MemoryBlock
 from hypervisor.clock import seconds
 from hypervisor.cpuid import DEFAULT_FEATURES, CpuidFeatures
-from hypervisor.inspect import Branch, Hex, Many, by_hex, counters
+from hypervisor.inspect import Branch, Claim, Hex, Many, by_hex, counters
 from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap
 from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege, privilege_names
@@ -250,7 +250,7 @@ class Partition:
                 "reference_time": seconds(self.reference_time.now()),
                 "reference_time_runs": self.reference_time.running,
                 "reference_tsc": Hex(self.registers.reference_tsc),
-                "crash": None if self.crash is None else self.crash.text,
+                "crash": None if self.crash is None else Claim(self.crash.text),
                 "privileges": lambda: Branch({"mask": Hex(self.privileges), "names": privilege_names(self.privileges)}),
                 "properties": lambda: Branch({code.name.lower(): self.properties[code] for code in self.properties}),
                 "pool": self.pool.inspect,

@@ -9,7 +9,7 @@ import attrs
 
 from hypervisor.clock import seconds
 from hypervisor.crash import CrashReport
-from hypervisor.inspect import Branch
+from hypervisor.inspect import Branch, Claim
 
 
 class CannotStart(Exception):
@@ -72,7 +72,7 @@ class ExitRecord:
                 "reason": self.reason.value,
                 "ok": self.ok,
                 "exit_code": self.exit_code,
-                "detail": self.detail,
+                "detail": self.detail if self.crash is None else Claim(self.detail),
                 "by": self.by or None,
                 "started_at": seconds(self.started_at),
                 "ended_at": seconds(self.ended_at),
