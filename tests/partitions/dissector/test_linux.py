@@ -10,9 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from partitions.recording.file import record_to
 from partitions.recording.link import CODES
-from tests.doubles.captures import MESSAGE, PACKET, TO_CHILD, TO_ROOT, Unit, write_capture
+from tests.doubles.boundary_guest import run
+from tests.doubles.captures import MESSAGE, PACKET, TO_CHILD, TO_ROOT, Unit, read_units, write_capture
 from tests.doubles.tshark import needs_tshark, read_info
+from tests.end_to_end.test_linux_recordings import STORVSC, exchange, linux_at, open_storage
 from tests.partitions.dissector.agreement import compare
 from vmbus.protocol.versions import VERSIONS, version_text
 
@@ -68,4 +71,29 @@ def test_the_network_driver_can_be_followed(tmp_path: Path) -> None:
         "SEND_SEND_BUFFER gpadl 0xe1e12 id 0x3",
         "SEND_SEND_BUFFER_COMPLETE sections of 6144 bytes id 0x3",
         "SEND_RNDIS_PACKET control, 24 bytes in pages id 0x4",
+    ]
+
+
+def test_storvsc_at_our_host(tmp_path: Path) -> None:
+    """Linux's driver, by the record, from its contact to a READ(10), and what our host answers it: not one fault."""
+    capture = tmp_path / "run.pcapng"
+
+    async def session() -> None:
+        async with linux_at(tmp_path) as guest:
+            recording = record_to(capture, guest.host.trace, inline=True)
+            rings = await open_storage(guest)
+            await exchange(guest, rings, [e for e in STORVSC["initialization"] if e["what"] != "message"])
+            for name in sorted(STORVSC["commands"]):
+                await exchange(guest, rings, STORVSC["commands"][name]["trace"])
+            recording.close()
+
+    run(session)
+    units = read_units(capture)
+    assert compare(capture, units) > 300
+    told = read_info(capture, "vmbus.storage.opcode or (vmbus.storage.operation and vmbus.packet.type == 11)")
+    assert told[-4:] == [
+        "channel 8 storage: READ(10) LBA 4096, 8 blocks LUN 0, 4096 bytes id 0x6",
+        "channel 8 storage: READ(10) LBA 4096, 8 blocks LUN 0: good, 4096 bytes id 0x6",
+        "channel 8 storage: WRITE(10) LBA 8192, 8 blocks LUN 0, 4096 bytes id 0x8",
+        "channel 8 storage: WRITE(10) LBA 8192, 8 blocks LUN 0: good, 4096 bytes id 0x8",
     ]
