@@ -78,7 +78,7 @@ def test_a_partition_in_all_its_states() -> None:
     vp.stop_on_intercept()
     shown = seen(child.inspect())
     assert not faults(shown)
-    assert shown["crash"] == Claim("\x1b[31mpanic\ufffd")
+    assert shown["crash"] == Claim("\ufffd[31mpanic\ufffd")
     assert shown["vps"]["0"]["registers"] == {"cr3": 0x1000, "0x30001": 1 << 100}
     assert shown["vps"]["0"]["pending_interrupts"] == "0x30 0x41"
     assert (shown["vps"]["0"]["suspended"], shown["vps"]["0"]["explicit_suspend"]) == (True, False)
