@@ -26,6 +26,8 @@ GATHER_SECONDS: Final = 0.02
 """How long the thread lets blocks come together before it writes them."""
 STALL_SECONDS: Final = 2.0
 """How long the end of a recording waits for a reader that takes nothing."""
+WRITE_BYTES: Final = 4 << 20
+"""What is written at a time, at most: between two writes the thread has to get the interpreter, which is busy."""
 INLINE_BYTES: Final = 256 << 10
 """What is written at a time on the virtual clock."""
 _TOTAL = struct.Struct("<4xI").unpack_from
@@ -130,7 +132,7 @@ class FileRecording:
                 return
 
     def _write_all(self) -> None:
-        while self.error is None and (piece := self.recorder.take()):
+        while self.error is None and (piece := self.recorder.take(WRITE_BYTES)):
             self._write(piece)
 
     def _write(self, piece: bytes) -> None:
