@@ -203,7 +203,7 @@ return function(vmbus)
             if not pair then
                 ctx.missing(tree, ctx.partition.contact, "Nothing was asked that this answers")
             end
-            ctx.info(told(ctx, v))
+            ctx.info(told(ctx, v, pair))
         end
     end
     local function silent()
@@ -230,8 +230,8 @@ return function(vmbus)
     local function told_teardown(ctx, v)
         return format("%s gpadl %#x", name_of(ctx, v.channel_id), v.gpadl_id)
     end
-    local function told_torndown(_, v)
-        return format("gpadl %#x", v.gpadl_id)
+    local function told_torndown(ctx, v, pair)
+        return pair and told_teardown(ctx, pair.subject) or format("gpadl %#x", v.gpadl_id)
     end
     local function told_target(ctx, v)
         return format("%s to VP %d", name_of(ctx, v.channel_id), v.target_vp)
