@@ -185,8 +185,11 @@ def test_bytes_and_words(page: Page) -> None:
     )
     assert fields["type"] == "GPA_DIRECT"
     assert "READ(10)" in fields["cdb"]
-    page.run("[...document.querySelectorAll('button.field')].find((f) => f.textContent.startsWith('type')).focus()")
-    assert page.run("[...document.querySelectorAll('.codes .lit')].map((n) => n.textContent).join(' ')") == "09 00"
+    for field, marked in (("type", dump.split()[:2]), ("transaction_id", dump.split()[8:16])):
+        page.run(
+            f"[...document.querySelectorAll('button.field')].find((it) => it.textContent.startsWith('{field}')).focus()"
+        )
+        assert page.run("[...document.querySelectorAll('.codes .lit')].map((byte) => byte.textContent)") == marked
     # The dot is a way to the same.
     page.run("detail.show(null)")
     page.click(".token .dot")
@@ -215,6 +218,9 @@ def test_filters(page: Page) -> None:
     """By VM and channel, from the lists above and from the picture; and by layer and text."""
     everything = page.run("visible.length")
     go(page, "row.event === 'packet_received' && row.vm === 'reader'", 2)
+    page.click(".channel .behind")
+    assert page.run("[byId('filter-vm').value, filter.vm]") == ["reader", "reader"]
+    page.run("choose(byId('filter-channel'), ''); choose(byId('filter-vm'), '')")
     page.click('.vm[data-vm="reader"] .room text')
     assert page.run("byId('filter-vm').value") == "reader"
     assert page.run("visible.every((row) => row.about === 'reader' || row.vm === 'reader')")
@@ -245,7 +251,7 @@ def test_motion_only_where_it_is_wanted(browser: Browser, page_of: MakePage, dis
         with browser.page(address, media=media) as page:
             page.wait(LOADED)
             first = page.run(f"{go_there}; {where}")
-            page.run("new Promise((done) => setTimeout(done, 1200))")
+            page.run("new Promise((done) => setTimeout(done, 700))")
             assert (page.run(where) != first) is moves
 
 

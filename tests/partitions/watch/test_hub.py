@@ -131,12 +131,13 @@ async def test_a_slow_browser_misses_what_it_does_not_take(monkeypatch: pytest.M
             await trio.testing.wait_all_tasks_blocked()
             assert slow.dropped > 400
             reader = Reader()
-            while "gap" not in reader.kinds:
-                hub.sink(state("off -> running", 1000))
-                reader.read(await slow.next())
-                await trio.testing.wait_all_tasks_blocked()
-            hub.end()
-            await reader.read_all(slow)
+            with trio.fail_after(20):
+                while "gap" not in reader.kinds:
+                    hub.sink(state("off -> running", 1000))
+                    reader.read(await slow.next())
+                    await trio.testing.wait_all_tasks_blocked()
+                hub.end()
+                await reader.read_all(slow)
     assert swift.dropped == 0
     assert reader.dropped == slow.dropped
     assert len(reader.rows) + reader.dropped == len(swift.rows)

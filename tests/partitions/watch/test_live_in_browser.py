@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import partitions
 from hypervisor.trace import Layer, Level, TraceEvent
@@ -132,6 +133,25 @@ async def test_what_is_dropped_is_told(browser: Browser, monkeypatch: pytest.Mon
         await in_thread(page.press, "End")
         assert await in_thread(page.run, states) == {"web": "running", "db": "paused"}
         assert await in_thread(page.run, "document.querySelectorAll('.channel').length") == 1
+
+
+async def test_a_browser_that_was_too_slow(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that it has missed are in its picture as soon as it hears anything again."""
+    monkeypatch.setattr(hub_module, "MAX_QUEUED", 8)
+    hub = Hub({}, title="host", instance="1")
+    hub.know("web", "running")
+    hub.know("db", "running")
+    async with open_server(hub, listen_on()) as address, opened(browser, address) as page:
+        await in_thread(page.wait, "document.body.dataset.mode === 'live'")
+        for number in range(16):  # more at once than its queue takes
+            words = "running -> paused" if number % 2 else "paused -> running"
+            hub.sink(TraceEvent(number, Layer.STATE, "vm_state", 2, Level.INFO, words=words, vm="web"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        hub.sink(TraceEvent(99, Layer.STATE, "vm_state", 3, Level.INFO, words="running -> off", vm="db"))
+        await in_thread(page.wait, "document.body.dataset.dropped === '16'")
+        await in_thread(page.wait, "recording.rows.length === 1")
+        states = "[...document.querySelectorAll('.vm')].map((vm) => vm.dataset.state)"
+        await in_thread(page.wait, f"String({states}) === 'paused,off'")
 
 
 async def test_the_end_of_the_host(browser: Browser, tmp_path: Path) -> None:
