@@ -90,7 +90,7 @@ class Reading:
     def notes(self) -> Iterator[str]:
         """What is not in the trace."""
         if self.reader.dropped:
-            yield f"{self.reader.dropped} of what happened: the recorder could not write so fast"
+            yield f"the recorder dropped {self.reader.dropped}: it could not write so fast"
         if self.reader.truncated_at is not None:
             yield f"{self.name} breaks off at byte {self.reader.truncated_at}; all that is whole before it was read"
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.trace import Layer, Trace
 from partitions.cli.main import main
+from partitions.recording.recorder import Recorder
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main", "trace"]
 
@@ -244,3 +246,24 @@ def test_nothing_is_imported_for_it() -> None:
     program = "import sys; from partitions.cli import trace; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"trio", "msgspec", "partitions.requests", "partitions.story", "structlog"} & set(modules)
+
+
+def test_what_the_recorder_dropped_is_said(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its place as a line, and at the end how much of it there was."""
+    trace = Trace(lambda: 10)
+    trace.names[2] = "web"
+    pieces: list[bytes] = []
+    recorder = Recorder(trace, started=0, limit=2_000)
+    recorder.attach()
+    for size in (100, 100_000, 100):
+        trace.emit(Layer.STATE, "told", 2, words="x" * size)
+        pieces.append(recorder.take())
+    recorder.finish()
+    pieces.append(recorder.take())
+    (recorded / "dropped.pcapng").write_bytes(b"".join(pieces))
+    assert main(["trace", str(recorded / "dropped.pcapng"), "-o", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()] == [
+        *("recording_started", "told", "recording_dropped", "told")
+    ]
+    assert err == "note: the recorder dropped 1 event: it could not write so fast\n"
