@@ -7,6 +7,7 @@ recording holds, and the same run gives the same bytes.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -30,6 +31,8 @@ WRITE_BYTES: Final = 4 << 20
 """What is written at a time, at most: between two writes the thread has to get the interpreter, which is busy."""
 INLINE_BYTES: Final = 256 << 10
 """What is written at a time on the virtual clock."""
+INLINE_STALL_SECONDS: Final = 10.0
+"""How long a run on the virtual clock stands still for a reader that takes nothing."""
 _TOTAL = struct.Struct("<4xI").unpack_from
 
 
@@ -70,6 +73,7 @@ class FileRecording:
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
         # Whoever reads along through a pipe may be tshark; a file is read whole.
         hidden = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._at_once = select.PIPE_BUF if inline and not self._regular else WRITE_BYTES
         self._closed = False
         self._something, self._closing = threading.Event(), threading.Event()
         ready = self._write_all if inline else self._something.set
@@ -139,8 +143,10 @@ class FileRecording:
         left = memoryview(piece)
         try:
             while left:
+                if self._inline and not self._regular:
+                    self._wait_for_room()
                 try:
-                    left = left[os.write(self._descriptor, left) :]
+                    left = left[os.write(self._descriptor, left[: self._at_once]) :]
                 except BlockingIOError:  # somebody at the other end of standard output has made it so
                     select.select([], [self._descriptor], [])
         except OSError as error:
@@ -152,6 +158,11 @@ class FileRecording:
                 self._in_host(self._failed)
         else:
             self._whole += len(piece)
+
+    def _wait_for_room(self) -> None:
+        """In the Trio thread nobody can interrupt a write that a stalled reader holds up; so it must not begin."""
+        if not select.select([], [self._descriptor], [], INLINE_STALL_SECONDS)[1]:
+            raise TimeoutError(errno.ETIMEDOUT, "its reader has stopped reading")
 
     def _cut(self, piece: bytes, written: int) -> None:
         """Leave a file of whole blocks, where it is one."""

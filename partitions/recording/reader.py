@@ -137,10 +137,9 @@ class RecordingReader:
         self._first = b""
         self._interfaces: list[_Interface] = []
         self._failure: RecordingError | None = None
-        self._layers = None if wanted is None or wanted.layers is None else wanted.layers
-        no_packets = self._layers is not None and Layer.PACKET not in self._layers
-        no_messages = self._layers is not None and Layer.CONTROL not in self._layers
-        self._refused_kinds = {Kind.PACKET: no_packets, Kind.MESSAGE: no_messages}
+        layers = None if wanted is None else wanted.layers
+        carried = {Kind.PACKET: Layer.PACKET, Kind.MESSAGE: Layer.CONTROL}
+        self._refused = {int(kind) for kind, layer in carried.items() if layers is not None and layer not in layers}
         self._take_packet: Callable[[bytes, int, int, int, list[TraceEvent]], None] = self._packet
 
     # ------------------------------------------------------------------------------------------------------- outside
@@ -290,7 +289,7 @@ class RecordingReader:
         if stop - start >= _QUICK.size:
             number, high, low, _, _, _, kind, direction, _, partition, channel, _ = _QUICK.unpack_from(buffer, start)
             if (
-                self._refused_kinds.get(kind)
+                kind in self._refused
                 or (wanted.channels is not None and channel not in wanted.channels)
                 or (wanted.partitions is not None and partition not in wanted.partitions)
                 or (wanted.directions is not None and direction < 2 and DIRECTIONS[direction] not in wanted.directions)

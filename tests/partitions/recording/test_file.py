@@ -159,6 +159,20 @@ async def test_a_reader_that_stalls_costs_a_bounded_buffer_and_no_time(
     assert told == ["is written too slowly; what does not fit into the buffer is left out and counted"]
 
 
+async def test_on_the_virtual_clock_a_reader_that_stalls_is_given_up(
+    told: list[str], pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run waits for its reader there, but not for ever: a blocked write could not even be interrupted."""
+    monkeypatch.setattr(file, "INLINE_STALL_SECONDS", 0.05)
+    trace = new_trace()
+    recording = FileRecording(trace, os.dup(pipe[1]), started=0, inline=True, tell=told.append)
+    for _ in range(100):
+        emit(trace, packets(64))
+    assert not trace.on
+    recording.close()
+    assert told == ["its reader has stopped reading; the recording ends here, the run goes on"]
+
+
 async def test_a_slow_reader_gets_all_and_learns_what_is_missing(pipe: tuple[int, int]) -> None:
     """It stops for a while and goes on: the stream it gets is whole blocks with the gap marked."""
     trace = new_trace()
