@@ -80,6 +80,8 @@ def test_a_folder_that_cannot_be_trusted_is_refused(tmp_path: Path, trap: str, m
         control_folder.make(environment)
     with pytest.raises(FolderRefused):
         control_folder.bind_new("farm", environment)
+    if folder.is_dir():
+        (folder / "farm-1.sock").touch()
     assert not list(control_folder.sockets(environment))
     (tmp_path / "missing").mkdir()
     assert control_folder.make(environment) == tmp_path / "missing" / f"partita-{os.getuid()}"

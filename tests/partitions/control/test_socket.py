@@ -348,7 +348,7 @@ async def test_nothing_of_the_host_is_held(tmp_path: Path) -> None:
 
 def test_lines_are_cut_however_they_come() -> None:
     """The same lines and the same rest for every way of cutting the bytes."""
-    data = b"a\n\nbc\n" + b"x" * 20 + b"\nrest"
+    data = b"x" * 20 + b"\na\n\nbc\nrest"
     for size in range(1, len(data) + 1):
         lines = control_protocol.Lines(20)
         found: list[bytes] = []
@@ -356,7 +356,7 @@ def test_lines_are_cut_however_they_come() -> None:
             lines.feed(data[start : start + size])
             while (line := lines.next()) is not None:
                 found.append(line)
-        assert (found, lines.take()) == ([b"a", b"", b"bc", b"x" * 20], b"rest")
+        assert (found, lines.take()) == ([b"x" * 20, b"a", b"", b"bc"], b"rest")
     lines.feed(b"x" * 21)
     with pytest.raises(control_protocol.LineTooLong):
         lines.next()

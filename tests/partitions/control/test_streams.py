@@ -69,8 +69,11 @@ async def recorded(where: Path, into: list[TraceEvent], which: str, *, task_stat
 
 
 @pytest.mark.parametrize("filter_", ["", "layer=state"])
-async def test_a_recording_from_now_on(tmp_path: Path, filter_: str) -> None:
-    """The same events as a sink's of the host itself, to the last one; a filter leaves out the others."""
+async def test_a_recording_from_now_on(tmp_path: Path, filter_: str, autojump_clock: trio.abc.Clock) -> None:
+    """The same events as a sink's of the host itself, to the last one; a filter leaves out the others.
+
+    The host's end is the recording's, at once: it need not be cut off.
+    """
     live: list[TraceEvent] = []
     got: list[TraceEvent] = []
     async with trio.open_nursery() as nursery, asked_host(tmp_path, clean, vms=("web",)) as (host, control, remote):
@@ -79,7 +82,9 @@ async def test_a_recording_from_now_on(tmp_path: Path, filter_: str) -> None:
         await remote.ask("start", vm="web")
         await host["web"].wait()
         assert host.trace.on
+        ended = trio.current_time()
         remove()  # what the host does when the socket is closed is nobody's to record
+    assert trio.current_time() == ended
     wanted = [event for event in live if not filter_ or event.layer is Layer.STATE]
     assert [(event.event, event.words) for event in got if event.event != "recording_started"] == [
         (event.event, event.words) for event in wanted
