@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,7 +14,21 @@ import pytest
 from partitions.dissector import PATH
 
 TSHARK = shutil.which("tshark")
-needs_tshark = pytest.mark.skipif(TSHARK is None, reason="tshark is not installed (Debian: apt-get install tshark)")
+
+
+def _lack() -> str:
+    """Why these tests cannot run; empty where they can."""
+    if TSHARK is None:
+        return "tshark is not installed (Debian: apt-get install tshark)"
+    said = subprocess.run([TSHARK, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"\b(\d+)\.\d+\.\d+", said)
+    if version is None or int(version[1]) < 4:
+        return f"tshark 4.0 or later is needed, and this is {version[0] if version else 'of an unknown version'}"
+    return "" if re.search(r"with\s+Lua", said) else "this tshark was built without Lua"
+
+
+LACK = _lack()
+needs_tshark = pytest.mark.skipif(bool(LACK), reason=LACK)
 
 SEPARATOR, OCCURRENCE = "\x1f", "\x1e"
 FAULTS = ("truncated", "unknown", "direction", "version", "corrupt", "gpadl", "unpaired", "reserved", "extra")
