@@ -21,6 +21,7 @@ const picture = new Picture(byId("picture"), {
     if (filter.vm !== vm) choose(byId("filter-vm"), vm);
     choose(byId("filter-channel"), filter.channel === id ? "" : String(id));
   },
+  onPacket: (seq) => manual(() => goToSeq(seq)),
   onEvent: (row) => {
     detail.show(row);
     byId("detail").focus();

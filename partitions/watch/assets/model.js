@@ -176,18 +176,18 @@ class Recording {
     return this.scene;
   }
 
-  // How many requests wait in each ring, and are in work, right after an event: "VM/channel" -> counts.
+  // Which requests wait in each ring, and are in work, right after an event: "VM/channel" -> lists.
   load(seq) {
     const found = new Map();
     for (const request of this.requests) {
       if (request.first > seq) break;
       if (request.last <= seq) continue;
       const key = `${request.vm}/${request.channel}`;
-      const counts = found.get(key) || { asked: 0, working: 0, answered: 0 };
-      found.set(key, counts);
-      if (seq < request.taken) counts.asked += 1;
-      else if (seq < request.sent) counts.working += 1;
-      else counts.answered += 1;
+      const lists = found.get(key) || { asked: [], working: [], answered: [] };
+      found.set(key, lists);
+      if (seq < request.taken) lists.asked.push(request);
+      else if (seq < request.sent) lists.working.push(request);
+      else lists.answered.push(request);
     }
     return found;
   }

@@ -1,5 +1,6 @@
 // The picture that lectures draw, as SVG in real pixels, and the dot that moves through it.
 
+const DOTS = 4; // packets drawn one by one
 const STATE_WORDS = { shutting_down: "shutting down", turning_off: "turning off" };
 
 const measuring = document.createElement("canvas").getContext("2d");
@@ -23,9 +24,9 @@ function fitting(words, room, kind) {
 }
 
 class Picture {
-  constructor(holder, { onVm, onChannel, onEvent }) {
+  constructor(holder, actions) {
     this.holder = holder;
-    this.actions = { onVm, onChannel, onEvent };
+    this.actions = actions; // onVm, onChannel, onEvent, onPacket: what a person has pressed
     this.svg = drawn("svg", { role: "group", "aria-label": "The host" });
     this.still = drawn("g");
     this.trails = drawn("g", { "aria-hidden": "true" });
@@ -50,7 +51,8 @@ class Picture {
       const vm = scene.vms.get(name);
       return vm ? [vm.state, [...vm.channels]] : null;
     });
-    const key = JSON.stringify([width, height, vms, states, [...load], note, [...chosen]]);
+    const waiting = [...load].map(([name, lists]) => [name, Object.values(lists).map((list) => [list.length, ...list.slice(0, DOTS).map((request) => request.first)])]);
+    const key = JSON.stringify([width, height, vms, states, waiting, note, [...chosen]]);
     if (key === this.drawnFor) return;
     this.drawnFor = key;
     this.layout = layOut(width, height, vms, chosen);
@@ -182,18 +184,24 @@ class Picture {
     ].filter(Boolean);
   }
 
-  // Packets that lie in a ring, and what is in work: dots, and a number where dots would not be counted.
+  // Packets that lie in a ring, and what is in work: dots that lead to their packet, and a number where there are many.
   waiting(lane, load, apart) {
-    const dots = (count, x, y, step) => {
-      const parts = [];
-      for (let place = 0; place < Math.min(count, 4); place += 1) parts.push(drawn("circle", { class: "packet-waiting", cx: x + step * place * 11, cy: y, r: 4.5 }));
-      if (count > 4) parts.push(this.text(x + step * 46, y + 4, String(count), `small count ${step > 0 ? "" : "end"}`));
+    const dots = (requests, crossing, x, y, step) => {
+      const parts = requests.slice(0, DOTS).map((request, place) => {
+        const dot = drawn("circle", { class: "packet-waiting", cx: x + step * place * 11, cy: y, r: 4.5 }, drawn("title", {}, `${request.name} ${request.words}`));
+        dot.addEventListener("click", (event) => {
+          event.stopPropagation();
+          this.actions.onPacket(request.crossings[crossing] ?? request.first);
+        });
+        return dot;
+      });
+      if (requests.length > DOTS) parts.push(this.text(x + step * 46, y + 4, String(requests.length), `small count ${step > 0 ? "" : "end"}`));
       return parts;
     };
     return [
-      ...dots(load.asked, lane.to - 12, lane.y - apart, -1),
-      ...dots(load.working, lane.vsp.x - 10, lane.y - apart, -1),
-      ...dots(load.answered, lane.from + 12, lane.y + apart, 1),
+      ...dots(load.asked, 0, lane.to - 12, lane.y - apart, -1),
+      ...dots(load.working, 0, lane.vsp.x - 10, lane.y - apart, -1),
+      ...dots(load.answered, 1, lane.from + 12, lane.y + apart, 1),
     ];
   }
 

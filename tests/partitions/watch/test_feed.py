@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,6 +186,40 @@ def test_what_a_filter_leaves_out_still_has_its_effects(disk_run: Run) -> None:
     assert ("vm", "reader", "running") in scene.snapshot()
     assert any(request["words"].startswith("SCSI READ(10)") for request in made["requests"])
     assert all(len(request["hops"]) <= 2 for request in made["requests"])
+
+
+said = st.sampled_from(["vm_state", "vmbus_channel", "offer_channel", "initiate_contact", "version_response"])
+recorded = st.sampled_from(["recording_started", "recording_dropped", "signal_event", "packet_sent", "packet_received"])
+strange = st.builds(
+    TraceEvent,
+    time=st.integers(0, 1 << 60),
+    layer=st.sampled_from(Layer),
+    event=st.one_of(said, recorded, st.text(max_size=5)),
+    partition=st.integers(0, 3),
+    direction=st.sampled_from([">root", ">child", "", "?"]),
+    channel=st.none() | st.integers(0, 3),
+    words=st.one_of(words, st.text(max_size=8), st.just("interface=nothing")),
+    fields=st.dictionaries(
+        st.sampled_from(["names", "channels", "versions", "packets", "device", "transaction_id", "type", "flags"]),
+        st.one_of(
+            st.integers(0, 9),
+            st.text(max_size=3),
+            st.dictionaries(st.sampled_from(["1", "2"]), st.text(max_size=3) | st.integers(), max_size=2),
+            st.lists(st.lists(st.integers(0, 3) | st.text(max_size=2), max_size=4), max_size=3),
+        ),
+        max_size=4,
+    ),
+    vm=st.sampled_from(["", "web", "__proto__"]),
+    data=st.binary(max_size=20),
+)
+
+
+@given(st.lists(strange, max_size=30))
+def test_nothing_that_happens_stops_the_telling(story: list[TraceEvent]) -> None:
+    """A live picture is told by the host itself: no event may be an exception there, however strange."""
+    feed = Feed({})
+    told = [feed.add(event) for event in story]
+    msgspec.json.encode([*told, feed.finish(), feed.scene.snapshot()])
 
 
 def test_what_a_recording_lacks_is_told() -> None:

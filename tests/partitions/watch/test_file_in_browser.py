@@ -146,10 +146,19 @@ def test_a_request_hop_by_hop(page: Page) -> None:
     seen = []
     for number in range(len(layers)):
         page.run(f"document.querySelectorAll('.hop')[{number}].click()")
-        seen.append(page.run("({...[...recording.load(current().seq).values()][0]})"))
+        seen.append(
+            page.run(
+                "Object.fromEntries(Object.entries([...recording.load(current().seq).values()][0] || {})"
+                ".map(([where, requests]) => [where, requests.length]))"
+            )
+        )
     assert [counts.get("asked", 0) for counts in seen] == [1, 1, 1] + 7 * [0]
     assert [counts.get("working", 0) for counts in seen] == [0, 0, 0, 1, 1, 1] + 4 * [0]
     assert [counts.get("answered", 0) for counts in seen] == 6 * [0] + [1, 1, 1, 0]
+    # One that waits leads to its packet.
+    page.run("document.querySelectorAll('.hop')[1].click()")
+    page.click(".packet-waiting")
+    assert page.run("[current().event, current().hop]") == ["packet_received", 3]
 
 
 def test_where_the_dot_goes(page: Page) -> None:
