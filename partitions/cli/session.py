@@ -200,7 +200,7 @@ class Viewer:
         def sink(event: TraceEvent) -> None:
             timeline.feed(event, vm_name(names, event))
 
-        host.trace.add_sink(sink if self._filter is None else filtered(sink, host.trace, self._filter))
+        host.trace.add_sink(TraceOutlet("timeline", sink, host.trace, self._filter, vms=lambda: host))
 
     def _record(self, host: Host, output: int) -> None:
         from partitions.recording.file import FileRecording
