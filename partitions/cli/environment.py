@@ -40,7 +40,6 @@ def apply(parser: argparse.ArgumentParser, verb: str, given: Sequence[str], envi
         if name is None or _is_given(action, given):
             continue
         parser.set_defaults(**{action.dest: _value(action, name, environment[name])})
-        action.required = False
     for name in environment:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)

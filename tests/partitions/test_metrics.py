@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -62,6 +63,17 @@ async def test_the_numbers_of_stats(tmp_path: Path) -> None:
     assert values["partita_vm_memory_bytes", "db"] == host["db"].settings.memory
     assert families["partita_vm_hypercalls"].type == "counter"
     assert all(name.startswith("partita_") for name in families)
+
+
+async def test_both_directions(tmp_path: Path) -> None:
+    """What the guest sent and what it was sent are samples of one metric, each with its own number."""
+    async with bare_host(idle, folder=tmp_path) as host:
+        (row,) = (await metrics.snapshot(host)).vms
+    counters = msgspec.structs.replace(row[1], packets_in=3, packets_out=5, bytes_in=30, bytes_out=50)
+    body, _ = metrics.rendered(metrics.Snapshot(1.0, [(row[0], counters)]), "")
+    assert b'partita_vm_packets_total{direction="to_root",vm="web"} 3.0\n' in body
+    assert b'partita_vm_packets_total{direction="to_child",vm="web"} 5.0\n' in body
+    assert b'partita_vm_ring_bytes_total{direction="to_child",vm="web"} 50.0\n' in body
 
 
 async def test_the_newer_format(tmp_path: Path) -> None:

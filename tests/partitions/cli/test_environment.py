@@ -88,6 +88,8 @@ def test_a_slip_is_noticed(capsys: Capture) -> None:
     variables = {"PARTITA_TIMEUOT": "1", "PARTITA_KVM_ANYWAY": "1", "PARTITA_STOP_GRACE": "1", "PARTITAX": "1"}
     applied("run", ["01"], variables)
     assert capsys.readouterr().err == "note: PARTITA_TIMEUOT is no option of run; did you mean PARTITA_TIMEOUT?\n"
+    applied("reset", ["web"], {"PARTITA_RESUME_HOST": "farm"})
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_by_the_environment(
