@@ -50,6 +50,15 @@ def test_orders(crossings: Crossings, order: Order, expected: list[str]) -> None
     assert len(table(crossings, order, 0).requests) == 12
 
 
+def test_of_two_alike_the_first() -> None:
+    """As the story of the slowest has it."""
+    crossings = Crossings()
+    for number in (1, 2, 3):
+        crossings.packets(2, 1, [number])
+        crossings.answers(2, 1, [number])
+    assert [row.name for row in table(crossings, limit=2).requests] == ["web/1/0x1", "web/1/0x2"]
+
+
 def test_percentiles(crossings: Crossings) -> None:
     """Of the answered requests of each VM's device, whatever is shown; the nearest rank."""
     made = table(crossings, limit=1)

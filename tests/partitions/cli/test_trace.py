@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.trace import Layer, Trace
+from hypervisor.trace import Layer, Trace, TraceEvent
 from partitions.cli.main import main
+from partitions.cli.trace_views import BusVersions, Lines
+from partitions.decode.field import Field
+from partitions.filters import parse_filter
 from partitions.recording.recorder import Recorder
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main", "trace"]
@@ -110,6 +113,35 @@ def test_the_story_of_a_read(recorded: Path, capsys: pytest.CaptureFixture[str])
         *("hypercall", "signal_event", "interrupt", "packet_received", "scsi_command", "scsi_result", "packet_sent"),
         *("hypercall", "signal_event", "interrupt"),
     ]
+
+
+def test_a_story_is_told_when_it_is_over(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes after the request is not read, so that damage there does no harm; the slowest needs all of it."""
+    damaged = recorded / "damaged.jsonl"
+    damaged.write_bytes((recorded / "disk.jsonl").read_bytes() + b"{}\n")
+    assert shown(capsys, damaged, "--story", "reader/1/0x6.2")[0].startswith("reader/1/0x6.2  SCSI")
+    assert "is no trace event" in refused(capsys, damaged, "--story", "slowest", status=1)
+
+
+def test_bytes_mean_what_the_version_says() -> None:
+    """The version is learned from messages that no filter lets through."""
+    versions = BusVersions()
+    answer = bytes.fromhex("0f000000 00000000 01000000 01000000")
+    event = TraceEvent(0, Layer.CONTROL, "version_response", 2, direction=">child", words="supported=1", data=answer)
+    assert detail(versions.decode(event, "web")).startswith("from 5.0 on")
+    versions.learn(
+        TraceEvent(0, Layer.CONTROL, "initiate_contact", 2, words="INITIATE_CONTACT version=5.3 vp=0"), "web"
+    )
+    versions.learn(event, "web")
+    assert detail(versions.decode(event, "web")) == "post to connection 0x1"
+    assert detail(versions.decode(event, "db")).startswith("from 5.0 on")
+    view = Lines(io.StringIO(), json=False, wanted=parse_filter("direction=child"), bytes_shown=1)
+    assert view.wanted() is None
+
+
+def detail(field: Field) -> str:
+    """What the last field of a VERSION_RESPONSE is said to be."""
+    return next(child.words for child in field.children if child.name == "detail")
 
 
 def test_requests(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,13 @@ def test_the_same_events_in_pieces_of_any_size(sizes: list[int]) -> None:
     assert [event.vm for event in found] == ["web", "db", "web", "db", "#9", "root", "later"]
 
 
+def test_times_are_exact() -> None:
+    """Seconds with seven digits come back as the ticks that they were."""
+    ticks = range(0, 1 << 50, (1 << 50) // 2003)
+    lines = b"".join(b'{"time":%b,"layer":"state","event":"x"}\n' % repr(tick / 10_000_000).encode() for tick in ticks)
+    assert [event.time for event in JsonLinesReader().feed(lines)] == list(ticks)
+
+
 def test_a_line_that_is_no_event() -> None:
     """What came before it is given; the call after says where and why."""
     _, data = written()
