@@ -233,6 +233,8 @@ FAULTY: tuple[tuple[list[Unit], str, str], ...] = (
     ([*opened(), result(4)], "unpaired", "No request with this transaction ID is open"),
     ([*opened(), command(4), result(4), result(4)], "unpaired", "No request with this transaction ID is open"),
     ([*opened(), to_child(m.GpadlCreated(gpadl_id=3))], "unpaired", "No GPADL of this ID was being made"),
+    ([*gpadl(3)[:-1], *opened()[:2], gpadl(3)[-1]], "unpaired", "No GPADL of this ID was being made"),
+    ([*opened(), command(4), *opened()[:2], result(4)], "unpaired", "No request with this transaction ID is open"),
     ([packet(TO_ROOT, INBAND, bytes(8), flags=2)], "corrupt", "Flags: reserved bits 0x2 are set"),
     ([packet(TO_ROOT, 5, bytes(8))], "corrupt", "No ring packet has type 5"),
     ([packet(TO_ROOT, GPA_DIRECT, bytes(64))], "corrupt", "A payload that begins at 2 of 10"),
