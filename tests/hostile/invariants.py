@@ -100,7 +100,8 @@ def check(host: Host, *, bounded_queues: bool = True) -> None:
     assert bus.gpadls <= MAX_GPADLS
     assert bus.gpadl_words <= MAX_GPADL_WORDS
     assert bus.channels <= 2, "the disk controller and, of two processors, one subchannel"
-    assert not faults(seen(host_tree(host), f"vm/{EVIL}")), "whatever a guest does, a look inside says how it is"
+    for path in (f"vm/{EVIL}", f"hypervisor/partitions/{vm.partition_id}"):
+        assert not faults(seen(host_tree(host), path)), "whatever a guest does, a look inside says how it is"
     _check_partition(host, host.hypervisor.partitions[vm.partition_id])
 
 
