@@ -157,6 +157,24 @@ def test_wanted_gives_the_events_that_it_likes_and_no_others(items: list[Item], 
     assert read(recording, wanted) == [event for event in read(recording) if wanted.event(event)]
 
 
+def test_each_question_of_wanted_is_asked_of_the_right_part() -> None:
+    """At its very bounds, and of packets whose other parts would say the opposite."""
+    recording = record(SOME)
+    every = read(recording)
+    questions = [
+        *(Wanted(layers=frozenset({layer})) for layer in Layer),
+        *(Wanted(vms=frozenset({vm})) for vm in ("web", "db", "root", "")),
+        *(Wanted(partitions=frozenset({partition})) for partition in range(4)),
+        *(Wanted(channels=frozenset({channel})) for channel in range(4)),
+        *(Wanted(directions=frozenset({way})) for way in (TO_ROOT, TO_CHILD, "")),
+        *(Wanted(since=time) for time in range(14)),
+        *(Wanted(until=time) for time in range(14)),
+    ]
+    found = [read(recording, wanted) for wanted in questions]
+    assert found == [[event for event in every if wanted.event(event)] for wanted in questions]
+    assert sum(map(len, found)) > 100
+
+
 @pytest.mark.parametrize(
     ("offset", "value", "reason"),
     [
