@@ -185,7 +185,9 @@ class Recording {
       const key = `${request.vm}/${request.channel}`;
       const lists = found.get(key) || { asked: [], working: [], answered: [] };
       found.set(key, lists);
-      if (seq < request.taken) lists.asked.push(request);
+      if (request.by_host) { // the root asks: from when it is sent it lies in the child's ring, or is in work there
+        if (seq >= request.taken) lists.answered.push(request);
+      } else if (seq < request.taken) lists.asked.push(request);
       else if (seq < request.sent) lists.working.push(request);
       else lists.answered.push(request);
     }

@@ -191,7 +191,7 @@ class Picture {
         const dot = drawn("circle", { class: "packet-waiting", cx: x + step * place * 11, cy: y, r: 4.5 }, drawn("title", {}, `${request.name} ${request.words}`));
         dot.addEventListener("click", (event) => {
           event.stopPropagation();
-          this.actions.onPacket(request.crossings[crossing] ?? request.first);
+          this.actions.onPacket(request.crossings.at(request.by_host ? 0 : crossing) ?? request.first);
         });
         return dot;
       });
@@ -201,7 +201,7 @@ class Picture {
     return [
       ...dots(load.asked, 0, lane.to - 12, lane.y - apart, -1),
       ...dots(load.working, 0, lane.vsp.x - 10, lane.y - apart, -1),
-      ...dots(load.answered, 1, lane.from + 12, lane.y + apart, 1),
+      ...dots(load.answered, -1, lane.from + 12, lane.y + apart, 1),
     ];
   }
 

@@ -121,9 +121,21 @@ function caption(row) {
     case "device":
       return toRoot ? `The VSP of ${vm}${channel} reads the request: ${row.words}` : `The VSP of ${vm}${channel} has its result: ${row.words}`;
     case "state":
-      return row.event === "vm_state" ? `The VMMS: ${vm} goes from ${row.words.replace(" -> ", " to ")}.` : `${vm}${channel}: ${row.event.replaceAll("_", " ")}, ${row.words}`;
+      return stateCaption(row, vm, row.words.replace(" -> ", " to "));
     default:
       return `${row.event} ${row.words}`;
+  }
+}
+
+function stateCaption(row, vm, words) {
+  switch (row.event) {
+    case "vm_state": return `The VMMS: ${vm} goes from ${words}.`;
+    case "vm_ended": return `${vm} has ended: ${words}`;
+    case "guest_crash": return `${vm} has crashed: ${words}`;
+    case "partition_state": return `The hypervisor: the partition of ${vm} is ${words}.`;
+    case "vmbus_connection": return `The bus of ${vm} goes from ${words}.`;
+    case "vmbus_channel": return `Channel ${row.channel} of ${vm} goes from ${words}.`;
+    default: return `${vm}: ${row.event.replaceAll("_", " ")}${words ? `, ${words}` : ""}`;
   }
 }
 
