@@ -161,6 +161,20 @@ def test_a_request_hop_by_hop(page: Page) -> None:
     assert page.run("[current().event, current().hop]") == ["packet_received", 3]
 
 
+def test_a_request_of_the_root(page: Page) -> None:
+    """What an integration component asks lies in the child's ring until it is answered, and never in the root's."""
+    page.run("window.asked = recording.requests.find((request) => request.by_host && request.outcome === 'answered')")
+    lists = page.run(
+        "asked.hops.map(([seq]) => { const load = recording.load(seq).get(`${asked.vm}/${asked.channel}`);"
+        " return load ? [load.asked.length, load.working.length, load.answered.length] : null; })"
+    )
+    assert lists[-1] is None
+    assert lists[0] == [0, 0, 1]
+    assert all(counts in ([0, 0, 1], None) for counts in lists)
+    page.run("goToSeq(asked.hops[0][0])")
+    assert page.text(".hop") == "root sends packet"
+
+
 def test_where_the_dot_goes(page: Page) -> None:
     """From the VSC to the VSP and back, and round by the hypervisor: the picture is the lecture's."""
     go(page, "row.request && row.hop === 0 && row.request.words.startsWith('SCSI READ(10)')")
