@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -59,6 +59,7 @@ from partitions.vm import Vm
 
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
+    from partitions.recording.file import FileRecording
 
 __all__ = [
     "CannotSave",
@@ -137,6 +138,21 @@ class Host(Mapping[str, Vm]):
     def trace(self) -> Trace:
         """The tap on everything: `host.trace.add_sink(print)`."""
         return self.hypervisor.trace
+
+    @contextmanager
+    def record(self, path: str | os.PathLike[str]) -> Iterator[FileRecording]:
+        """Record all that happens while the block runs, as pcapng, to a new file. Raises `OSError`.
+
+        What could not be written fast enough is counted in `dropped`; a disk that is full ends the recording and not
+        the host, and is `error`.
+        """
+        from partitions.recording.file import record_to
+
+        recording = record_to(path, self.trace, started=self.started, inline=is_virtual(None))
+        try:
+            yield recording
+        finally:
+            recording.close()
 
     def random(self, purpose: str) -> random.Random:
         """Random numbers that a seed makes repeatable; each purpose has its own."""

@@ -75,3 +75,30 @@ async def test_a_recorder_of_an_idle_host_says_what_there_is() -> None:
     async with partitions.open_host("01-message") as host:
         (start,) = RecordingReader().feed(drain(Recorder(host.trace)))
     assert start.fields == {"started": 0, "names": {}, "versions": {}, "channels": []}
+
+
+async def test_a_program_records_its_host(tmp_path: Path) -> None:
+    """From any moment on, as long as it wants."""
+    path = tmp_path / "run.pcapng"
+    async with partitions.open_host("01-message") as host:
+        await host.start_all()
+        with host.record(path) as recording:
+            await host.wait_all()
+        assert not host.trace.on
+    assert not recording.dropped
+    reading = Recording(path)
+    assert {event.event for event in reading} >= {"recording_started", "vm_ended"}
+    assert reading.reader.started == host.started > 1_700_000_000
+
+
+def test_a_host_on_the_virtual_clock_records_the_same_each_time(tmp_path: Path) -> None:
+    async def main(path: Path) -> None:
+        async with partitions.open_host("01-message") as host:
+            with host.record(path):
+                await host.start_all()
+                await host.wait_all()
+
+    for name in ("one", "two"):
+        determinism.run(main, tmp_path / name, clock="virtual", seed=4)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert next(iter(read_recording(tmp_path / "one"))).fields["started"] == 0
