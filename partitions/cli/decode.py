@@ -29,7 +29,7 @@ DEVICE_NAMES: Final = (
     *("storage", "ide", "heartbeat", "shutdown", "time-sync", "kvp", "vss", "file-copy", "network", "keyboard"),
     *("mouse", "video", "dynamic-memory", "hv-socket"),
 )
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Put bytes of VMBus into words: a tree of fields with offsets, values and what they mean.
 
 INPUT is hexadecimal digits (0x, blanks, commas and colons do not matter), a file, or - for standard input. A file holds
@@ -43,8 +43,7 @@ What the bytes are is told by looking at them, and said; --as and --device decid
     partita decode --as msr SINT2 0x200f3
     partita decode --as ring --device storage dump.bin
     ssh guest cat /sys/kernel/tracing/trace_pipe | partita decode -
-"""
-_EPILOG = f"""\
+
 KIND: {", ".join(KIND_NAMES[:10])},
       {", ".join(KIND_NAMES[10:])}
 NAME: {", ".join(DEVICE_NAMES[:9])},
@@ -62,7 +61,6 @@ def add_parser(verbs: Verbs) -> None:
         "decode",
         help="put bytes into words: messages, packets, hypercalls, dumps, a Linux guest's ftrace",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from partitions.cli.common import INTERRUPTED, OK, Refusal
 from partitions.decode.source import Form
+from partitions.logs import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -107,7 +108,7 @@ def show_ftrace(file: BinaryIO, head: bytes, name: str, options: argparse.Namesp
         print("\n".join(reader.story.lines()))
         sys.stdout.flush()
     for note in reader.notes():
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     return status
 
 

@@ -37,7 +37,7 @@ def decode(source: Source, options: argparse.Namespace, context: Context) -> Dec
     if kind is None:
         found = guess(data)
         if found is None:
-            size = f"{len(data)} byte{'s' * (len(data) != 1)}"
+            size = f"{len(data)} byte{'s' * (len(data) != 1)}{'' if any(data) else ', all zero'}"
             raise Refusal(
                 f"{size} ({source.words}), and they look like nothing that is known here; say what they are with --as: "
                 + ", ".join(KINDS)

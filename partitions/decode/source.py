@@ -64,14 +64,14 @@ def read_source(data: bytes, place: str, *, binary: bool | None = None) -> Sourc
     if not data:
         raise SourceError(place, "it is empty")
     if binary:
-        return Source(Form.BYTES, data, f"{len(data)} bytes as they are")
+        return Source(Form.BYTES, data, "bytes as they are")
     if data.startswith(PCAPNG):
         return Source(Form.RECORDING, data, "a recording")
     for magic, words in _FOREIGN:
         if data.startswith(magic):
             raise SourceError(place, f"it is {words}")
     if binary is None and not _is_text(data):
-        return Source(Form.BYTES, data, f"{len(data)} bytes as they are")
+        return Source(Form.BYTES, data, "bytes as they are")
     text = data.decode("utf-8", "replace")
     if text.lstrip().startswith("{"):
         return Source(Form.JSON, data, "JSON lines")

@@ -10,6 +10,7 @@ from partitions.decode.field import Hint, Words
 from partitions.recording.link import SOCKET, device_name
 from vmbus.protocol.identifiers import ChannelStatus
 from vmbus.protocol.versions import IMPLEMENTED, version_text
+from vsp_vsc.storage.protocol import NtStatus
 
 
 def enum_words(*kinds: type[enum.IntEnum], spaces: bool = False) -> Words:
@@ -90,5 +91,6 @@ def long_version_words(value: int) -> str:
     return f"{value >> 16}.{value & 0xFFFF}"
 
 
-channel_status_words = enum_words(ChannelStatus)
+channel_status_words = enum_words(ChannelStatus, NtStatus)
+"""Hosts say an NTSTATUS where they have a reason."""
 hv_status_words = enum_words(HvStatus)

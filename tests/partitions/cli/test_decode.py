@@ -41,6 +41,14 @@ def test_the_names_that_help_shows_are_all_that_there_are() -> None:
     assert set(DEVICES) == set(decode.DEVICE_NAMES)
 
 
+def test_help_lists_the_names(capsys: Capture) -> None:
+    """All kinds and devices, and what the exit status means."""
+    with pytest.raises(SystemExit):
+        main(["decode", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in (*decode.KIND_NAMES, *decode.DEVICE_NAMES, "Exit status:"))
+
+
 def test_digits_on_the_command_line(capsys: Capture) -> None:
     """What they were taken for is said, and the tree has offset, bytes, name, value and words."""
     assert main(["decode", *CONTACT.split()]) == 0
@@ -228,6 +236,18 @@ def test_a_trace_of_something_else(tmp_path: Path, capsys: Capture) -> None:
     path.write_text("# tracer: nop\n bash-1 [000] ..... 1.0: sched_switch: prev_comm=bash\n")
     assert main(["decode", str(path)]) == 2
     assert "an ftrace without events of the bus; turn them on in the guest: echo 1 >" in capsys.readouterr().err
+
+
+def test_a_trace_cannot_drive_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+    """Control characters in a line that somebody forged are spelled out."""
+    path = tmp_path / "trace.txt"
+    head = " x-1 [000] ..... 1.0: "
+    path.write_text(f"{head}vmbus_open: sending child_relid \x1b[31m\n{head}nvsp_send: dev=eth0 type=\x1b[31m\n")
+    assert main(["decode", str(path)]) == 0
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert "\\x1b[31m" in told.out
+    assert "\\x1b[31m" in told.err
 
 
 def test_a_foreign_file(tmp_path: Path, capsys: Capture) -> None:
