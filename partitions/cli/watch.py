@@ -37,12 +37,18 @@ def add_parser(verbs: Verbs) -> None:
         help="what `partita run --pcap RECORDING` has written; --trace's JSON lines will do, without bytes; - is "
         "standard input",
     )
-    parser.add_argument("--host", metavar="NAME", help="of running hosts this one, by its name, number or socket")
     parser.add_argument(
-        "--port", type=port_number, metavar="PORT", help="where a running host is shown; any that is free by default"
+        "--host",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="where there is no RECORDING, a running host; the only one by default",
     )
     parser.add_argument(
-        "-O", "--output", metavar="PAGE", help="where the page goes; RECORDING.html beside you by default, - prints it"
+        "--port", type=port_number, metavar="PORT", help="where a running host is shown; a free port by default"
+    )
+    parser.add_argument(
+        "-O", "--page", metavar="PAGE", help="where the page goes; RECORDING.html beside you by default, - prints it"
     )
     parser.add_argument("--filter", metavar="FILTER", help="such as 'vm=web,time=1.2..1.5': what goes into the page")
     parser.add_argument("--limit", type=int, metavar="N", help="events in the page (20000): a megabyte or two")
@@ -56,16 +62,16 @@ def call(options: argparse.Namespace) -> int:
     if options.recording is None:
         from partitions.cli.watching import watch_host
 
-        return watch_host(options.host, options.port or 0, _filter(options.filter))
+        return watch_host(options.host or None, options.port or 0, _filter(options.filter))
     if options.limit is not None and options.limit < 1:
         raise Refusal("--limit takes a number of events, 1 or more")
     wanted = _filter(options.filter)
     name = "standard input" if options.recording == "-" else Path(options.recording).name
     made = _export(options, wanted, name)
-    if options.output == "-":
+    if options.page == "-":
         sys.stdout.buffer.write(made.page)
         return OK
-    target = Path(options.output or f"{'recording' if options.recording == '-' else Path(name).stem}.html")
+    target = Path(options.page or f"{'recording' if options.recording == '-' else Path(name).stem}.html")
     try:
         target.write_bytes(made.page)
     except OSError as error:
@@ -76,15 +82,11 @@ def call(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Options of the other way to watch are a mistake of whoever gives them."""
-    of_file = {"-O": options.output, "--limit": options.limit, "--last": options.last or None}
-    of_host = {"--host": options.host, "--port": options.port}
-    for name, value in (of_file if options.recording is None else of_host).items():
-        if value is not None:
-            other = "goes with a RECORDING" if options.recording is None else "is for a host that runs"
-            raise Refusal(
-                f"{name} {other}; partita watch RECORDING -O PAGE, or partita watch [--host NAME] [--port PORT]"
-            )
+    """What has no meaning for a host that runs. The other way round a variable of the environment may name a host."""
+    if options.recording is None:
+        for name, value in (("-O", options.page), ("--last", options.last or None)):
+            if value is not None:
+                raise Refusal(f"{name} goes with a RECORDING; a host that runs is shown at an address, see --port")
 
 
 def _pieces(recording: str) -> Iterator[bytes]:

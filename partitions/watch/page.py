@@ -32,6 +32,7 @@ def live_page(title: str, events: str) -> bytes:
     return _page(title, live=events)
 
 
+@functools.cache
 def policy(*, live: bool) -> str:
     """The Content-Security-Policy of a page."""
     rules = {

@@ -211,7 +211,7 @@ def test_what_is_refused_live(topology: MakeTopology, tmp_path: Path, capsys: Ca
             (["run", folder, "--watch", "--clock", "virtual"], 2, "record it with --pcap FILE"),
             (["watch", "--host", str(tmp_path / "no.sock")], 1, "no.sock: No such file or directory"),
             (["watch", "-O", "page.html"], 2, "-O goes with a RECORDING"),
-            (["watch", "run.pcapng", "--port", "80"], 2, "--port is for a host that runs"),
+            (["watch", "--last"], 2, "--last goes with a RECORDING"),
         ):
             assert main(arguments) == status
             assert words in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_time_as_it_was(page: Page) -> None:
     page.run("window.began = performance.now(); player.play()")
     page.wait(f"current().time > {since} + 1e6")
     gone = page.run("performance.now() - window.began")
-    assert 150 < gone < 3000
+    assert 150 < gone < 15_000
 
 
 def test_jumps(page: Page) -> None:
@@ -361,5 +361,5 @@ def test_many_events_stay_smooth(browser: Browser, page_of: MakePage, disk_run: 
             " player.go((player.place + (n % 2 ? 1 : 7919)) % visible.length); took.push(performance.now() - at); }"
             " return took.sort((a, b) => a - b); })()"
         )
-        assert took[len(took) // 2] < 100
+        assert took[len(took) // 2] < 250
         assert page.complaints() == []
