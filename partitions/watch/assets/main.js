@@ -181,24 +181,26 @@ function choose(select, value) {
   select.dispatchEvent(new Event("change"));
 }
 
-function fillFilters() {
-  const vm = byId("filter-vm");
-  const names = [...recording.roster.keys(), "root"];
-  if (vm.options.length !== names.length + 1) {
-    const chosen = vm.value;
-    vm.replaceChildren(element("option", { value: "" }, "all"), ...names.map((name) => element("option", { value: name }, name)));
-    vm.value = chosen;
+// A list that is open stays as it is unless there is something new to choose.
+function offer(select, options, value) {
+  const key = JSON.stringify(options);
+  if (select.dataset.offered !== key) {
+    select.dataset.offered = key;
+    select.replaceChildren(element("option", { value: "" }, "all"), ...options.map(([one, words]) => element("option", { value: one }, words)));
   }
-  const channel = byId("filter-channel");
+  if (select.value !== value) select.value = value;
+}
+
+function fillFilters() {
+  offer(byId("filter-vm"), [...recording.roster.keys(), "root"].map((name) => [name, name]), filter.vm);
   const channels = new Map();
   for (const [name, known] of recording.roster) {
     if (filter.vm && filter.vm !== name) continue;
     for (const [id, device] of known) channels.set(id, filter.vm || recording.roster.size === 1 ? device : "");
   }
   if (filter.channel !== null && !channels.has(filter.channel)) filter.channel = null;
-  const wanted = filter.channel === null ? "" : String(filter.channel);
-  channel.replaceChildren(element("option", { value: "" }, "all"), ...[...channels].sort((a, b) => a[0] - b[0]).map(([id, device]) => element("option", { value: id }, device ? `${id} ${deviceWords(device)}` : String(id))));
-  channel.value = wanted;
+  const options = [...channels].sort((one, other) => one[0] - other[0]).map(([id, device]) => [id, device ? `${id} ${deviceWords(device)}` : String(id)]);
+  offer(byId("filter-channel"), options, filter.channel === null ? "" : String(filter.channel));
 }
 
 // --- marks under the slider: where something happens
