@@ -226,6 +226,10 @@ def test_many_lines(tmp_path: Path, capsys: Capture) -> None:
     assert main(["decode", "--lines", "-o", "json", str(path)]) == 1
     documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [document["line"] for document in documents] == [2, 4, 7]
+    path.write_text("0300000000000000\n")
+    assert main(["decode", "--lines", "-s", str(path)]) == 0
+    assert main(["decode", "--lines", "-s", "--direction", "child", str(path)]) == 1
+    assert capsys.readouterr().out.endswith("REQUEST_OFFERS  ! REQUEST_OFFERS never travels >child\n")
     assert main(["decode", "--lines", CONTACT]) == 2
     assert "--lines goes with a file" in capsys.readouterr().err
 

@@ -90,13 +90,14 @@ def test_the_balloon() -> None:
     request = memory_layouts.MemoryHeader(6, 16, 7).encode() + memory_layouts.BalloonRequest(1024).encode()
     field = decoded(request, "dynamic-memory", TO_CHILD)
     assert field.words == "BALLOON_REQUEST 1024 pages"
-    ranges = struct.pack("<QQ", 512 << 40 | 0x100, 512 << 40 | 0x4000)
-    answer = memory_layouts.MemoryHeader(7, 32, 7).encode()
+    ranges = struct.pack("<QQQ", 512 << 40 | 0x100, 512 << 40 | 0x4000, 9)
+    answer = memory_layouts.MemoryHeader(7, 40, 7).encode()
     answer += memory_layouts.BalloonResponse(0, 2 << 1 | 1).encode() + ranges
     field = decoded(answer, "dynamic-memory")
     assert value(field, "body.counts.range_count") == 2
     told = [child.words for child in field.children if child.name.startswith("range")]
     assert told == ["512 pages from GPA 0x100000", "512 pages from GPA 0x4000000"]
+    assert field.children[-1].name == "rest"
     assert decoded(
         memory_layouts.MemoryHeader(1, 16, 1).encode() + struct.pack("<II", 0x20000, 0), "dynamic-memory"
     ).words == ("VERSION_REQUEST 2.0")
