@@ -35,14 +35,14 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("vm", metavar="VM", help="name of a VM")
     add_host_option(parser)
     parser.add_argument(
-        "--lines", type=int, default=LINES, metavar="N", help=f"how much of what was printed before to show ({LINES})"
+        "--tail", type=int, default=LINES, metavar="N", help=f"how much of what was printed before to show ({LINES})"
     )
     parser.set_defaults(call=call)
 
 
 def call(options: argparse.Namespace) -> int:
     """Until the VM is off, or a person leaves."""
-    with_host(options, lambda host: attach(host, options.vm, max(0, min(options.lines, 1000))))
+    with_host(options, lambda host: attach(host, options.vm, max(0, min(options.tail, 1000))))
     return OK
 
 

@@ -1,12 +1,14 @@
 """Options from the environment: `PARTITA_TIMEOUT` for any verb's --timeout, `PARTITA_RUN_TIMEOUT` for run's. Root side.
 
 The command line wins over a verb's own variable, and that over the general one; an empty variable is one that is not
-set. What may be given several times is written as in a shell: `PARTITA_DISK="web=a.img db='my disk.img'"`.
+set. What may be given several times is written as in a shell: `PARTITA_DISK="web=a.img db='my disk.img'"`. A value of a
+general variable that this verb does not know is passed over where another verb does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import shlex
 import sys
@@ -39,7 +41,13 @@ def apply(parser: argparse.ArgumentParser, verb: str, given: Sequence[str], envi
         name = next((name for name in names if environment.get(name)), None)
         if name is None or _is_given(action, given):
             continue
-        parser.set_defaults(**{action.dest: _value(action, name, environment[name])})
+        try:
+            value = _value(action, name, environment[name])
+        except Refusal:
+            if name == names[-1] and _another_takes(name, environment[name], verb):
+                continue
+            raise
+        parser.set_defaults(**{action.dest: value})
     for name in environment:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
@@ -72,6 +80,19 @@ def _is_given(action: argparse.Action, given: Sequence[str]) -> bool:
                 return True
         elif word.startswith("-") and word[:2] in action.option_strings:
             return True
+    return False
+
+
+def _another_takes(name: str, text: str, verb: str) -> bool:
+    """Whether a value of a general variable is one for another verb: `csv` for `--output`, which not all know."""
+    from partitions.cli.main import VERBS, parsers
+
+    for other in VERBS:
+        for action in parsers(other)[1].choices[other]._actions if other != verb else ():
+            if name in variables(other, action)[-1:]:
+                with contextlib.suppress(Refusal):
+                    _value(action, name, text)
+                    return True
     return False
 
 

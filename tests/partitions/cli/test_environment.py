@@ -83,6 +83,18 @@ def test_a_bad_value_names_its_variable(verb: str, variables: dict[str, str], wo
     assert caught.value.status == 2
 
 
+def test_a_value_for_other_verbs_does_no_harm() -> None:
+    """csv is set for good by somebody who likes spreadsheets: verbs that know it take it, others go on as ever.
+
+    A variable of the verb's own, or a value that no verb takes, is still refused.
+    """
+    assert applied("ps", [], {"PARTITA_OUTPUT": "csv"}).output == "csv"
+    assert applied("trace", [], {"PARTITA_OUTPUT": "csv"}).output != "csv"
+    for variables in ({"PARTITA_TRACE_OUTPUT": "csv"}, {"PARTITA_OUTPUT": "papyrus"}):
+        with pytest.raises(Refusal):
+            applied("trace", [], variables)
+
+
 def test_a_slip_is_noticed(capsys: Capture) -> None:
     """A name that is nearly one of ours is told; somebody else's, or another verb's, is none of our business."""
     variables = {"PARTITA_TIMEUOT": "1", "PARTITA_KVM_ANYWAY": "1", "PARTITA_STOP_GRACE": "1", "PARTITAX": "1"}
