@@ -11,6 +11,7 @@ import pytest
 
 from partitions.cli.common import FAILED, TIMED_OUT
 from partitions.cli.main import main
+from tests.partitions.copies import copied_example
 
 ROOT = Path(__file__).parents[2]
 STORY = ROOT / "docs" / "story-of-a-disk-read.md"
@@ -60,8 +61,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recordings of both pages on the virtual clock."""
     folder = tmp_path_factory.mktemp("told")
     quiet = ["--no-lines", "--clock", "virtual", "--pcap"]
-    assert main(["run", "03-disk", *quiet, str(folder / "disk.pcapng")]) == 0
-    assert main(["run", "08-questions", "--timeout", "1", *quiet, str(folder / "questions.pcapng")]) == TIMED_OUT
+    assert main(["run", str(copied_example("03-disk", folder)), *quiet, str(folder / "disk.pcapng")]) == 0
+    example = str(copied_example("08-questions", folder))
+    assert main(["run", example, "--timeout", "1", *quiet, str(folder / "questions.pcapng")]) == TIMED_OUT
     return folder
 
 
@@ -81,7 +83,7 @@ def test_a_page_shows_what_is_printed(page: Path, recorded: Path, capsys: pytest
 def test_where_the_time_of_the_slowest_read_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the real clock: a read of the shelf, from guest to guest, and a last line with one of the page's reasons."""
     file = tmp_path / "questions.pcapng"
-    assert main(["run", "08-questions", "--no-lines", "--pcap", str(file)]) == FAILED
+    assert main(["run", str(copied_example("08-questions", tmp_path)), "--no-lines", "--pcap", str(file)]) == FAILED
     story = next(command for command, _ in told(QUESTIONS) if "slowest" in command)
     lines = printed(capsys, story, tmp_path)
     assert re.match(r"reader/1/0x\w+(\.\d+)?  SCSI READ\(10\) lba=\d+ blocks=\d+ -> good", lines[0])

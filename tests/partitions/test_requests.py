@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, TraceEvent
 from partitions import determinism, requests
 from partitions.host import open_host
 from partitions.requests import Outcome, Request, RequestTracker, track
+from tests.partitions.copies import copied_example
 from tests.partitions.crossings import INBAND, Crossings
 from vmbus.ring import PacketType
 
@@ -458,13 +460,13 @@ def generate(choose: random.Random, crossings: Crossings) -> dict[str, list[Trac
 
 
 @pytest.mark.parametrize("example", ["02-channel", "03-disk", "07-versions", "21-own-vsp"])
-def test_real_runs(example: str) -> None:
+def test_real_runs(example: str, tmp_path: Path) -> None:
     """Each packet of a real run that wants a completion is a request, is answered, and came because of a signal."""
     events: list[TraceEvent] = []
     found: list[Request] = []
 
     async def run() -> None:
-        async with open_host(example) as host:
+        async with open_host(copied_example(example, tmp_path)) as host:
             tracker = RequestTracker(host.trace.names)
             host.trace.add_sink(events.append)
             host.trace.add_sink(lambda event: found.extend(tracker.feed(event)))

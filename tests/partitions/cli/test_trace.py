@@ -18,6 +18,7 @@ from partitions.cli.trace_views import BusVersions, Lines
 from partitions.decode.field import Field
 from partitions.filters import parse_filter
 from partitions.recording.recorder import Recorder
+from tests.partitions.copies import copied_example
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main", "trace"]
 
@@ -27,7 +28,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Example 03 on the virtual clock, as a recording and as JSON lines."""
     folder = tmp_path_factory.mktemp("recorded")
     options = ["--clock", "virtual", "--pcap", str(folder / "disk.pcapng"), "--trace", str(folder / "disk.jsonl")]
-    assert main(["run", "03-disk", "--no-lines", *options]) == 0
+    assert main(["run", str(copied_example("03-disk", folder)), "--no-lines", *options]) == 0
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from partitions.cli.main import main
 from tests.doubles import trace_events_checker
+from tests.partitions.copies import copied_example
 
 Capture = Any
 
@@ -18,8 +19,9 @@ Capture = Any
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The disk example on the virtual clock."""
-    file = tmp_path_factory.mktemp("recorded") / "disk.pcapng"
-    assert main(["run", "03", "--clock", "virtual", "--seed", "1", "--pcap", str(file)]) == 0
+    folder = tmp_path_factory.mktemp("recorded")
+    example, file = str(copied_example("03-disk", folder)), folder / "disk.pcapng"
+    assert main(["run", example, "--clock", "virtual", "--seed", "1", "--pcap", str(file)]) == 0
     return str(file)
 
 
@@ -45,7 +47,8 @@ def test_sequence_of_a_recording(recording: str, capsys: Capture, tmp_path: Path
 def test_a_recording_draws_what_the_run_did(tmp_path: Path) -> None:
     """Nothing is lost on the way through a file: of one run, the timeline drawn later is that drawn live."""
     recorded, live, later = (tmp_path / name for name in ("disk.pcapng", "live.json", "later.json"))
-    assert main(["run", "03", "--clock", "virtual", "--pcap", str(recorded), "--timeline", str(live)]) == 0
+    example = str(copied_example("03-disk", tmp_path))
+    assert main(["run", example, "--clock", "virtual", "--pcap", str(recorded), "--timeline", str(live)]) == 0
     assert main(["trace", str(recorded), "--timeline", str(later)]) == 0
     assert later.read_text() == live.read_text()
 

@@ -11,6 +11,7 @@ import pytest
 from partitions.cli.main import main
 from partitions.dissector import PATH
 from tests.doubles.tshark import TSHARK, needs_tshark, run_tshark
+from tests.partitions.copies import copied_example
 
 pytestmark = needs_tshark
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        assert main(["run", "03-disk", "--clock", "virtual", "--pcap", "run.pcapng"]) == 0
+        assert main(["run", str(copied_example("03-disk", path)), "--clock", "virtual", "--pcap", "run.pcapng"]) == 0
     return path
 
 

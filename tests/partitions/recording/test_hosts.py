@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from partitions.recording.file import record_to
 from partitions.recording.reader import Recording, RecordingReader, read_recording
 from partitions.recording.recorder import Recorder
 from tests.doubles.recordings import drain
+from tests.partitions.copies import copied_example
 from vmbus.protocol.versions import Version
 
 
@@ -22,7 +24,8 @@ def run_disk(path: Path, *, late: bool = False) -> list[TraceEvent]:
     live: list[TraceEvent] = []
 
     async def main() -> None:
-        async with partitions.open_host("03-disk") as host:
+        example = copied_example("03-disk", Path(tempfile.mkdtemp(dir=path.parent)))
+        async with partitions.open_host(example) as host:
 
             def sink(event: TraceEvent) -> None:
                 live.append(msgspec.structs.replace(event, vm=vm_name(host.trace.names, event)))
