@@ -54,7 +54,7 @@ async def run(*arguments: str) -> int:
 async def test_lines_until_there_are_enough(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Filtered where they are made, shown as they come; --limit ends it."""
     async with reading(tmp_path) as path:
-        arguments = ("--host", path, "--filter", "event=scsi_command", "--limit", "3", "-o", "json")
+        arguments = ("--host", path, "--filter", "event=scsi_command,text=READ(10)", "--limit", "3", "-o", "json")
         assert await run(*arguments) == OK
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(line["vm"], line["words"]) for line in lines] == [("web", "SCSI READ(10) lba=0 blocks=1")] * 3
