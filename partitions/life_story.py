@@ -104,6 +104,8 @@ class LifeTeller:
         self._vms: dict[str, None] = {}
         self._known_channels: dict[int, None] = {}
         self._contacts: list[_Contact] = []
+        self._let_go = False
+        """The guest has let go of the bus, or was reset: its next contact is a new beginning."""
         self._version_before = ""
         """What a recording that began later says was agreed on."""
         self._asked = ""
@@ -174,6 +176,7 @@ class LifeTeller:
                 self._end = event
                 self._add(event, f"the end: {event.words}")
             case Layer.STATE, name if name not in _QUIET:
+                self._let_go |= name == "partition_reset"
                 if name != "vmbus_channel":
                     connection = name == "vmbus_connection"
                     self._add(event, f"{name.replace('_', ' ')}: {event.words}".removesuffix(": "), answer=connection)
@@ -186,6 +189,8 @@ class LifeTeller:
                 if isinstance(value, int) and value:
                     self._add(event, f"the guest says what it is: {os_words(value)}")
             case Layer.CONTROL, "initiate_contact":
+                if self._let_go:
+                    self._forget_contacts()
                 self._contacts.append(_Contact(said.get("version", "?")))
                 self._add(event, f"the guest asks for VMBus {said.get('version', '?')}")
             case Layer.CONTROL, "refused_contact":
@@ -194,6 +199,7 @@ class LifeTeller:
             case Layer.CONTROL, "version_response":
                 self._answered(event, said)
             case Layer.CONTROL, "request_offers" | "unload" | "all_offers_delivered" | "unload_complete":
+                self._let_go |= event.event == "unload"
                 self._add(event, _MESSAGES[event.event].format(offers=len(self._known_channels)))
             case Layer.CONTROL, "rescind_channel_offer":
                 self._add(event, f"the host takes channel {event.channel} ({self._device(event)}) away")
@@ -204,6 +210,9 @@ class LifeTeller:
 
     def _state(self, event: TraceEvent) -> None:
         cause, by = str(event.fields.get("cause", "")), str(event.fields.get("by", ""))
+        if cause in ("start", "restart"):
+            self._forget_contacts()
+            self._asked, self._end = "", None
         words = _CHANGES.get(cause, cause.replace("_", " "))
         if "somebody" in words:
             words = words.replace("somebody", by or _SOMEBODY)
@@ -212,6 +221,12 @@ class LifeTeller:
         elif by:
             words += f" (asked by {by})"
         self._add(event, f"{event.words.partition(', asked by')[0]}: {words}")
+
+    def _forget_contacts(self) -> None:
+        """What comes now is another connection; the answers are about the last one."""
+        self._contacts.clear()
+        self._let_go = False
+        self._version_before = ""
 
     def _answered(self, event: TraceEvent, said: dict[str, str]) -> None:
         accepted = said.get("supported", "0") != "0" and said.get("state", "0") == "0"

@@ -170,7 +170,8 @@ class RequestTracker:
         self._names = {} if names is None else names
         self._vms: dict[int, str] = {}
         self._channels: OrderedDict[tuple[int, int], _Channel] = OrderedDict()
-        self._uses: OrderedDict[tuple[int, int, bool, int], int] = OrderedDict()
+        self._uses: OrderedDict[tuple[str, int, bool, int], int] = OrderedDict()
+        """By VM, since one that starts again is another partition."""
         self._count = 0
         self._held = 0
         self._signal: _Signal | None = None
@@ -338,13 +339,13 @@ class RequestTracker:
         if self._count >= MAX_OPEN_IN_ALL:
             self.forgotten[key] += 1
             return over
-        number = _int(event, "transaction_id")
+        number, vm = _int(event, "transaction_id"), self._vm(event)
         request = Request(
-            vm=self._vm(event),
+            vm=vm,
             partition=event.partition,
             channel=key[1],
             transaction_id=number,
-            number=self._use(*key, by_host, number),
+            number=self._use(vm, key[1], by_host, number),
             by_host=by_host,
             device=str(event.fields.get("device", "")),
             words=event.words,
@@ -369,7 +370,7 @@ class RequestTracker:
             self._sending.asked.append(request)
         return over
 
-    def _use(self, *key: *tuple[int, int, bool, int]) -> int:
+    def _use(self, *key: *tuple[str, int, bool, int]) -> int:
         uses = self._uses.pop(key, 0) + 1
         self._uses[key] = uses
         if len(self._uses) > MAX_NUMBERED:

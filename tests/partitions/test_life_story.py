@@ -126,6 +126,26 @@ def test_a_channel_that_is_opened_again() -> None:
     assert live(crossings, channel=1).answers["end"] == "it was not closed in this trace"
 
 
+@pytest.mark.parametrize("again", ["start", "unload", "partition_reset"])
+def test_a_second_life(again: str) -> None:
+    """After a restart, a reset or an unload the answers are about the connection that came last."""
+    crossings = Crossings()
+    contact(crossings, "9.9", agreed=False)
+    contact(crossings, "4.0", agreed=True)
+    ended(crossings, "crashed")
+    match again:
+        case "start":
+            state(crossings, "off -> starting", "start")
+        case "unload":
+            crossings.control(2, "unload", direction=TO_ROOT)
+        case _:
+            crossings.emit(Layer.STATE, "partition_reset", 2)
+    contact(crossings, "5.3", agreed=True)
+    life = live(crossings)
+    assert life.answers["version"] == "VMBus 5.3, the first that the guest asked for"
+    assert (life.answers["end"] == "it has not ended in this trace") is (again == "start")
+
+
 def test_a_contact_that_fails() -> None:
     """A version that the host has, and a connection that it could not make."""
     crossings = Crossings()

@@ -185,6 +185,16 @@ def test_ids_are_used_again() -> None:
     assert [request.name.partition("0x")[2] for request in follow(crossings)] == ["4", "4.2", "4.3", "4.4"]
 
 
+def test_a_vm_that_starts_again_goes_on_counting() -> None:
+    """It is another partition then, and its requests have names of their own nevertheless."""
+    crossings = Crossings()
+    for partition in (2, 4):
+        crossings.packets(partition, 1, [1])
+        crossings.answers(partition, 1, [1])
+    found = track(crossings.events, {2: "reader", 4: "reader"})
+    assert [request.name for request in found] == ["reader/1/0x1", "reader/1/0x1.2"]
+
+
 def test_the_host_asks_too() -> None:
     """A packet of the host's that wants an answer, answered as integration components are: in band."""
     crossings = Crossings()
