@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## boot two children, give them disks, show their traffic
 	$(BIN)/partita run 03-disk -vv --trace-filter 'layer=state|control|device'
 
-test: $(READY) ## the fast test suite
-	$(BIN)/python -m pytest -q
+test: $(READY) ## the fast test suite, on all processors
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 LINUX_TESTS ?= tests/linux_guest
 
