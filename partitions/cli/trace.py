@@ -73,11 +73,12 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--sort", choices=("duration", "time", "name"), default="duration", help="how --requests orders them"
     )
-    parser.set_defaults(call=call)
+    parser.set_defaults(call=partial(call, parser))
 
 
-def call(options: argparse.Namespace) -> int:
+def call(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Show it."""
+    _give_way(parser, options)
     _check(options)
     from partitions.cli.trace_sources import Reading, open_trace, read_file
 
@@ -114,6 +115,24 @@ def _hint(path: str, wanted: frozenset[str]) -> None:
     there = names_in(path)
     for name in sorted(wanted - there - {ROOT_NAME}):
         print(f"note: {unknown('VM', name, sorted(there))}", file=sys.stderr)
+
+
+def _give_way(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What the environment says for every `partita trace` is not meant where it does not go with the command line."""
+    drawn = not _only_lines(options)
+    unfit = {
+        "host": options.file is not None,
+        "seconds": options.file is not None,
+        "follow": options.file is None,
+        "filter": options.story is not None,
+        "hex": drawn and options.story is None,
+        "tail": drawn,
+    }
+    for name, does_not_fit in unfit.items():
+        # The environment's values are the parser's defaults by now.
+        default = parser.get_default(name)
+        if does_not_fit and default and getattr(options, name) == default:
+            setattr(options, name, {"follow": False, "hex": 0}.get(name))
 
 
 def _check(options: argparse.Namespace) -> None:

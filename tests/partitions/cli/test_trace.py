@@ -229,6 +229,23 @@ def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], expecte
     assert expected in refused(capsys, *arguments)
 
 
+def test_the_environment_gives_way(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host or a filter for every command does not stand in the way of one that it does not go with."""
+    file = recorded / "disk.pcapng"
+    plain = {what: shown(capsys, file, *what.split()) for what in ("--story slowest", "--requests", "--limit 2")}
+    for name, value in (("HOST", "web"), ("FOR", "3"), ("FILTER", "layer=packet"), ("HEX", "1"), ("TAIL", "2")):
+        monkeypatch.setenv(f"PARTITA_TRACE_{name}", value)
+    assert shown(capsys, file, "--story", "slowest", "--limit", "2")[0] == plain["--story slowest"][0]
+    monkeypatch.delenv("PARTITA_TRACE_FILTER")
+    assert shown(capsys, file, "--requests") == plain["--requests"]
+    assert "takes a FILE, or --host" in refused(capsys, file, "--host", "other")
+    monkeypatch.delenv("PARTITA_TRACE_HEX")
+    monkeypatch.setenv("PARTITA_TRACE_FILTER", "event=vm_ended")
+    assert [line.split()[1] for line in shown(capsys, file)] == ["reader", "writer"]
+
+
 def test_standard_input(recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`-` is a pipe with either form."""
     for name in ("disk.pcapng", "disk.jsonl"):
