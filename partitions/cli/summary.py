@@ -50,6 +50,8 @@ class VmRow(msgspec.Struct, frozen=True):
     resets: int
     restarts: int
     """By its restart policy."""
+    by: str
+    """Who asked for the end; empty where nobody did."""
     console: list[str]
     """The last lines."""
 
@@ -73,6 +75,7 @@ def row_of(vm: Vm) -> VmRow:
         faults=statistics.faults,
         resets=0 if record is None else record.resets,
         restarts=vm.restarts,
+        by="" if record is None else record.by,
         console=vm.console.lines()[-20:],
     )
 

@@ -55,7 +55,7 @@ def test_json(topology: MakeTopology, capsys: Capture) -> None:
         "ok": False,
         "resets": 0,
     }
-    assert vm["console"][0] == "hello"
+    assert (vm["console"][0], vm["by"]) == ("hello", "")
     assert errors == "error: VM web: powered off, exit code 3\n"
 
 
@@ -111,7 +111,7 @@ def test_timeout(topology: MakeTopology, capsys: Capture) -> None:
         folder = topology(web="while True:\n    await guest.sleep(1)")
         status, document, errors = run_json(capsys, folder, "--timeout", "0.05", "--clock", clock)
         assert (status, document["ending"]) == (124, "timed out")
-        assert document["vms"][0]["exit"] == "turned off"
+        assert (document["vms"][0]["exit"], document["vms"][0]["by"]) == ("turned off", "--timeout")
         assert "timed out: VMs that were still on have been turned off" in errors
 
 
