@@ -49,6 +49,8 @@ Place = Literal["guest", "hypervisor", "root"]
 
 _INTEGRATION: Final = frozenset({"heartbeat", "shutdown", "time-sync", "kvp", "vss", "file-copy"})
 """Devices whose host asks and whose guest answers, by in-band packets without flags."""
+_NAMED: Final = frozenset({"storage", "ide"})
+"""Devices whose events name the request that they are about; what they say without is about none."""
 _CONNECTION = re.compile(r"\bconnection_id=(0x[0-9a-f]+)")
 
 
@@ -421,8 +423,9 @@ class RequestTracker:
             waiting = channel.open.get((False, number)) or channel.open.get((True, number))
             request = waiting[0] if waiting else None
         elif len(channel.order) == 1:
-            # Who names no transaction can only mean the one that there is.
-            request = next(iter(channel.order.values()))
+            # Who names no transaction can only mean the one that there is, or, where requests are named, none.
+            alone = next(iter(channel.order.values()))
+            request = None if alone.device in _NAMED else alone
         if request is None:
             channel.announced = event if event.direction == TO_CHILD else None
             return

@@ -266,7 +266,8 @@ def test_what_a_guest_says_is_not_always_an_answer() -> None:
 def test_what_a_device_says_of_a_request() -> None:
     """The first that it says is what was asked. Who names no request means the only one, and none of two."""
     crossings = Crossings()
-    crossings.packets(2, 1, [1])
+    (asked,) = crossings.packets(2, 1, [1])
+    asked.fields["device"] = "dice"
     crossings.device(2, 1, 1, "SCSI READ(10)")
     crossings.device(2, 1, 1, "a second look")
     alone = crossings.emit(Layer.DEVICE, "note", 2, direction=TO_ROOT, channel=1)
@@ -277,6 +278,16 @@ def test_what_a_device_says_of_a_request() -> None:
     assert first.words == "SCSI READ(10)"
     assert hops(first)[-1] is alone
     assert len(second.hops) == 1
+
+
+def test_what_a_disk_says_by_itself_is_no_result() -> None:
+    """ENUMERATE_BUS while a read is under way."""
+    crossings = Crossings()
+    crossings.packets(2, 1, [1])
+    crossings.emit(Layer.DEVICE, "storage_control", 2, direction=TO_CHILD, channel=1, words="ENUMERATE_BUS")
+    crossings.answers(2, 1, [1])
+    (request,) = follow(crossings)
+    assert (request.result, len(request.hops)) == ("", 2)
 
 
 def test_a_monitored_channel_that_closes() -> None:
