@@ -140,18 +140,18 @@ class LifeTeller:
         if self._vm not in self._vms:
             raise UnknownLife(unknown("VM", self._vm, list(self._vms)))
         if self._channel is None:
-            answers = dict(self._vm_answers())
-            return Life(name=self._vm, moments=self._moments, left_out=self._left_out, answers=answers)
+            answers = _printed(self._vm_answers())
+            return Life(name=printable(self._vm), moments=self._moments, left_out=self._left_out, answers=answers)
         if self._channel not in self._known_channels:
             there = ", ".join(map(str, sorted(self._known_channels)))
             has = f"it has {there}" if there else "none of its channels is in it"
             raise UnknownLife(f"{self._vm} has no channel {self._channel} in this trace; {has}")
         return Life(
-            name=f"{self._vm}/{self._channel}",
-            device=self._channels.device(self._vm, self._channel),
+            name=printable(f"{self._vm}/{self._channel}"),
+            device=printable(self._channels.device(self._vm, self._channel)),
             moments=self._moments,
             left_out=self._left_out,
-            answers=dict(self._channel_answers(self._channel)),
+            answers=_printed(self._channel_answers(self._channel)),
         )
 
     def _began(self, event: TraceEvent) -> None:
@@ -356,6 +356,10 @@ _MESSAGES: Final = {
     "unload": "the guest lets go of the bus",
     "unload_complete": "the host has let go as well",
 }
+
+
+def _printed(answers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {question: printable(answer) for question, answer in answers}
 
 
 def _who(event: TraceEvent) -> str:

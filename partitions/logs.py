@@ -44,6 +44,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+LONGEST_NAME = 64
+"""Characters of a name that begins every line. VMs here have shorter ones; a file may hold any."""
+
+
+def short_name(text: str) -> str:
+    """A name out of a file, `printable` and cut: it cannot drive the terminal, nor make a small file a gigabyte."""
+    return printable(text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}...")
+
+
 # Lines for people
 
 _DIM, _BOLD, _RESET = "\033[2m", "\033[1m", "\033[0m"
@@ -66,7 +75,7 @@ class HumanRenderer:
 
     def __call__(self, logger: object, method: str, event: EventDict) -> str:
         """`   1.234567  web   control    >root   open_channel            ch 5  120 B  words`."""
-        vm, words = event["vm"], event.get("words", "")
+        vm, words = short_name(event["vm"]), event.get("words", "")
         self._vm_width = max(self._vm_width, len(vm))
         parts = [
             f"{event['layer']:<9}",
@@ -80,14 +89,15 @@ class HumanRenderer:
         # Where there are no colours the level is a word, after the columns so that they stay aligned.
         mark = "" if self._colour or event["level"] < Level.WARNING else f"{Level(event['level']).name.lower()}: "
         if words or mark:
-            parts.append(mark + printable(words))
+            parts.append(mark + words)
         said = _SAID_IN_WORDS.get(event["layer"], ())
         parts.extend(
             f"{key}={_value(key, value)}"
             for key, value in event.items()
             if key not in said and _tells(key, value, words)
         )
-        moment, name, rest = f"{event['time']:11.6f}", f"{vm:<{self._vm_width}}", "  ".join(parts).rstrip()
+        # In one go, names of events and fields too: a trace may be somebody else's file.
+        moment, name, rest = f"{event['time']:11.6f}", f"{vm:<{self._vm_width}}", printable("  ".join(parts).rstrip())
         if not self._colour:
             return f"{moment}  {name}  {rest}"
         tint = self._vms.setdefault(vm, _VM_COLOURS[len(self._vms) % len(_VM_COLOURS)])

@@ -16,7 +16,7 @@ import msgspec
 
 from hypervisor.clock import seconds
 from hypervisor.trace import TraceEvent
-from partitions.logs import printable
+from partitions.logs import printable, short_name
 from partitions.requests import Outcome, Request, RequestTracker
 from partitions.story import Likes
 
@@ -202,8 +202,8 @@ def lines(table: Table) -> list[str]:
         "<<>><",
         [
             (
-                row.name,
-                row.device or "-",
+                printable(row.name),
+                short_name(row.device) or "-",
                 f"{row.started_s:.6f} s",
                 f"{row.duration_us:.1f} us",
                 _what(row),
@@ -219,8 +219,8 @@ def lines(table: Table) -> list[str]:
         "<<>>>>>>",
         [
             (
-                row.vm,
-                row.device or "-",
+                short_name(row.vm),
+                short_name(row.device) or "-",
                 str(row.requests),
                 str(row.bytes),
                 *(f"{value:.1f}" for value in (row.p50_us, row.p90_us, row.p99_us, row.longest_us)),

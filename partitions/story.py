@@ -216,18 +216,18 @@ def tell(
                 took_us=(end - hop.time) / _US,
                 share=(end - hop.time) / total if total else 0.0,
                 depth=depth,
-                who=who,
+                who=printable(who),
                 words=printable(_words(hop, request, events, places[index])),
                 event=hop.event.event,
-                waited_for=waited,
-                meanwhile=meanwhile,
+                waited_for=printable(waited),
+                meanwhile=[printable(one) for one in meanwhile],
                 data=hop.event.data.hex() if with_bytes else "",
                 direction=hop.event.direction,
             )
         )
     return Story(
-        name=request.name,
-        device=request.device,
+        name=printable(request.name),
+        device=printable(request.device),
         words=printable(request.words),
         result=printable(request.result),
         outcome=request.outcome.value,

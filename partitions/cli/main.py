@@ -97,6 +97,12 @@ def _unknown_verb(word: str, names: Sequence[str]) -> str:
     return f'there is no verb "{word}"; there are {", ".join(names)}'
 
 
+def _shown(refusal: Refusal) -> str:
+    """Its text, which may have names out of files in it; lines stay lines."""
+    text = str(refusal)
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 a guest failed, 2 usage or topology, 124 timeout."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -117,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+        print(f"error: {_shown(refusal)}", file=sys.stderr)
         return refusal.status
     except BrokenPipeError:
         # The reader of a pipe has gone, as `head` does; what is left in the buffer must not fail at exit again.

@@ -111,10 +111,11 @@ def _hint(path: str, wanted: frozenset[str]) -> None:
     """Nothing matched: perhaps the VM has another name. Read it all, for once, to know which there are."""
     from partitions.cli.trace_sources import names_in
     from partitions.life_story import unknown
+    from partitions.logs import printable
 
     there = names_in(path)
     for name in sorted(wanted - there - {ROOT_NAME}):
-        print(f"note: {unknown('VM', name, sorted(there))}", file=sys.stderr)
+        print(f"note: {printable(unknown('VM', name, sorted(there)))}", file=sys.stderr)
 
 
 def _give_way(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

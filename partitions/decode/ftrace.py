@@ -24,13 +24,17 @@ from vmbus.protocol.table import describe, event_name
 from vmbus.protocol.versions import Version, version_text
 
 _LINE = re.compile(
-    r"^\s*(?P<task>.*?)\s*\[(?P<cpu>\d+)\]\s+(?:[^\s:]+\s+)?(?P<time>\d+\.\d+):\s+(?:\w+:)?(?P<event>\w+):\s*(?P<rest>.*)$"
+    r"^.*?\[(?P<cpu>\d{1,6})\]\s+(?:[^\s:]+\s+)?(?P<time>\d{1,12}\.\d{1,12}):\s+(?:\w+:)?(?P<event>\w+):\s*(?P<rest>.*)$"
 )
-_LOG_LINE = re.compile(r"^(?:<\d+>)?\[\s*(?P<time>\d+\.\d+)\](?:\[[^\]]*\])?\s+(?P<event>\w+):\s*(?P<rest>.*)$")
-_LOST = re.compile(r"\[LOST (\d+) EVENTS\]")
-_BUFFER = re.compile(r"^#\s*entries-in-buffer/entries-written:\s*(\d+)/(\d+)")
+_LOG_LINE = re.compile(
+    r"^(?:<\d+>)?\[\s*(?P<time>\d{1,12}\.\d{1,12})\](?:\[[^\]]*\])?\s+(?P<event>\w+):\s*(?P<rest>.*)$"
+)
+_LOST = re.compile(r"\[LOST (\d{1,18}) EVENTS\]")
+_BUFFER = re.compile(r"^#\s*entries-in-buffer/entries-written:\s*(\d{1,18})/(\d{1,18})")
+_CODE = re.compile(r"-?(?:[1-9][0-9]{0,9}|0|0x[0-9a-f]{1,16})")
 _FILLER = re.compile(r"^(?:sending|binding)\s+|(?<=\s)to\s+")
-_PAIR = re.compile(r"(\w+)[ =]([^\s,]+)")
+# From a word's beginning and to its end at once: a long line without pairs must not be tried from each of its letters.
+_PAIR = re.compile(r"\b(\w++)[ =]([^\s,]+)")
 
 Pairs = dict[str, str]
 _DAMAGE_SHOWN = 5
@@ -299,7 +303,7 @@ class FtraceReader:
     def _message(self, time: int, direction: str, message: Message, pairs: Pairs, fields: dict[str, Any]) -> TraceEvent:
         words, level = describe(message), Level.DEBUG
         if "ret" in pairs:
-            code = int(pairs["ret"], 0) if re.fullmatch(r"-?\w+", pairs["ret"]) else 0
+            code = int(pairs["ret"], 0) if _CODE.fullmatch(pairs["ret"]) else 0
             if code:
                 fields["ret"] = code
                 words, level = f"{words}: not sent, error {code}", Level.WARNING

@@ -50,7 +50,7 @@ class JsonLinesReader:
             try:
                 if line.strip():
                     events.append(self._event(line))
-            except (msgspec.DecodeError, KeyError, ValueError, TypeError, OverflowError) as error:
+            except (msgspec.DecodeError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 place = f"{self._name}, line {self._line}"
                 self._failure = RecordingError(place, f"is no trace event: {_reason(error)}", _REMEDY)
                 if not events:
