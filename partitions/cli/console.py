@@ -129,10 +129,11 @@ async def _take(terminal: Terminal, port: RemotePort, host: Remote, nursery: tri
 
 async def _stop(terminal: Terminal, host: Remote, force: bool) -> None:
     """By a connection of its own; a refusal is told on the terminal."""
+    from partitions.logs import printable
     from partitions.remote import RemoteError, connect
 
     try:
         async with connect(host.path) as other:
             await other.ask("stop", vm=terminal.vm, force=force)
     except RemoteError as error:
-        await terminal.write(f"\r\n[{error}]\r\n".encode())
+        await terminal.write(f"\r\n[{printable(str(error))}]\r\n".encode())

@@ -65,9 +65,12 @@ def _all_of(change: Any) -> dict[str, Any]:
 
 
 def words(change: Any) -> str:
-    """A change for people."""
+    """A change for people; how a run ended may be in the guest's words, which cannot drive the terminal."""
+    from partitions.logs import printable
+
     by = f", asked by {change.by}" if change.by else ""
     ended = f": {change.words}" if change.words else ""
     lost = f"({change.lost} lost before this)  " if change.lost else ""
     moved = f"{change.before} -> {change.after}".replace("_", " ")
-    return f"{change.time:11.6f}  {change.vm}  {lost}{moved} ({change.cause.replace('_', ' ')}{by}){ended}"
+    line = f"{change.time:11.6f}  {change.vm}  {lost}{moved} ({change.cause.replace('_', ' ')}{by}){ended}"
+    return printable(line)

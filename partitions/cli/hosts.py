@@ -92,6 +92,7 @@ def change_vms(options: argparse.Namespace, op: str, **members: Any) -> int:
     """One request for each VM that was named, all at once; the VMs as they are then, and the exit status."""
     import trio
 
+    from partitions.logs import printable
     from partitions.remote import RemoteError, RequestDenied, connect
 
     if not options.vm and not options.all:
@@ -124,7 +125,8 @@ def change_vms(options: argparse.Namespace, op: str, **members: Any) -> int:
     for name in names:
         if name in problems:
             refusal = refused(problems[name])
-            print(f"error: {refusal}" if name in str(refusal) else f"error: {name}: {refusal}", file=sys.stderr)
+            text = f"error: {refusal}" if name in str(refusal) else f"error: {name}: {refusal}"
+            print(printable(text), file=sys.stderr)
             status = max(status, refusal.status)
     return status
 

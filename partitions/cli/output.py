@@ -48,7 +48,7 @@ def show(rows: Sequence[Row], columns: Sequence[Column], form: str) -> None:
 
 
 def write_csv(rows: Sequence[Row], *, heading: bool = True) -> None:
-    """Fields that are lists or tables are left to JSON."""
+    """Fields that are lists or tables are left to JSON; control characters in a guest's words are spelled out."""
     if not rows:
         return
     names = [name for name, value in rows[0].items() if not isinstance(value, list | dict)]
@@ -60,7 +60,11 @@ def write_csv(rows: Sequence[Row], *, heading: bool = True) -> None:
 
 
 def _field(value: Any) -> Any:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
+    from partitions.logs import printable
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else printable(value) if isinstance(value, str) else value
 
 
 def aligned(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:

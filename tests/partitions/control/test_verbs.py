@@ -19,8 +19,10 @@ from typing import IO, Any
 import pytest
 
 from partitions import metrics
+from partitions.cli.events import words
 from partitions.cli.main import main
-from partitions.control_protocol import OPERATIONS, ErrorKind
+from partitions.cli.output import plain, show
+from partitions.control_protocol import OPERATIONS, Change, ErrorKind
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main"]
 GUEST = """
@@ -47,6 +49,8 @@ class Running:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self.process = process
         self.folder = folder
+        self.named = ("--host", str(process.pid))
+        """For verbs in other processes, which also see what else this user runs."""
 
     def end(self) -> tuple[int, str]:
         """Its status and the rest of what it says."""
@@ -106,7 +110,7 @@ def test_a_host_from_another_terminal(start: Callable[..., Running], runtime: Pa
         ("farm", "web", "running"),
         ("farm", "db", "running"),
     ]
-    with following() as events:
+    with following(run) as events:
         assert [row["state"] for row in answer(capsys, "pause", "--all")] == ["paused", "paused"]
         assert [row["state"] for row in answer(capsys, "resume", "web", "db")] == ["running", "running"]
         assert [row["exit"] for row in answer(capsys, "stop", "db", "web")] == ["powered off", "powered off"]
@@ -129,9 +133,9 @@ def test_a_host_from_another_terminal(start: Callable[..., Running], runtime: Pa
 
 
 @contextmanager
-def following() -> Iterator[IO[str]]:
+def following(run: Running) -> Iterator[IO[str]]:
     """What `partita events` prints in a process of its own, from the moment that it listens."""
-    call = [*COMMAND, "events", "-o", "table"]
+    call = [*COMMAND, "events", "-o", "table", *run.named]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -217,7 +221,8 @@ def test_a_killed_host(start: Callable[..., Running], runtime: Path, capsys: Cap
 def test_a_console_in_a_pipe(start: Callable[..., Running]) -> None:
     """What was printed, then what is typed there and printed here, until the VM is off."""
     run = start()
-    with subprocess.Popen([*COMMAND, "console", "web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+    call = [*COMMAND, "console", "web", *run.named]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None
         read_until(it.stdout, "up")
         assert main(["stop", "--all", "--force"]) == 0
@@ -228,10 +233,11 @@ def test_a_console_in_a_pipe(start: Callable[..., Running]) -> None:
 
 def test_a_console_on_a_terminal(start: Callable[..., Running], capsys: Capture) -> None:
     """Ctrl-] d leaves the VM to itself; Ctrl-] x turns it off."""
-    start()
+    run = start()
     for key, state in ((b"d", "running"), (b"x", "off")):
         ours, theirs = pty.openpty()
-        process = subprocess.Popen([*COMMAND, "console", "web"], stdin=theirs, stdout=theirs, stderr=theirs)
+        call = [*COMMAND, "console", "web", *run.named]
+        process = subprocess.Popen(call, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         read_terminal(ours, b"up")
         os.write(ours, b"\x1d")
@@ -283,6 +289,15 @@ def test_what_ends_a_run_is_named(tmp_path: Path, runtime: Path, capsys: Capture
     events = [json.loads(line) for line in trace.read_text().splitlines()]
     named = [(event["event"], event["by"]) for event in events if "by" in event]
     assert named == [("vm_state", "--timeout"), ("vm_ended", "--timeout")]
+
+
+def test_a_guest_cannot_drive_the_terminal(capsys: Capture) -> None:
+    """What it said as it crashed is in lines and tables with its control characters spelled out."""
+    change = Change(time=1.0, vm="web", before="running", after="off", cause="ended", words="crashed: \x1b[2Jboo")
+    assert words(change) == "   1.000000  web  running -> off (ended): crashed: \\x1b[2Jboo"
+    show([{"vm": "web", "detail": "\x1b[2Jboo"}], [("DETAIL", plain("detail"))], "table")
+    show([{"vm": "web", "detail": "\x1b[2Jboo"}], [], "csv")
+    assert capsys.readouterr().out == "DETAIL\n\\x1b[2Jboo\nvm,detail\nweb,\\x1b[2Jboo\n"
 
 
 @pytest.mark.parametrize(
