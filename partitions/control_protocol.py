@@ -19,11 +19,14 @@ from msgspec import Meta
 PROTOCOL_VERSION: Final = 1
 MAX_LINE: Final = 64 * 1024
 """Bytes of a request, its line end not counted."""
+MAX_TEXT: Final = 4096
+"""Characters of a name, a filter or a path: what takes time to read must not hold up the host's loop."""
 MAX_GRACE: Final = 3600.0
 MAX_TAIL: Final = 1000
 
 Id = int | str | None
 Seconds = Annotated[float, Meta(ge=0, le=MAX_GRACE)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
@@ -36,7 +39,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag_fiel
 class VmRequest(Request):
     """What every request about one VM has."""
 
-    vm: str
+    vm: Text
 
 
 class Hello(Request, tag="hello"):
@@ -46,13 +49,13 @@ class Hello(Request, tag="hello"):
 class Ps(Request, tag="ps"):
     """The VMs: a list of `partitions.figures.VmFigures`."""
 
-    vm: str | None = None
+    vm: Text | None = None
 
 
 class Stats(Request, tag="stats"):
     """What went through the VMs: a list of `partitions.figures.VmCounters`."""
 
-    vm: str | None = None
+    vm: Text | None = None
 
 
 class Start(VmRequest, tag="start"):
@@ -105,7 +108,7 @@ class RemoveDisk(VmRequest, tag="remove-disk"):
 class Events(Request, tag="events"):
     """A stream: changes of VMs' states from now on as JSON lines, each a `Change`."""
 
-    vm: str | None = None
+    vm: Text | None = None
 
 
 class Trace(Request, tag="trace"):
@@ -114,14 +117,14 @@ class Trace(Request, tag="trace"):
     The recording says how much that was, and where.
     """
 
-    filter: str = ""
+    filter: Text = ""
     """As `--trace-filter` takes it; everything by default."""
 
 
 class Inspect(Request, tag="inspect"):
     """A stream: the tree below a path, which ends with it."""
 
-    path: str = ""
+    path: Text = ""
     depth: Annotated[int, Meta(ge=0)] | None = None
     """Levels; all by default."""
     form: Literal["tree", "json"] = "json"
@@ -130,8 +133,8 @@ class Inspect(Request, tag="inspect"):
 class Update(Request, tag="update"):
     """Change a setting of the tree; its value then, in words."""
 
-    path: str
-    value: str
+    path: Text
+    value: Text
 
 
 class ConsoleOf(VmRequest, tag="console"):

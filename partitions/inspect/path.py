@@ -11,6 +11,8 @@ from hypervisor.inspect import Branch, Fault, Gone, Leaf, Node
 MOST_COMPARED: Final = 200
 """Names that are looked at for one like the wrong one: it takes time, and the loop waits."""
 MOST_NAMED: Final = 12
+MOST_PARTS: Final = 64
+"""Of one name that has slashes in it, as a file's path. A path of ten thousand would be tried for seconds."""
 
 
 class InspectError(LookupError):
@@ -55,7 +57,7 @@ def opened(node: Node, place: str) -> Branch | Leaf:
 
 def _child(branch: Branch, rest: list[str], place: str) -> tuple[int, Node]:
     """The child that the next parts of a path name, and how many they are: some names have slashes in them."""
-    for count in range(1, len(rest) + 1):
+    for count in range(1, min(len(rest), MOST_PARTS) + 1):
         try:
             return count, branch.child("/".join(rest[:count]))
         except Gone:

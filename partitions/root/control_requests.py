@@ -82,6 +82,7 @@ async def converse(link: Link) -> None:
             await link.answer(refusal("bad_line", f"a line has at most {protocol.MAX_LINE} bytes"))
             return
         if not untrusted_line.strip():
+            await trio.lowlevel.checkpoint()  # a megabyte of line ends is no reason to hold up others
             continue
         try:
             request = protocol.decode(untrusted_line)

@@ -132,6 +132,8 @@ async def test_every_verb_has_its_word() -> None:
         (b'{"op":"stop","vm":"web","grace":1e999}', "grace: Number out of range"),
         (b'{"op":"start","vm":"w\\u0000eb"}', "no VM is called"),
         (b'{"op":"add-disk","vm":"web","path":"a\\u0000b"}', "there is no file"),
+        (b'{"op":"inspect","path":"vm/%b"}' % (b"a/" * 30_000), "path: Expected `str` of length <= 4096"),
+        (b'{"op":"trace","filter":"event=%b"}' % (b"*a" * 30_000), "filter: Expected `str` of length <= 4096"),
     ],
 )
 async def test_garbage_gets_an_error_line(tmp_path: Path, line: bytes, words: str) -> None:
@@ -150,6 +152,26 @@ async def test_garbage_gets_an_error_line(tmp_path: Path, line: bytes, words: st
             assert answers[0]["id"] == (7 if b'"id":7' in line else None)
             assert (answers[1]["ok"], answers[1]["id"]) == (True, 8)
         assert host["web"].state is VmState.OFF
+
+
+async def test_lines_without_words_hold_up_nobody(tmp_path: Path) -> None:
+    """Each is passed over at once, and all that had come were, 60,000 in a row: the host stood still meanwhile."""
+    async with asked_host(tmp_path) as (_, control, _), trio.open_nursery() as nursery:
+        rounds = 0
+
+        async def others() -> None:
+            nonlocal rounds
+            while True:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+
+        async with await trio.open_unix_socket(control.path) as stream:
+            await stream.send_all(b"\n" * 20_000)
+            nursery.start_soon(others)
+            await stream.send_all(b'{"op":"hello"}\n')
+            assert b'"ok":true' in await stream.receive_some()
+            assert rounds > 5_000
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:

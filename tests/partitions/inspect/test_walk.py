@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypervisor.inspect import Branch, Claim, Fault, Gone, Hex, Histogram, Log2Counts, Many, Node, Setting, by_hex, data
 from partitions.inspect import InspectError, look, update, write_out
 from partitions.inspect.answers import TURN_RUNS
-from partitions.inspect.path import find
+from partitions.inspect.path import MOST_PARTS, find
 from partitions.inspect.render import FOLDED, Values, json_pieces, plain, tree_lines, words
 from partitions.inspect.walk import LONGEST_RUN, Mark, runs, walk
 
@@ -365,3 +365,19 @@ async def test_the_real_clock_is_looked_at() -> None:
     assert len(pieces) >= 4
     with pytest.raises(InspectError):
         await write_out(TREE, "nothing", depth=None, form="tree", send=send)
+
+
+def test_a_path_of_ten_thousand_parts_is_refused_at_once() -> None:
+    """It was tried as one name of two parts, of three, and so on: four seconds in which the host stood still."""
+    tried: list[int] = []
+
+    class Asked(Branch):
+        __slots__ = ()
+
+        def child(self, name: str) -> Node:
+            tried.append(len(name))
+            raise Gone(name)
+
+    with pytest.raises(InspectError, match='there is no "a" in the root'):
+        find(Asked({}), "a/" * 10_000)
+    assert len(tried) == MOST_PARTS
