@@ -139,10 +139,10 @@ def _file(given: list[str], kind: str | None) -> str | None:
         if sys.stdin.isatty():
             raise Refusal("takes digits, a file, or - for standard input; partita decode --help has examples")
         return "-"
-    if len(given) == 1 and (given[0] == "-" or Path(given[0]).is_file()):
+    if len(given) == 1 and (given[0] == "-" or _is_file(given[0])):
         return given[0]
     for word in given:
-        if word == "-" or (len(given) > 1 and Path(word).is_file() and not _digits_only(word)):
+        if word == "-" or (len(given) > 1 and _is_file(word) and not _digits_only(word)):
             raise Refusal(f"{word}: one file at a time, and not beside digits")
     first = given[0]
     if not _digits_only(first) and kind not in ("hypercall", "result", "msr") and _path_like(first):
@@ -150,9 +150,19 @@ def _file(given: list[str], kind: str | None) -> str | None:
             near = difflib.get_close_matches(Path(first).name, os.listdir(Path(first).parent), n=1)
         except OSError:
             near = []
+        if near and near[0] == Path(first).name:
+            raise Refusal(f"{first}: a folder; name a file in it")
         hint = f'did you mean "{Path(first).parent / near[0]}"?' if near else "and it is no hexadecimal digits"
         raise Refusal(f"{first}: there is no such file; {hint}")
     return None
+
+
+def _is_file(word: str) -> bool:
+    """Whatever can be read, a pipe of the shell's too. Digits may be more than a name can have letters."""
+    try:
+        return Path(word).exists() and not Path(word).is_dir()
+    except OSError:
+        return False
 
 
 def _digits_only(word: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -140,6 +141,26 @@ def test_files_and_standard_input(tmp_path: Path, capsys: Capture, monkeypatch: 
     assert "30 30 30 30 30 30 20 30 .." in capsys.readouterr().out
 
 
+def test_digits_too_long_for_a_file_name(capsys: Capture) -> None:
+    """A long packet is pasted as one word, and no file system has room for a name of that length."""
+    assert main(["decode", "--as", "payload", "00" * 600]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_shell_substitutes(capsys: Capture) -> None:
+    """`partita decode <(command)` names a pipe, which is a file to read as any other."""
+    ours, theirs = os.pipe()
+    try:
+        os.write(theirs, b"0e00000000000000 0300050000000000 0200000000000000 0040000600000000 0050000600000000")
+    finally:
+        os.close(theirs)
+    try:
+        assert main(["decode", "-s", f"/dev/fd/{ours}"]) == 0
+    finally:
+        os.close(ours)
+    assert capsys.readouterr().out.startswith("INITIATE_CONTACT version=5.3")
+
+
 def test_a_guests_trace(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines as of a live trace, and the story; JSON lines for programs; a filter."""
     path = tmp_path / "trace.txt"
@@ -170,6 +191,8 @@ def test_a_guests_trace(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Mon
         (["--as", "msr", "SIMP", "0x10000000000000000"], '"0x10000000000000000" has more than 64 bits'),
         (["nowhere/trace.txt"], "nowhere/trace.txt: there is no such file; and it is no hexadecimal digits"),
         (["0800", "-"], "-: one file at a time, and not beside digits"),
+        (["/usr/lib"], "/usr/lib: a folder; name a file in it"),
+        (["x" * 300 + ".bin"], ".bin: there is no such file; and it is no hexadecimal digits"),
     ],
 )
 def test_refusals(words: list[str], complaint: str, capsys: Capture) -> None:
