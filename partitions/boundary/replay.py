@@ -150,7 +150,8 @@ class Comparison:
         if self.parted:
             return f"parted at {self.parted}"
         if self.complete:
-            return f"{self.same} lines, all as recorded"
+            whole = self.record.lines[-1:] == [_GONE]
+            return f"{self.same} lines, all as recorded" + ("" if whole else ", and there the record breaks off")
         return f"ended after {self.same} of {len(self.record.lines)} lines, all as recorded so far"
 
 
