@@ -1,13 +1,35 @@
-"""How long Hypothesis searches: `make test` a moment, `make fuzz` (profile `long`) a hundred times that. Both sides.
+"""How long Hypothesis searches, and where hosts of tests can be reached: not by whoever else works here. Both sides.
 
-The moment is the same each time, so what a change breaks is the change's doing; chance is for `make fuzz`.
+`make test` searches a moment, `make fuzz` (profile `long`) a hundred times that. The moment is the same each time, so
+what a change breaks is the change's doing; chance is for `make fuzz`.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 # No deadlines: how long one example takes says how busy the machine is, and the suite has a limit of its own.
 settings.register_profile("short", deadline=None, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=100 * settings().max_examples)
 settings.load_profile("short")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[None]:
+    """Control sockets of tests' runs are in a folder of their own.
+
+    Somebody's `partita down` in another terminal means the one host that runs, and once that was a test's.
+    """
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    with tempfile.TemporaryDirectory(prefix="partita-tests-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        yield
+        if before is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before
