@@ -26,7 +26,7 @@ MAX_BODY: Final = 64 << 10
 """Bytes of a request: a packet in base64, with room."""
 MAX_CONNECTIONS: Final = 64
 REQUEST_SECONDS: Final = 20.0
-"""How long a browser may take with a request, and keep an idle connection."""
+"""How long a browser may take with a request and with its answer, and keep an idle connection."""
 SIGN_OF_LIFE: Final = 15.0
 """Seconds without events after which a line without meaning is sent: a browser that has gone is noticed by it."""
 _RECEIVE: Final = 16 << 10
@@ -117,8 +117,9 @@ class _Site:
             if answer is None:
                 await self._stream(stream, wire)
                 return
-            await _send(stream, wire, answer)
-            if wire.our_state is not h11.DONE or wire.their_state is not h11.DONE:
+            with trio.move_on_after(REQUEST_SECONDS) as patience:
+                await _send(stream, wire, answer)
+            if patience.cancelled_caught or wire.our_state is not h11.DONE or wire.their_state is not h11.DONE:
                 return
             wire.start_next_cycle()
 
@@ -181,6 +182,7 @@ async def _request(stream: trio.SocketStream, wire: h11.Connection) -> tuple[h11
                 if long:
                     return request, None
                 body += bytes(event.data)
+                await trio.lowlevel.checkpoint()  # thousands of chunks of a byte come in one piece
             case h11.EndOfMessage():
                 return request, body
             case _:

@@ -172,6 +172,44 @@ async def test_who_says_nothing_does_not_stay(monkeypatch: pytest.MonkeyPatch) -
                 pass
 
 
+async def test_who_takes_no_answers_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty-four strangers that asked and never read held all connections for good: nobody saw the page any more."""
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
+    async with site() as here:
+        request = f"GET /none HTTP/1.1\r\nHost: {here.host}\r\n\r\n".encode()
+        async with await here.connect() as stream:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            dropped = False
+            with trio.move_on_after(10):
+                try:
+                    while True:
+                        await stream.send_all(request * 1000)
+                except trio.BrokenResourceError:
+                    dropped = True
+            assert dropped
+        assert (await here.ask(f"GET /{here.word}/ HTTP/1.1"))[0] == 200
+
+
+async def test_a_body_in_chunks_of_a_byte_holds_up_nobody() -> None:
+    """Thousands of them come in one piece, and were taken in one turn, before it was known who asks."""
+    async with site() as here, await here.connect() as stream, trio.open_nursery() as nursery:
+        rounds = 0
+
+        async def others() -> None:
+            nonlocal rounds
+            while True:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+
+        head = f"POST /none HTTP/1.1\r\nHost: {here.host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        await stream.send_all(head + b"1\r\na\r\n" * 2000 + b"0\r\n\r\n")
+        nursery.start_soon(others)
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 404")
+        assert rounds > 1000
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_connection_many_requests() -> None:
     """A browser asks for fields again and again on the same connection."""
     async with site() as here, await here.connect() as stream:
