@@ -67,6 +67,8 @@ class Filter:
     vms: frozenset[str] | None = None
     layers: frozenset[Layer] | None = None
     events: re.Pattern[str] | None = None
+    event_names: tuple[str, ...] = ()
+    """What `events` asks for by whole names, without `*`."""
     channels: frozenset[int] | None = None
     devices: frozenset[str] | None = None
     directions: frozenset[str] | None = None
@@ -187,7 +189,8 @@ def _narrowed(found: Filter, key: str, values: list[str], vms: list[str] | None)
         case "event":
             pattern = "|".join(re.escape(value).replace(r"\*", ".*") for value in values)
             before = "" if found.events is None else f"(?={found.events.pattern}$)"
-            return {"events": re.compile(f"{before}(?:{pattern})")}
+            whole = tuple(value for value in values if "*" not in value)
+            return {"events": re.compile(f"{before}(?:{pattern})"), "event_names": (*found.event_names, *whole)}
         case "channel":
             return {"channels": _both(found.channels, frozenset(map(_channel, values)))}
         case "device":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import argparse
 
+    from partitions.filters import Filter
     from partitions.topology import Topology
 
 OK = 0
@@ -47,6 +48,18 @@ def read_topology(target: str, *, programs: bool = True) -> Topology:
         return load_topology(target, programs=programs)
     except TopologyError as error:
         raise Refusal(str(error)) from None
+
+
+def read_filter(text: str | None) -> Filter | None:
+    """What `--filter` says, its errors as a refusal."""
+    if text is None:
+        return None
+    from partitions.filters import FilterError, parse_filter
+
+    try:
+        return parse_filter(text)
+    except FilterError as error:
+        raise Refusal(f"--filter: {error}") from None
 
 
 def unknown_vm(name: str, names: Sequence[str]) -> str:

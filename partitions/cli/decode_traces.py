@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from partitions.cli.common import INTERRUPTED, OK, Refusal
+from partitions.cli.common import INTERRUPTED, OK, Refusal, read_filter
 from partitions.decode.source import Form
 from partitions.logs import printable
 
@@ -49,29 +49,20 @@ def check_options(form: Form, options: argparse.Namespace) -> None:
             raise Refusal(f"{option} goes with bytes; this is a trace ({form.value}), which says that itself")
 
 
-def _lines(options: argparse.Namespace) -> Lines:
+def _lines(options: argparse.Namespace, wanted: Filter | None) -> Lines:
     from partitions.cli.trace_views import Lines
 
     shown = 0 if options.summary else 2 if options.hexdump else 1
-    return Lines(sys.stdout, json=options.output == "json", wanted=_filter(options.filter), bytes_shown=shown)
-
-
-def _filter(text: str | None) -> Filter | None:
-    if text is None:
-        return None
-    from partitions.filters import FilterError, parse_filter
-
-    try:
-        return parse_filter(text)
-    except FilterError as error:
-        raise Refusal(f"--filter: {error}") from None
+    return Lines(sys.stdout, json=options.output == "json", wanted=wanted, bytes_shown=shown)
 
 
 def show_trace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespace) -> int:
     """A recording or JSON lines: the events, and what their bytes say."""
-    from partitions.cli.trace_sources import Reading
+    from partitions.cli.trace_sources import Reading, tell_nothing_fitted
 
-    reading = Reading(_lines(options), name)
+    wanted = read_filter(options.filter)
+    view = _lines(options, wanted)
+    reading = Reading(view, name)
     piece = head
     try:
         while piece and reading.take(piece):
@@ -80,6 +71,8 @@ def show_trace(file: BinaryIO, head: bytes, name: str, options: argparse.Namespa
         reading.end()
         return INTERRUPTED
     reading.end()
+    if wanted is not None and not view.fitted:
+        tell_nothing_fitted(name, wanted)
     return OK
 
 
@@ -87,7 +80,7 @@ def show_ftrace(file: BinaryIO, head: bytes, name: str, options: argparse.Namesp
     """A Linux guest's trace: events as they come, and at the end the story of the bus."""
     from partitions.decode.ftrace import NO_EVENTS, REMEDY, FtraceReader
 
-    reader, view = FtraceReader(), _lines(options)
+    reader, view = FtraceReader(), _lines(options, read_filter(options.filter))
     rest = b""
     piece = head
     status = OK

@@ -6,9 +6,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import INTERRUPTED, OK, Refusal, Verbs
-
-ROOT_NAME = "root"
+from partitions.cli.common import INTERRUPTED, OK, Refusal, Verbs, read_filter
 
 if TYPE_CHECKING:
     import argparse
@@ -80,9 +78,9 @@ def call(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Show it."""
     _give_way(parser, options)
     _check(options)
-    from partitions.cli.trace_sources import Reading, open_trace, read_file
+    from partitions.cli.trace_sources import Reading, open_trace, read_file, tell_nothing_fitted
 
-    condition = _filter(options.filter)
+    condition = read_filter(options.filter)
     if options.write is not None:
         if options.file is None:
             return _record(options)
@@ -102,20 +100,9 @@ def call(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             # Whoever follows has no other way to say that it is enough.
             return OK if options.follow or options.file == "-" else INTERRUPTED
         reading.end()
-    if condition is not None and condition.vms is not None and not reading.read and options.file != "-":
-        _hint(options.file, condition.vms)
+    if condition is not None and not view.fitted:
+        tell_nothing_fitted(name, condition)
     return OK
-
-
-def _hint(path: str, wanted: frozenset[str]) -> None:
-    """Nothing matched: perhaps the VM has another name. Read it all, for once, to know which there are."""
-    from partitions.cli.trace_sources import names_in
-    from partitions.life_story import unknown
-    from partitions.logs import printable
-
-    there = names_in(path)
-    for name in sorted(wanted - there - {ROOT_NAME}):
-        print(f"note: {printable(unknown('VM', name, sorted(there)))}", file=sys.stderr)
 
 
 def _give_way(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -167,17 +154,6 @@ def _check(options: argparse.Namespace) -> None:
 
 def _only_lines(options: argparse.Namespace) -> bool:
     return options.story is None and not options.requests and not options.sequence and options.timeline is None
-
-
-def _filter(text: str | None) -> Filter | None:
-    if text is None:
-        return None
-    from partitions.filters import FilterError, parse_filter
-
-    try:
-        return parse_filter(text)
-    except FilterError as error:
-        raise Refusal(f"--filter: {error}") from None
 
 
 def _view(options: argparse.Namespace, condition: Filter | None) -> View:

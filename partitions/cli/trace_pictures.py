@@ -21,6 +21,7 @@ class SequencePicture:
     """The diagram of what a filter likes, as Mermaid text or SVG, in a file or on standard output."""
 
     def __init__(self, wanted: Filter | None, *, svg: bool, output: str | None, most_rows: int = MOST_ROWS) -> None:
+        self.fitted = False
         self._sequence = Sequence()
         self._filter = wanted
         self._svg = svg
@@ -35,8 +36,10 @@ class SequencePicture:
 
     def feed(self, event: TraceEvent, vm: str) -> None:
         """One more."""
+        fits = self._filter is None or self._filter(event, vm)
+        self.fitted = self.fitted or fits
         try:
-            self._sequence.feed(event, vm, wanted=self._filter is None or self._filter(event, vm))
+            self._sequence.feed(event, vm, wanted=fits)
         except SequenceTooLong as error:
             raise Refusal(f"--sequence: {error}", USAGE) from None
 
@@ -73,6 +76,7 @@ class TimelineFile:
     """Chrome trace events of what a filter likes, written as the trace is read. The file is made with the first."""
 
     def __init__(self, wanted: Filter | None, output: str) -> None:
+        self.fitted = False
         self._filter = wanted
         self._name = output
         self._file: IO[bytes] | None = None
@@ -99,6 +103,7 @@ class TimelineFile:
     def feed(self, event: TraceEvent, vm: str) -> None:
         """One more."""
         if self._filter is None or self._filter(event, vm):
+            self.fitted = True
             self._timeline.feed(event, vm)
 
     def settle(self) -> None:

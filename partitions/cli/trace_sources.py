@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from partitions.cli.common import FAILED, USAGE, Refusal
 from partitions.cli.trace_views import Enough, View
-from partitions.logs import vm_name
+from partitions.logs import ROOT_NAME, printable, vm_name
 from partitions.recording.copier import EventHider
 from partitions.recording.reader import RecordingError
 from partitions.trace_input import TraceReader
 
 if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
+    from partitions.filters import Filter
 
 CHUNK_BYTES: Final = 1 << 20
 FOLLOW_SECONDS: Final = 0.1
@@ -138,16 +139,31 @@ class Copy:
         print(f"note: {what}{self.bytes} bytes recorded", file=sys.stderr)
 
 
-def names_in(path: str) -> set[str]:
-    """The VMs of a trace."""
+def tell_nothing_fitted(name: str, condition: Filter) -> None:
+    """Perhaps a VM or an event has another name. All of a file is read, for once, to know which there are."""
+    from partitions.life_story import unknown
+
+    vms, events = _names_in(name) if os.path.isfile(name) else (set(), set())
+    notes = []
+    if vms:
+        notes += [unknown("VM", vm, sorted(vms)) for vm in sorted((condition.vms or set()) - vms - {ROOT_NAME})]
+    if events:
+        notes += [unknown("event", event, sorted(events)) for event in condition.event_names if event not in events]
+    for note in notes or [f"{name}: nothing in it fits the filter {condition.text}"]:
+        print(f"note: {printable(note)}", file=sys.stderr)
+
+
+def _names_in(path: str) -> tuple[set[str], set[str]]:
+    """The VMs of a trace, and its events."""
     reader = TraceReader(name=path)
+    events: set[str] = set()
     try:
         with open(path, "rb") as file:
             while data := file.read(CHUNK_BYTES):
-                reader.feed(data)
+                events.update(event.event for event in reader.feed(data))
     except (OSError, RecordingError):
         pass  # said before
-    return {name for name in reader.names.values() if not name.startswith("#")}
+    return {name for name in reader.names.values() if not name.startswith("#")}, events
 
 
 def _near(path: Path) -> str:

@@ -33,6 +33,9 @@ class Enough(Exception):
 class View(Protocol):
     """Takes events and shows what they come to."""
 
+    fitted: bool
+    """Whether its filter has let anything through; true of those that refuse to show nothing."""
+
     def wanted(self) -> Wanted | None:
         """What a reader may leave out; None where it may leave out nothing."""
 
@@ -61,6 +64,7 @@ class Lines:
     ) -> None:
         """`bytes_shown`: 0 none, 1 decoded, 2 the bytes by themselves too. `tail` holds for what is there at first."""
         self.shown = 0
+        self.fitted = False
         self._out = out
         self._json = json
         self._colour = not json and wants_colour(out)
@@ -84,6 +88,7 @@ class Lines:
             self._versions.learn(event, vm)
         if self._filter is not None and not self._filter(event, vm):
             return
+        self.fitted = True
         if self._last is None:
             self._show(event, vm)
         else:
@@ -159,6 +164,8 @@ class BusVersions:
 class RequestStory:
     """One request, hop by hop."""
 
+    fitted = True
+
     def __init__(self, teller: Storyteller, *, json: bool) -> None:
         self._teller = teller
         self._json = json
@@ -190,6 +197,8 @@ class RequestStory:
 class LifeStory:
     """A channel's life, or a VM's."""
 
+    fitted = True
+
     def __init__(self, teller: LifeTeller, *, json: bool) -> None:
         self._teller = teller
         self._json = json
@@ -218,6 +227,8 @@ class LifeStory:
 
 class Requests:
     """The table of requests."""
+
+    fitted = True
 
     def __init__(self, table: RequestTable, *, json: bool) -> None:
         self._table = table

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import FAILED, OK, Refusal, Verbs, port_number
+from partitions.cli.common import FAILED, OK, Refusal, Verbs, port_number, read_filter
 
 if TYPE_CHECKING:
     import argparse
@@ -62,10 +62,10 @@ def call(options: argparse.Namespace) -> int:
     if options.recording is None:
         from partitions.cli.watching import watch_host
 
-        return watch_host(options.host or None, options.port or 0, _filter(options.filter))
+        return watch_host(options.host or None, options.port or 0, read_filter(options.filter))
     if options.limit is not None and options.limit < 1:
         raise Refusal("--limit takes a number of events, 1 or more")
-    wanted = _filter(options.filter)
+    wanted = read_filter(options.filter)
     name = "standard input" if options.recording == "-" else Path(options.recording).name
     made = _export(options, wanted, name)
     if options.page == "-":
@@ -93,15 +93,6 @@ def _pieces(recording: str) -> Iterator[bytes]:
     with contextlib.ExitStack() as stack:
         file = sys.stdin.buffer if recording == "-" else stack.enter_context(open(recording, "rb", buffering=0))
         yield from iter(lambda: file.read(_PIECE), b"")
-
-
-def _filter(text: str | None) -> Filter | None:
-    from partitions.filters import FilterError, parse_filter
-
-    try:
-        return None if text is None else parse_filter(text)
-    except FilterError as error:
-        raise Refusal(f"--filter: {error}") from None
 
 
 def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> Exported:

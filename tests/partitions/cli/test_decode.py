@@ -201,6 +201,16 @@ def test_refusals(words: list[str], complaint: str, capsys: Capture) -> None:
     assert complaint in capsys.readouterr().err
 
 
+def test_a_filter_that_nothing_fits(tmp_path: Path, capsys: Capture) -> None:
+    """Silence would say that nothing happened; the nearest name says what was meant."""
+    recording = str(tmp_path / "run.pcapng")
+    assert main(["run", "02", "--clock", "virtual", "--pcap", recording]) == 0
+    capsys.readouterr()
+    assert main(["decode", recording, "--filter", "event=open_chanel"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", 'note: no event "open_chanel" in this trace; did you mean "open_channel"?\n')
+
+
 def test_a_recording_and_json_lines(tmp_path: Path, capsys: Capture) -> None:
     """Events as of a live trace; where they have bytes, a tree below each."""
     recording, lines = tmp_path / "run.pcapng", tmp_path / "run.jsonl"
