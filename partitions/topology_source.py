@@ -65,7 +65,7 @@ def check_program(folder: Path, program: str) -> str | None:
         if not path.is_file() and not path.is_dir():
             known = [*sorted(entry.name for entry in path.parent.glob("*.py")), *compose.built_in_programs()]
             near = nearest(program, known) or nearest(path.name, known)
-            hint = f'did you mean "{near}"?' if near else f"built in are {', '.join(compose.built_in_programs())}"
+            hint = f'did you mean "{near}"?' if near else f"built in: {', '.join(compose.built_in_programs())}"
             return f'there is no file "{path}"; {hint}'
         return compose.check_program(path)
     except (OSError, ValueError) as error:

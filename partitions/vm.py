@@ -249,7 +249,7 @@ class Vm:
             path=os.fspath(path),
             type=DiskType(type),
             lun=lun,
-            size=None if size is None else Size.parse(size),
+            size=_bytes(size),
             read_only=read_only,
             block_size=block_size,
         )
@@ -270,7 +270,7 @@ class Vm:
         Its guest is told. Raises `DiskError`, also for a size that is smaller.
         """
         await trio.lowlevel.checkpoint()
-        return self._desk.resize(lun, None if size is None else Size.parse(size))
+        return self._desk.resize(lun, _bytes(size))
 
     async def insert_disc(self, lun: int, path: str | os.PathLike[str]) -> None:
         """Put an ISO image into a DVD drive that is empty. Raises `DiskError`."""
@@ -314,3 +314,10 @@ class Vm:
             await managed.changed.wait()
         await trio.lowlevel.checkpoint()
         return managed.state
+
+
+def _bytes(size: int | str | None) -> Size | None:
+    try:
+        return None if size is None else Size.parse(size)
+    except ValueError as error:
+        raise DiskError(f"size: {error}") from None

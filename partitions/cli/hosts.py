@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -161,12 +162,20 @@ def all_rows(options: argparse.Namespace, op: str) -> list[Row]:
                     print(f"note: host {one.label} does not answer", file=sys.stderr)
                 else:
                     nursery.start_soon(one_of, one)
-        return [row for one in found for row in made.get(one.label, ()) if options.vm in (None, row["vm"])]
+        rows = [row for one in found for row in made.get(one.label, ())]
+        if options.vm is None:
+            return rows
+        wanted = [row for row in rows if row["vm"] == options.vm]
+        if not wanted:
+            raise Refusal(f'no host that runs has a VM "{options.vm}"; {_nearest(options.vm, rows)}')
+        return wanted
 
-    rows = run(collect)
-    if options.vm is not None and not rows:
-        raise Refusal(f'no VM "{options.vm}" runs on any host; `partita ps` lists them')
-    return rows
+    return run(collect)
+
+
+def _nearest(vm: str, rows: Sequence[Row]) -> str:
+    near = difflib.get_close_matches(vm, {row["vm"]: None for row in rows}, n=1)
+    return f'did you mean "{near[0]}"?' if near else "`partita ps` lists them"
 
 
 def shown(columns: Sequence[tuple[str, Callable[[Row], str]]], rows: Sequence[Row]) -> Sequence[Any]:

@@ -35,7 +35,7 @@ class DiskDesk:
         disks = self._running()
         if disks is not None:
             return disks.states()
-        return {lun: _planned(lun, table) for lun, table in sorted(self._tables().items())}
+        return {lun: _planned(lun, table, self._folder) for lun, table in sorted(self._tables().items())}
 
     def add(self, table: DiskTable) -> int:
         """A disk more; its LUN. Raises `DiskError`."""
@@ -145,11 +145,14 @@ class DiskDesk:
             raise DiskError(f"{'.'.join(map(str, keys))}: {reason}")
 
 
-def _planned(lun: int, table: DiskTable) -> DiskState:
+def _planned(lun: int, table: DiskTable, folder: Path) -> DiskState:
+    image = folder / table.path
+    # Its size in the settings is that of an image which is still to be made.
+    size = image.stat().st_size if image.is_file() else table.size or 0
     return DiskState(
         lun=lun,
         path=table.path,
-        size=table.size or 0,
+        size=size,
         block_size=DVD_BLOCK_SIZE if table.type is DiskType.DVD else table.block_size,
         read_only=table.read_only or table.type is DiskType.DVD,
         type=table.type,

@@ -104,7 +104,7 @@ async def test_disks_of_a_vm_that_is_off(folder: Path, autojump_clock: trio.abc.
         vm = host["vm"]
         await vm.remove_disk(0)
         assert await vm.add_disk("new.raw", size="1MiB") == 2
-        assert list(vm.disks) == [1, 2]
+        assert [(disk.lun, disk.size) for disk in vm.disks.values()] == [(1, MIB), (2, MIB)]
         with pytest.raises(DiskError, match="lun: must be 0 to 63"):
             await vm.add_disk("a.raw", lun=64)
         with pytest.raises(DiskError, match="VM 'vm' is off: this is for one that runs"):
@@ -129,6 +129,8 @@ async def test_what_cannot_be_is_refused_in_words(folder: Path, autojump_clock: 
             ("block_size: must be 512 or 4096", lambda: vm.add_disk("b.raw", block_size=1024)),
             ("not a multiple of 2048", lambda: vm.add_disk("watcher.py", type="dvd")),
             ("in use", lambda: vm.add_disk("a.raw")),
+            ('size: has the unit "MB"; write "1MiB"', lambda: vm.add_disk("new.raw", size="1MB")),
+            ('size: must be a size such as "64MiB"', lambda: vm.resize_disk(0, "big")),
             ("no disk at LUN 7; there are: 0, 1", lambda: vm.remove_disk(7)),
             ("no disk at LUN 7", lambda: vm.resize_disk(7)),
             ("would lose its end", lambda: vm.resize_disk(0, 512)),

@@ -266,7 +266,7 @@ def test_refusals(folder: Path, text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (None, 'there is no file "FOLDER/guest.py"; built in are BUILT-IN'),
+        (None, 'there is no file "FOLDER/guest.py"; built in: BUILT-IN'),
         (
             "def main(guest):\n    pass\n",
             "FOLDER/guest.py, line 1: `main` is not async; a guest program has `async def main(guest)`",

@@ -179,7 +179,8 @@ def test_what_is_wrong_is_said(start: Callable[..., Running], capsys: Capture) -
     assert refused(capsys, "stop", "wep", status=2) == 'error: no VM is called "wep"; did you mean "web"?\n'
     assert "error: resume is for a VM that is paused; web is running" in refused(capsys, "resume", "web", status=1)
     assert refused(capsys, "stop", "web", "--grace", "-1", status=2).startswith("error: --grace -1: must be")
-    assert refused(capsys, "ps", "nobody", status=2).startswith('error: no VM "nobody" runs on any host')
+    assert refused(capsys, "ps", "nobody", status=2).startswith('error: no host that runs has a VM "nobody"')
+    assert refused(capsys, "ps", "wep", status=2) == 'error: no host that runs has a VM "wep"; did you mean "web"?\n'
     assert refused(capsys, "ps", "--host", "frm", status=2) == 'error: no host "frm" runs; did you mean "farm"?\n'
     assert refused(capsys, "ps", "--host", "/no/where", status=1).startswith("error: /no/where: No such file")
     assert main(["pause", "web", "wep"]) == 2
