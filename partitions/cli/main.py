@@ -10,10 +10,11 @@ import difflib
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
@@ -37,6 +38,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as all of the command does: the usage of a large verb would push that off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"invalid (?:int|float) value: '(.*)'", r'must be a number, is "\1"', message)
+        raise Refusal(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
 class VerbParsers:
     """The verbs' own parsers, and what the list of verbs says of each."""
 
@@ -56,7 +65,7 @@ class VerbParsers:
 
 def parsers(only: str | None = None) -> tuple[argparse.ArgumentParser, VerbParsers]:
     """The whole command line, or what there is of it for one verb: a parser for each takes longer than the parsing."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="partita",
         description="Host virtual machines the way Hyper-V does, and watch the bus between them and their host.",
         epilog="Start with `partita examples`, then `partita run 01`.",
@@ -82,7 +91,19 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
                 environment.show_in_help(verbs.choices[verb], verb)
             else:
                 environment.apply(verbs.choices[verb], verb, given[1:], os.environ)
-    return parser.parse_args(given)
+    options, left = parser.parse_known_args(given)
+    if left:
+        raise Refusal(_left_over(left[0], parser if verb is None else verbs.choices[verb]))
+    return options
+
+
+def _left_over(word: str, parser: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f'"{word}" is a word too many; see {parser.prog} --help'
+    option = word.partition("=")[0]
+    near = difflib.get_close_matches(option, parser._option_string_actions, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
+    return f"{parser.prog} has no option {option}; {hint}"
 
 
 def _unknown_verb(word: str, names: Sequence[str]) -> str:
