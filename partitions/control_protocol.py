@@ -8,13 +8,14 @@ operation.
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
+
+from partitions.op_lines import Id, id_of, unknown_op
 
 PROTOCOL_VERSION: Final = 1
 MAX_LINE: Final = 64 * 1024
@@ -24,7 +25,6 @@ MAX_TEXT: Final = 4096
 MAX_GRACE: Final = 3600.0
 MAX_TAIL: Final = 1000
 
-Id = int | str | None
 Seconds = Annotated[float, Meta(ge=0, le=MAX_GRACE)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
@@ -237,26 +237,10 @@ def decode(line: bytes) -> Request:
         reason, _, path = str(error).partition(" - at `$")
         member = path.strip("`.")
         if (unknown := re.fullmatch(r"Invalid value '(.*)'", reason, re.DOTALL)) and member == "op":
-            reason, member = _unknown_op(unknown[1]), ""
-        raise BadLine(f"{member}: {reason}" if member else reason, _id_of(line)) from None
+            reason, member = unknown_op(unknown[1], OPERATIONS), ""
+        raise BadLine(f"{member}: {reason}" if member else reason, id_of(line)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLine(f"not JSON: {error}") from None
-
-
-def _unknown_op(written: str) -> str:
-    near = difflib.get_close_matches(written, OPERATIONS, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(OPERATIONS)}"
-    return f'Unknown op "{written[:40]}"; {hint}'
-
-
-def _id_of(line: bytes) -> Id:
-    """The id of a line that is JSON but no request, so that the speaker can tell which it was."""
-    try:
-        found = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    found = found.get("id") if isinstance(found, dict) else None
-    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
 
 
 class LineTooLong(Exception):

@@ -20,8 +20,9 @@ from hypervisor.status import HvStatus
 from hypervisor.trace import Sink, Trace
 from partitions.boundary import protocol
 from partitions.boundary.backend import BoundaryBackend, BoundaryVp
-from partitions.boundary.protocol import BadLine, Id, Line
+from partitions.boundary.protocol import BadLine, Line
 from partitions.host import StartFailed, Vm, VmEvent, VmState, open_host
+from partitions.op_lines import Id
 from partitions.topology import Topology, VmTable
 
 MAX_ADVANCE = 86_400 * TICKS_PER_SECOND

@@ -6,7 +6,6 @@ come in between, always before the answer to the command that caused them. docs/
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from typing import Annotated, Any, Literal
@@ -14,12 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from partitions.op_lines import Id, id_of, unknown_op
+
 PROTOCOL_VERSION = 1
 MAX_TRANSFER = 16 << 20
 """Bytes that one `read` or `write` moves at most."""
 MAX_LINE = 2 * MAX_TRANSFER + 4096
-
-Id = int | str | None
 
 
 class Word(int):
@@ -293,23 +292,7 @@ def decode(line: bytes) -> AnyCommand:
         if field is None and "field `" in reason:
             field = reason.split("field `")[1].split("`")[0]
         if (unknown := re.fullmatch(r"Invalid value '(.*)'", reason, re.DOTALL)) and field == "op":
-            reason = _unknown_op(unknown[1])
-        raise BadLine(reason, field, _id_of(line)) from None
+            reason = unknown_op(unknown[1], OPERATIONS)
+        raise BadLine(reason, field, id_of(line)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLine(f"not JSON: {error}") from None
-
-
-def _unknown_op(written: str) -> str:
-    near = difflib.get_close_matches(written, OPERATIONS, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(OPERATIONS)}"
-    return f'Unknown op "{written[:40]}"; {hint}'
-
-
-def _id_of(line: bytes) -> Id:
-    """The id of a line that is JSON but no command, so that the speaker can tell which it was."""
-    try:
-        found = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    found = found.get("id") if isinstance(found, dict) else None
-    return found if isinstance(found, int | str) and not isinstance(found, bool) else None

@@ -30,6 +30,7 @@ from partitions.host import (
     VmStateChange,
 )
 from partitions.lifecycle import allowed
+from partitions.op_lines import Id
 from partitions.root.asking import asked_by
 from partitions.root.control_socket import ControlSocket, Link
 from partitions.surroundings import is_virtual
@@ -62,7 +63,7 @@ class Denied(Exception):
         self.kind = kind
 
 
-def refusal(kind: protocol.ErrorKind, message: str, request_id: protocol.Id = None) -> bytes:
+def refusal(kind: protocol.ErrorKind, message: str, request_id: Id = None) -> bytes:
     """The line of an answer that is no."""
     return protocol.encode(protocol.Refused(id=request_id, error=kind, message=message))
 
