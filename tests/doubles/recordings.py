@@ -13,7 +13,8 @@ from partitions.recording.recorder import Recorder
 from vmbus.protocol import messages as m
 from vmbus.protocol.table import describe, event_name
 from vmbus.protocol.versions import Version
-from vmbus.ring import Packet, packet_bytes, packet_words
+from vmbus.ring import Packet
+from vmbus.server import slots
 
 VMS = {2: "web", 3: "db"}
 U32 = st.integers(0, 0xFFFFFFFF)
@@ -56,25 +57,8 @@ def message_event(time: int, partition: int, message: m.Message, direction: str)
 
 
 def packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
-    """As the bus emits it."""
-    return TraceEvent(
-        batch.time,
-        Layer.PACKET,
-        "packet_received" if batch.direction == TO_ROOT else "packet_sent",
-        batch.partition,
-        direction=batch.direction,
-        channel=batch.channel,
-        size=(len(packet.body) - packet.data_offset + 7) & ~7,
-        words=packet_words(packet.type, packet.transaction_id, packet.flags),
-        fields={
-            "transaction_id": packet.transaction_id,
-            "type": packet.type,
-            "flags": packet.flags,
-            "device": batch.device,
-        },
-        vm=names_of(batch.partition),
-        data=packet_bytes(packet),
-    )
+    """As the bus emits it, and the trace names its VM."""
+    return msgspec.structs.replace(slots.packet_event(batch, packet), vm=names_of(batch.partition))
 
 
 @st.composite

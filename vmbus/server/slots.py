@@ -371,7 +371,7 @@ class ChannelSlots:
         """The tap on a channel: packets as they are on the ring; what they mean is the device's to say."""
         if self._trace.on:
             way = TO_ROOT if direction == RECEIVED else TO_CHILD
-            self._trace.emit_packets(self._partition_id, channel_id, way, device, packets, _packet_event)
+            self._trace.emit_packets(self._partition_id, channel_id, way, device, packets, packet_event)
 
     async def _serve(self, slot: _Slot, scope: trio.CancelScope) -> None:
         """Run a channel's device to its end, which is the close of the channel or a fault of the guest's."""
@@ -457,7 +457,7 @@ class ChannelSlots:
         self._trace.warn(Layer.CONTROL, event, self._partition_id, words)
 
 
-def _packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
+def packet_event(batch: PacketBatch, packet: Packet) -> TraceEvent:
     """Its size is that of the payload as it lies in the ring, which is all that the other end can know of it."""
     return TraceEvent(
         batch.time,
