@@ -12,6 +12,14 @@ return function(vmbus)
     -- Arrays and maps are lists; a map's entries are pairs.
     local read
 
+    -- Guests have a hand in texts, and tshark writes columns to a terminal as they are: C0, C1 and DEL are spelled out.
+    local function shown(text)
+        local function spelled(char)
+            return format("\\x%02x", char:byte(-1))
+        end
+        return (text:gsub("%c", spelled):gsub("\xC2[\x80-\x9F]", spelled))
+    end
+
     local function read_many(tvb, at, stop, count, depth, named)
         local values = { named = named }
         for index = 1, count do
@@ -39,7 +47,7 @@ return function(vmbus)
             return "", at
         end
         local range = tvb(at, size)
-        return text and range:string(ENC_UTF_8) or tostring(range:bytes()), at + size
+        return text and shown(range:string(ENC_UTF_8)) or tostring(range:bytes()), at + size
     end
 
     -- First byte to {bytes of the number or length that follows, kind}.

@@ -12,7 +12,7 @@ from hypervisor.trace import Layer, Level, TraceEvent
 from partitions.recording.event_codec import encode_event
 from tests.doubles.bus_traffic import bus_traffic
 from tests.doubles.captures import Unit, event_block, link_header, raw_capture, write_capture
-from tests.doubles.tshark import faults_of, needs_tshark, read_fields
+from tests.doubles.tshark import faults_of, needs_tshark, read_fields, run_tshark
 
 pytestmark = needs_tshark
 
@@ -118,6 +118,17 @@ def test_events_have_words(tmp_path: Path) -> None:
     ]
     shown = ["status=-5", "list=1 2 3", "more=a=none b=true", "data=6162", "much=9223372036854775808", "pi=3.5"]
     assert row["partita.field"] == shown
+
+
+def test_an_events_text_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    """tshark writes columns and labels as they are: what a guest had said as it crashed set the terminal's title."""
+    said = "\x1b]0;mine\x07\x1b[31m\r\x7f\x9b2J"
+    event = TraceEvent(1, Layer.STATE, f"vm_{said}", 3, words=said, vm=said, fields={said: [said]})
+    capture = tmp_path / "a.pcapng"
+    capture.write_bytes(raw_capture([]) + event_block(encode_event(event)))
+    for shown in (run_tshark(capture), run_tshark(capture, "-V")):
+        assert "x1b]0;mine" in shown
+        assert not [c for c in shown if not c.isprintable() and c not in "\n\t"]
 
 
 def test_spoiled_events(tmp_path: Path) -> None:
