@@ -67,10 +67,17 @@ def call(options: argparse.Namespace) -> int:
         raise Refusal("--limit takes a number of events, 1 or more")
     wanted = read_filter(options.filter)
     name = "standard input" if options.recording == "-" else Path(options.recording).name
-    made = _export(options, wanted, name)
+    made, damage = _export(options, wanted, name)
+    _write(options, name, made)
+    if damage:
+        raise Refusal(damage, FAILED)
+    return OK
+
+
+def _write(options: argparse.Namespace, name: str, made: Exported) -> None:
     if options.page == "-":
         sys.stdout.buffer.write(made.page)
-        return OK
+        return
     target = Path(options.page or f"{'recording' if options.recording == '-' else Path(name).stem}.html")
     try:
         target.write_bytes(made.page)
@@ -78,7 +85,6 @@ def call(options: argparse.Namespace) -> int:
         raise Refusal(f"-O {target}: {error.strerror}", FAILED) from None
     rest = f"; {made.left_out:,} more are not in it (--limit, --filter, --last)" if made.left_out else ""
     print(f"{target}: {made.events:,} events, {len(made.page) / 1024:,.0f} KiB{rest}")
-    return OK
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -90,12 +96,15 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _pieces(recording: str) -> Iterator[bytes]:
+    from partitions.cli.trace_sources import open_trace
+
     with contextlib.ExitStack() as stack:
-        file = sys.stdin.buffer if recording == "-" else stack.enter_context(open(recording, "rb", buffering=0))
+        file = stack.enter_context(open_trace(recording))
         yield from iter(lambda: file.read(_PIECE), b"")
 
 
-def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> Exported:
+def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> tuple[Exported, str]:
+    """The page, and what is wrong with the recording behind what is on it. Raises `Refusal` where that is nothing."""
     from partitions.recording.reader import RecordingError, Wanted
     from partitions.trace_input import TraceReader
     from partitions.watch.export import LIMIT, Exporter
@@ -103,16 +112,22 @@ def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> Ex
     # What comes before a window makes the picture what it is at its beginning, so only what comes after is left away.
     reader = TraceReader(None if wanted is None else Wanted(until=wanted.wanted().until), name=name)
     exporter = Exporter(reader.names, limit=options.limit or LIMIT, last=options.last, wanted=wanted)
+    damage = ""
     try:
         for piece in _pieces(options.recording):
             exporter.take(reader.feed(piece))
         reader.finish()
     except RecordingError as error:
-        raise Refusal(str(error)) from None
+        damage = str(error)
     except OSError as error:
         raise Refusal(f"{options.recording}: {error.strerror}") from None
     notes = [] if reader.truncated_at is None else [f"the recording breaks off at byte {reader.truncated_at:,}"]
     if wanted is not None:
         notes.append(f"only {wanted.text}")
+    if damage:
+        notes.append(damage)
     dropped = reader.dropped.packets + reader.dropped.events
-    return exporter.finish(name, notes, dropped)
+    made = exporter.finish(name, notes, dropped)
+    if damage and not made.events:
+        raise Refusal(damage)
+    return made, damage

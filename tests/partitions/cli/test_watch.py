@@ -87,6 +87,20 @@ def test_a_recording_that_breaks_off(recording: Path, tmp_path: Path) -> None:
     assert document(page.read_bytes())["notes"][0].startswith("the recording breaks off at byte ")
 
 
+def test_a_damaged_recording(recording: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What comes before the damage is drawn; the page, standard error and the exit status say that it is not all."""
+    whole = recording.read_bytes()
+    recording.write_bytes(whole + bytes(64))
+    page = tmp_path / "damaged.html"
+    assert main(["watch", str(recording), "-O", str(page)]) == 1
+    told = capsys.readouterr()
+    assert f"run.pcapng, byte {len(whole)}: " in told.err
+    assert "damaged.html: " in told.out
+    made = document(page.read_bytes())
+    assert made["rows"]
+    assert made["notes"] == [told.err.removeprefix("error: ").strip()]
+
+
 def test_json_lines(topology: MakeTopology, tmp_path: Path, capsys: Capture) -> None:
     """What `--trace` writes is drawn too; it has no bytes."""
     lines, page = tmp_path / "run.jsonl", tmp_path / "page.html"
@@ -105,6 +119,7 @@ def test_what_is_refused(recording: Path, tmp_path: Path, capsys: Capture) -> No
     for arguments, words in (
         ([str(foreign)], "foreign.zip: no recording"),
         ([str(tmp_path / "none.pcapng")], "none.pcapng: No such file or directory"),
+        ([str(recording.with_name("rnu.pcapng"))], f'did you mean "{recording}"?'),
         ([str(recording), "--limit", "0"], "--limit takes a number of events, 1 or more"),
         ([str(recording), "--filter", "layer=packets"], 'did you mean "packet"?'),
         ([str(recording), "-O", str(tmp_path / "no" / "page.html")], "No such file or directory"),
