@@ -22,6 +22,7 @@ from partitions.channel_names import ChannelNames
 from partitions.explain import os_words
 from partitions.logs import ROOT_NAME, printable
 from partitions.recording.event_codec import STARTED
+from partitions.story import CHOICES
 from vmbus.protocol.versions import version_text
 
 MAX_MOMENTS: Final = 5000
@@ -138,7 +139,8 @@ class LifeTeller:
     def finish(self) -> Life:
         """There is no more. Raises `UnknownLife`."""
         if self._vm not in self._vms:
-            raise UnknownLife(unknown("VM", self._vm, list(self._vms)))
+            # A channel has no choice: `slowst` is, and `slowst/1` is not, a slip of `slowest`.
+            raise UnknownLife(unknown("VM", self._vm, list(self._vms), CHOICES if self._channel is None else ()))
         if self._channel is None:
             answers = _printed(self._vm_answers())
             return Life(name=printable(self._vm), moments=self._moments, left_out=self._left_out, answers=answers)
@@ -366,11 +368,11 @@ def _who(event: TraceEvent) -> str:
     return {">root": "guest", ">child": "host"}.get(event.direction, "host")
 
 
-def unknown(kind: str, value: str, known: list[str]) -> str:
-    """That a trace has no such thing, and the nearest that it has."""
+def unknown(kind: str, value: str, known: list[str], also: tuple[str, ...] = ()) -> str:
+    """That a trace has no such thing, and the nearest that it has, or that might `also` have been meant."""
     if not known:
         return f'no {kind} "{value}" in this trace: it names none'
-    near = difflib.get_close_matches(value, known, n=1)
+    near = difflib.get_close_matches(value, [*known, *also], n=1)
     hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known[:8])}"
     return f'no {kind} "{value}" in this trace; {hint}'
 

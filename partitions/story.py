@@ -20,6 +20,7 @@ from hypervisor.trace import TO_CHILD, Layer, TraceEvent
 from partitions.logs import printable, vm_name
 from partitions.requests import Hop, Outcome, Request, RequestTracker
 
+CHOICES: Final = ("slowest", "first", "last")
 WINDOW: Final = 50_000
 """Events kept: a request that is open for longer cannot tell all that it waited for."""
 MAX_NAMES: Final = 20_000
@@ -108,7 +109,7 @@ def read_choice(text: str, parse: Callable[[str], Likes]) -> Choice | None:
     Raises what `parse` raises for a filter.
     """
     which, colon, condition = text.partition(":")
-    if which in ("slowest", "first", "last"):
+    if which in CHOICES:
         return Choice(text, which, likes=parse(condition) if colon else None)
     found = _NAME.fullmatch(text)
     if found is None:

@@ -124,7 +124,9 @@ def _give_way(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
 
 
 def _check(options: argparse.Namespace) -> None:
-    if (options.file is None) == (options.host is None):
+    if options.file is not None and options.host is not None:
+        raise Refusal("takes a FILE or --host, not both: what is to be shown is in a file or happens in a host")
+    if options.file is None and options.host is None:
         raise Refusal("takes a FILE, or --host for a host that runs; `partita run --pcap FILE` records one")
     for name in ("limit", "tail"):
         value = getattr(options, name)
@@ -212,6 +214,8 @@ def _live(options: argparse.Namespace, reading: Reading) -> int:
 
     # What is made of several events needs all of them, so only lines are filtered where events come from.
     condition = (options.filter or "") if _only_lines(options) else ""
+    if not _only_lines(options) and options.seconds is None:
+        print("note: it is shown at Ctrl-C, or when the host ends; --for SECONDS sets a time", file=sys.stderr)
     try:
         trio.run(partial(read_host, reading.take_live, options.host or None, condition, options.seconds))
     except KeyboardInterrupt:

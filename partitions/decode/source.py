@@ -95,6 +95,13 @@ def from_text(text: str, place: str) -> Source:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[:1] != "#"]
     if not lines:
         raise SourceError(place, "there are no digits in it")
+    headings = [index for index, (_, line) in enumerate(lines) if _HEADING.match(line)]
+    if headings and not headings[0] and len(lines) > 1:
+        dumps = [*headings, len(lines)]
+        first = _from_dump(lines[1 : dumps[1]], place)
+        if len(headings) == 1:
+            return first
+        return Source(first.form, first.data, f"{first.words}, the first of {len(headings)}")
     if any(_OFFSET.match(line) or _WINDBG.match(line) for _, line in lines):
         return _from_dump(lines, place)
     try:
@@ -109,6 +116,8 @@ _OFFSET = re.compile(
     r"^\s*(?:\[[ \d.]+\]\s*)?(?:[\w.\-]+:? )*?(?:0x)?(?P<at>[0-9a-fA-F]{4,16})(?:\s*<[^>]*>)?:(?=\s|$)"
 )
 """Where an offset, which a colon ends, tells that this is a dump."""
+_HEADING = re.compile(r"^\S.* \(\d+ bytes?\):$")
+"""What Wireshark writes over each dump where a packet has several: the frame, and what dissectors have made of it."""
 _BARE_OFFSET = re.compile(r"^\s*(?P<at>[0-9a-fA-F]{4,16})(?=\s|$)")
 _WORD = re.compile(r"0x[0-9a-fA-F]+$")
 _GROUP = re.compile(r"(?:[0-9a-fA-F]{2}){1,8}$")

@@ -170,6 +170,7 @@ def test_lives(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected", "status"),
     [
         (["disk.pcapng", "--story", "raeder"], 'no VM "raeder" in this trace; did you mean "reader"?', 1),
+        (["disk.pcapng", "--story", "slowst"], 'no VM "slowst" in this trace; did you mean "slowest"?', 1),
         (["disk.pcapng", "--story", "reader/7"], "reader has no channel 7 in this trace; it has 1", 1),
         (["disk.pcapng", "--story", "reader/1/0x77"], 'no request "reader/1/0x77"; the nearest are reader/1/0x', 1),
         (
@@ -223,7 +224,7 @@ def test_bad_input(
     ("arguments", "expected"),
     [
         ([], "takes a FILE, or --host"),
-        (["x", "--host", "y"], "takes a FILE, or --host"),
+        (["x", "--host", "y"], "takes a FILE or --host, not both"),
         (["x", "--limit", "-1"], "--limit must not be negative"),
         (["x", "--for", "1"], "--for takes seconds"),
         (["--host", "--follow"], "--follow goes with a FILE"),
@@ -248,7 +249,7 @@ def test_the_environment_gives_way(
     assert shown(capsys, file, "--story", "slowest", "--limit", "2")[0] == plain["--story slowest"][0]
     monkeypatch.delenv("PARTITA_TRACE_FILTER")
     assert shown(capsys, file, "--requests") == plain["--requests"]
-    assert "takes a FILE, or --host" in refused(capsys, file, "--host", "other")
+    assert "takes a FILE or --host, not both" in refused(capsys, file, "--host", "other")
     monkeypatch.delenv("PARTITA_TRACE_HEX")
     monkeypatch.setenv("PARTITA_TRACE_FILTER", "event=vm_ended")
     assert [line.split()[1] for line in shown(capsys, file)] == ["reader", "writer"]

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import partitions
+from partitions.cli import trace_sources
 from partitions.cli.common import OK, USAGE
 from partitions.cli.main import main
 from partitions.root.control_socket import open_control_socket
@@ -72,6 +73,22 @@ async def test_stories_and_tables(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert len(story["steps"]) == 10
     assert {row["hops"] for row in table["requests"]} >= {10}
     assert "VMBus 6.0; it was agreed on before this trace begins" in life
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(("--requests",), True), (("--requests", "--for", "1"), False), ((), False)]
+)
+def test_what_needs_an_end_says_so(
+    arguments: tuple[str, ...], told: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of what is still to come shows nothing for as long as nobody ends it."""
+
+    async def nothing_comes(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(trace_sources, "read_host", nothing_comes)
+    main(["trace", "--host", *arguments])
+    assert ("--for SECONDS sets a time" in capsys.readouterr().err) == told
 
 
 async def test_recorded_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

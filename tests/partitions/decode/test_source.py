@@ -67,6 +67,16 @@ def test_dumps(data: bytes, tool: object) -> None:
     assert from_text(tool(data), "dump").data == data
 
 
+@given(BYTES, st.lists(BYTES, max_size=2))
+def test_several_dumps_of_one_packet(data: bytes, others: list[bytes]) -> None:
+    """tshark -x writes a heading over each where dissectors have put bytes together: the first is the frame."""
+    dumps = [("Frame", data), *(("SCSI command", other) for other in others)]
+    text = "\n\n".join(f"{name} ({len(part)} bytes):\n" + "\n".join(hexdump(part)) for name, part in dumps)
+    source = from_text(text, "dump")
+    assert source.data == data
+    assert ("the first of" in source.words) == bool(others)
+
+
 @given(BYTES, st.sampled_from([(1, 16), (4, 32), (8, 16), (2, 8)]))
 def test_dumps_in_other_widths(data: bytes, shape: tuple[int, int]) -> None:
     """xxd -g and -c."""
