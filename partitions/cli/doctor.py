@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Verbs) -> None:
     """Declare the verb."""
-    parser = verbs.add_parser("doctor", help="say what this machine has and lacks, and how to get it")
+    parser = verbs.add_parser(
+        "doctor",
+        help="say what this machine has and lacks, and how to get it",
+        description="Look at what this machine has of all that some part of partita can use, and say of what it lacks "
+        "what that is for and how to get it. A lack is no failure: the exit status is 0.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(call=call)
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import re
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -56,13 +59,27 @@ def apply(parser: argparse.ArgumentParser, verb: str, given: Sequence[str], envi
 
 
 def show_in_help(parser: argparse.ArgumentParser, verb: str) -> None:
-    """Write each option's variable behind what it does."""
+    """Write each option's variable behind what it does, and texts with examples in them as wide as the others."""
     for action in parser._actions:
         if names := variables(verb, action):
             action.help = f"{action.help or ''} [{names[-1]}]".strip()
-    parser.epilog = (
-        f"In brackets: the environment variable of an option. {PREFIX}{_upper(verb)}_... is for this verb alone and "
-        "wins over it; the command line wins over both."
+            parser.epilog = (
+                f"In brackets: the environment variable of an option. {PREFIX}{_upper(verb)}_... is for this verb "
+                "alone and wins over it; the command line wins over both."
+            )
+    if parser.formatter_class is argparse.RawDescriptionHelpFormatter:
+        parser.description, parser.epilog = _wrapped(parser.description), _wrapped(parser.epilog)
+
+
+def _wrapped(text: str | None) -> str:
+    """Paragraphs as wide as the terminal; those with an indented line in them stay as they are."""
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = (text or "").split("\n\n")
+    return "\n\n".join(
+        part
+        if re.search(r"^ ", part, re.MULTILINE)
+        else textwrap.fill(part, width, break_long_words=False, break_on_hyphens=False)
+        for part in paragraphs
     )
 
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Verbs) -> None:
     """Declare the verb."""
-    parser = verbs.add_parser("examples", help="list the examples, or copy one", allow_abbrev=False)
+    parser = verbs.add_parser(
+        "examples",
+        help="list the examples, or copy one",
+        description="List the examples, in reading order, or copy one to work on. `partita run` takes their names and "
+        "numbers; each has a README.md that says what to watch.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--copy", nargs=2, metavar=("NAME", "DIR"), help="copy an example into a new folder DIR")
     parser.set_defaults(call=call)
 

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Verbs) -> None:
     """Declare the verb."""
-    parser = verbs.add_parser("schema", help="print the JSON Schema of topology files", allow_abbrev=False)
+    parser = verbs.add_parser(
+        "schema",
+        help="print the JSON Schema of topology files",
+        description="Print the JSON Schema of topology files, by which an editor completes and checks them.",
+        allow_abbrev=False,
+    )
     parser.set_defaults(call=call)
 
 

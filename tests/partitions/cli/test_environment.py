@@ -118,6 +118,18 @@ def test_a_run_by_the_environment(
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_help_is_as_wide_as_the_terminal(verb: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for examples and lists, which are indented; and every verb says more of itself than its options."""
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    prose = [line for line in shown.splitlines() if not line.startswith((" ", "usage:", "KIND:", "NAME:"))]
+    assert [line for line in prose if len(line) > 60] == []
+    assert parsers(verb)[1].choices[verb].description
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_flag_has_a_variable_and_help_shows_it(verb: str, capsys: Capture) -> None:
     """All options of all verbs but those that only print something and leave."""
     parser = parsers(verb)[1].choices[verb]
