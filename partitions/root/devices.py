@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -136,7 +137,10 @@ def load_vsp(table: DeviceTable, folder: Path) -> Device:
         spec.loader.exec_module(module)
         made: Any = getattr(module, name)()
     except Exception as error:  # other people's code: whatever it raises, this VM does not start
-        raise DeviceError(f"{table.vsp}: {type(error).__name__}: {error}") from error
+        # The innermost line of the device's own file: what it calls is seldom wrong.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        at = f", line {lines[-1]}" if lines else ""
+        raise DeviceError(f"{table.vsp}{at}: {type(error).__name__}: {error}") from error
     if not isinstance(getattr(made, "offer", None), Offer) or not callable(getattr(made, "serve", None)):
         raise DeviceError(f"{table.vsp}: a VSP has an `offer` (vmbus.server.offers.Offer) and an async `serve`")
     device: Device = made

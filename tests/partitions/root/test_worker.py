@@ -205,7 +205,11 @@ async def test_a_worker_failure_stays_in_its_vm(autojump_clock: trio.abc.Clock) 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("Broken", "LookupError: no"), ("NoDevice", "a VSP has an `offer`"), ("Missing", "AttributeError")],
+    [
+        ("Broken", r"vsp\.py:Broken, line \d+: LookupError: no"),
+        ("NoDevice", "a VSP has an `offer`"),
+        ("Missing", "AttributeError"),
+    ],
 )
 async def test_a_vsp_that_does_not_load(name: str, reason: str, tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Other people's code may raise whatever it likes: this VM does not start."""
