@@ -73,6 +73,15 @@ class Found:
         return self.label if self.greeting is None else self.greeting.name
 
 
+class _Answered(msgspec.Struct):
+    """What matters of an answer, whoever gave it."""
+
+    ok: bool
+    result: Any = None
+    error: str = "internal"
+    message: str = ""
+
+
 class Remote:
     """A connection to one host. One request at a time; open another one for more."""
 
@@ -90,14 +99,25 @@ class Remote:
         request = {"op": op, **{name: value for name, value in members.items() if value is not None}}
         async with self._lock:
             await self._send(msgspec.json.encode(request) + b"\n")
-            answer = msgspec.json.decode(await self._line())
-        if not answer["ok"]:
-            raise RequestDenied(answer["error"], answer["message"])
-        return answer["result"]
+            line = await self._line()
+        try:
+            answer = msgspec.json.decode(line, type=_Answered)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise self.no_host() from None
+        if not answer.ok:
+            raise RequestDenied(answer.error, answer.message)
+        return answer.result
 
     async def hello(self) -> Greeting:
         """Who it is."""
-        return msgspec.convert(await self.ask("hello"), Greeting)
+        try:
+            return msgspec.convert(await self.ask("hello"), Greeting)
+        except msgspec.ValidationError:
+            raise self.no_host() from None
+
+    def no_host(self) -> HostGone:
+        """For bytes that no host of this version sends."""
+        return HostGone(f"{self.path}: what answers there is no host of Partita, or of another version")
 
     @asynccontextmanager
     async def stream(self, op: str, **members: Any) -> AsyncIterator[Stream]:
@@ -169,11 +189,14 @@ class _LinesOf:
         return self
 
     async def __anext__(self) -> bytes:
-        while (line := self._lines.next()) is None:
-            data = await self._stream.receive()
-            if not data:
-                raise StopAsyncIteration
-            self._lines.feed(data)
+        try:
+            while (line := self._lines.next()) is None:
+                data = await self._stream.receive()
+                if not data:
+                    raise StopAsyncIteration
+                self._lines.feed(data)
+        except LineTooLong:
+            raise HostGone(f"a line of more than {MAX_ANSWER} bytes; this is no host") from None
         return line
 
 

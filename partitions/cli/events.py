@@ -49,7 +49,10 @@ async def follow(host: Remote, vm: str | None, form: str) -> None:
         if form == "table":
             print(f"following {name}; Ctrl-C ends", file=sys.stderr, flush=True)
         async for line in stream.lines():
-            change = msgspec.json.decode(line, type=Change)
+            try:
+                change = msgspec.json.decode(line, type=Change)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise host.no_host() from None
             if form == "json":
                 print(line.decode())
             elif form == "csv":
