@@ -17,7 +17,7 @@ class Detail {
       this.holder.replaceChildren();
       return;
     }
-    const facts = [["time", seconds(row.time)], ["about", row.about], ["layer", row.layer], ["event", row.event]];
+    const facts = [["time", seconds(row.time)], ["about", row.about || row.vm || "the host"], ["layer", row.layer], ["event", row.event]];
     if (row.direction) facts.push(["direction", row.direction === ">root" ? "to the root" : "to the child"]);
     if (row.channel !== null) facts.push(["channel", row.channel]);
     if (row.size !== null) facts.push(["size", many(row.size, "byte")]);
