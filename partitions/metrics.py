@@ -128,8 +128,13 @@ def _families(families: Iterable[_Family], rows: Sequence[VmFigures | VmCounters
 
 def rendered(taken: Snapshot, accept: str) -> tuple[bytes, str]:
     """The body and its content type, in the format that a scraper prefers. Needs nothing but its arguments."""
-    encode, content_type = choose_encoder(accept)
-    return encode(HostCollector(taken)), content_type
+    collector = HostCollector(taken)
+    try:
+        encode, content_type = choose_encoder(accept)
+        return encode(collector), content_type
+    except Exception:  # a stranger's header, which prometheus_client takes to be well made
+        encode, content_type = choose_encoder("")
+        return encode(collector), content_type
 
 
 @asynccontextmanager

@@ -129,6 +129,25 @@ async def test_silent_peers_are_bounded(
             await stream.aclose()
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=1.x.0",
+        "application/openmetrics-text;version=1.x.0;escaping=none",
+        "application/openmetrics-text; version=; escaping=",
+        "text/plain;version=1.x;escaping=allow-utf-8",
+        ";;=;q=",
+    ],
+)
+async def test_no_accept_ends_the_host(tmp_path: Path, accept: str) -> None:
+    """One request of any user of the machine cut the power of every VM: the library raised over the header's version."""
+    async with scraped(tmp_path) as (host, port):
+        status, _, body = await ask(port, f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode())
+        assert status == "HTTP/1.1 200 OK"
+        assert "partita_host_vms" in body
+        assert len(host) == 2
+
+
 async def test_it_listens_on_this_machine_alone(tmp_path: Path) -> None:
     """Only the loopback address, and a port that is taken is an error of the start."""
     async with scraped(tmp_path) as (host, port):
