@@ -29,6 +29,8 @@ STALL_SECONDS: Final = 2.0
 """How long the end of a recording waits for a reader that takes nothing."""
 WRITE_BYTES: Final = 4 << 20
 """What is written at a time, at most: between two writes the thread has to get the interpreter, which is busy."""
+PIPE_BYTES: Final = 256 << 10
+"""The same toward a pipe, whose reader is stalled when it takes less than that in `STALL_SECONDS`."""
 INLINE_BYTES: Final = 256 << 10
 """What is written at a time on the virtual clock."""
 INLINE_STALL_SECONDS: Final = 10.0
@@ -70,10 +72,12 @@ class FileRecording:
         self._tell = tell
         self._told = False
         self._whole = 0
+        self._taken = 0
+        """Bytes that the other end has taken, in pieces begun too."""
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
         # Whoever reads along through a pipe may be tshark; a file is read whole.
         hidden = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._at_once = select.PIPE_BUF if inline and not self._regular else WRITE_BYTES
+        self._at_once = WRITE_BYTES if self._regular else select.PIPE_BUF if inline else PIPE_BYTES
         self._closed = False
         self._something, self._closing = threading.Event(), threading.Event()
         ready = self._write_all if inline else self._something.set
@@ -112,9 +116,9 @@ class FileRecording:
         else:
             self._closing.set()
             self._something.set()
-            written = -1
-            while self._thread.is_alive() and written != self._whole:
-                written = self._whole
+            taken = -1
+            while self._thread.is_alive() and taken != self._taken:
+                taken = self._taken
                 self._thread.join(STALL_SECONDS)
             if self._thread.is_alive():
                 self.stalled = True
@@ -146,7 +150,9 @@ class FileRecording:
                 if self._inline and not self._regular:
                     self._wait_for_room()
                 try:
-                    left = left[os.write(self._descriptor, left[: self._at_once]) :]
+                    count = os.write(self._descriptor, left[: self._at_once])
+                    self._taken += count
+                    left = left[count:]
                 except BlockingIOError:  # somebody at the other end of standard output has made it so
                     select.select([], [self._descriptor], [])
         except OSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +159,32 @@ async def test_a_reader_that_stalls_costs_a_bounded_buffer_and_no_time(
     assert recording.dropped.packets > 10_000
     assert recording.dropped.packets + recording.recorder.written.packets == 400 * 64
     assert told == ["is written too slowly; what does not fit into the buffer is left out and counted"]
+
+
+async def test_the_end_waits_for_a_reader_that_takes_less_than_one_write(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow is not stalled: as long as something is taken the end waits, however large the piece under way is."""
+    monkeypatch.setattr(file, "STALL_SECONDS", 0.4)
+    trace = new_trace()
+    recording = FileRecording(trace, os.dup(pipe[1]), started=0, inline=False)
+    for _ in range(200):
+        emit(trace, packets(64))
+    taken = bytearray()
+
+    def take() -> None:
+        while piece := os.read(pipe[0], 65536):
+            taken.extend(piece)
+            time.sleep(0.03)  # all of it takes longer than STALL_SECONDS, what is written at once a third of them
+
+    reader = threading.Thread(target=take, daemon=True)
+    reader.start()
+    recording.close()
+    assert not recording.stalled
+    os.close(pipe[1])
+    reader.join()
+    events = RecordingReader().feed(bytes(taken))
+    assert sum(event.layer is Layer.PACKET for event in events) == 200 * 64
 
 
 async def test_on_the_virtual_clock_a_reader_that_stalls_is_given_up(
