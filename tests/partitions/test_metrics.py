@@ -140,7 +140,7 @@ async def test_silent_peers_are_bounded(
     ],
 )
 async def test_no_accept_ends_the_host(tmp_path: Path, accept: str) -> None:
-    """One request of any user of the machine cut the power of every VM: the library raised over the header's version."""
+    """One request of any user of the machine cut the power of every VM: the library raised over its version."""
     async with scraped(tmp_path) as (host, port):
         status, _, body = await ask(port, f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode())
         assert status == "HTTP/1.1 200 OK"
