@@ -71,6 +71,10 @@ def call(options: argparse.Namespace) -> int:
     _write(options, name, made)
     if damage:
         raise Refusal(damage, FAILED)
+    if wanted is not None and not made.events:
+        from partitions.cli.trace_sources import tell_nothing_fitted
+
+        tell_nothing_fitted(name if options.recording == "-" else options.recording, wanted)
     return OK
 
 

@@ -77,6 +77,8 @@ def test_a_part_of_it(recording: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "only layer=state" in made["notes"]
     assert made["notes"][1].startswith("the last 2 of ")
     assert "more are not in it" in capsys.readouterr().out
+    assert main(["watch", str(recording), "-O", str(page), "--filter", "vm=nobody"]) == 0
+    assert capsys.readouterr().err.startswith('note: no VM "nobody" in this trace; there are ')
 
 
 def test_a_recording_that_breaks_off(recording: Path, tmp_path: Path) -> None:
