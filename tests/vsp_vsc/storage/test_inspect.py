@@ -62,7 +62,7 @@ async def test_commands_that_wait_are_shown_with_their_age() -> None:
             pair.vsp.inspect_channel(CHANNEL + 1)
 
 
-async def test_one_transaction_number_for_many_commands() -> None:
+async def test_one_transaction_number_for_many_commands(autojump_clock: trio.testing.MockClock) -> None:
     """A guest may number them as it likes: each is there once, and goes when it has ended."""
     slow = SlowBackend(1 << 20)
     async with serving({0: ScsiTarget(slow)}) as pair:
@@ -87,7 +87,7 @@ async def test_what_is_answered_at_once_has_not_waited() -> None:
         assert seen(pair.vsp.inspect(), "disks/0/backend/counters/writes") == 2
 
 
-async def test_past_the_queue_depth_a_guest_is_told_to_come_again() -> None:
+async def test_past_the_queue_depth_a_guest_is_told_to_come_again(autojump_clock: trio.testing.MockClock) -> None:
     """The depth counts from the next command on, one disk at a time, and what is under way goes on."""
     slow, other = SlowBackend(1 << 20), SlowBackend(1 << 20)
     async with serving({0: ScsiTarget(slow), 1: ScsiTarget(other)}) as pair:
