@@ -32,9 +32,9 @@ from benchmarks.measure import ROUNDS, compare, table
 from benchmarks.scale import Echo, open_echo, server_of
 from hypervisor.trace import Trace
 from partitions.child.guest import Guest
-from partitions.filters import parse_filter
 from partitions.recording.file import FileRecording, open_output
 from partitions.recording.reader import read_recording
+from partitions.trace.filters import parse_filter
 from vmbus.channel import RECEIVED, Channel
 from vmbus.ring import Packet, PacketType
 

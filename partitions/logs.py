@@ -17,7 +17,7 @@ from hypervisor.clock import seconds
 from hypervisor.trace import Level, Sink, Trace, TraceEvent
 
 if TYPE_CHECKING:
-    from partitions.filters import Predicate
+    from partitions.trace.filters import Predicate
 
 ROOT_PARTITION = 1
 ROOT_NAME = "root"

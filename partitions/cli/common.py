@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import argparse
 
-    from partitions.filters import Filter
     from partitions.topology import Topology
+    from partitions.trace.filters import Filter
 
 OK = 0
 FAILED = 1
@@ -54,7 +54,7 @@ def read_filter(text: str | None) -> Filter | None:
     """What `--filter` says, its errors as a refusal."""
     if text is None:
         return None
-    from partitions.filters import FilterError, parse_filter
+    from partitions.trace.filters import FilterError, parse_filter
 
     try:
         return parse_filter(text)

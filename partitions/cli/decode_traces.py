@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from partitions.cli.trace_views import Lines
     from partitions.decode.ftrace import FtraceReader
-    from partitions.filters import Filter
+    from partitions.trace.filters import Filter
 
 _CHUNK: Final = 1 << 16
 

@@ -25,12 +25,12 @@ from partitions.cli.outlets import Outlets
 from partitions.cli.reachable import reachable
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.filters import FilterError, parse_filter
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.root.asking import asked_by
 from partitions.topology_schema import Backend
-from partitions.trace_outlet import TraceOutlet
+from partitions.trace.filters import FilterError, parse_filter
+from partitions.trace.outlet import TraceOutlet
 
 if TYPE_CHECKING:
     import argparse
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from partitions.recording.file import FileRecording
     from partitions.root.control_socket import ControlSocket
     from partitions.root.worker import BackendFactory
-    from partitions.timeline import Timeline
     from partitions.topology import Topology
+    from partitions.trace.timeline import Timeline
 
 REDRAW_SECONDS = 0.25
 CONSOLE_KEY = "the console's escape key"
@@ -192,7 +192,7 @@ class Viewer:
         host.trace.add_sink(TraceOutlet("log", sink, host.trace, self._filter, least=self._level, vms=lambda: host))
 
     def _draw(self, host: Host, file: IO[bytes]) -> None:
-        from partitions.timeline import Timeline
+        from partitions.trace.timeline import Timeline
 
         names = host.trace.names
         timeline = self._timeline = Timeline(self.outlets.guarded_write(file, f"--timeline {self.options.timeline}"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from partitions.cli.trace_sources import Reading
     from partitions.cli.trace_views import View
-    from partitions.filters import Filter
+    from partitions.trace.filters import Filter
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -165,7 +165,7 @@ def _view(options: argparse.Namespace, condition: Filter | None) -> View:
     if options.story is not None:
         return _story(options.story, json=json, with_bytes=bool(options.hex))
     if options.requests:
-        from partitions.request_table import RequestTable
+        from partitions.trace.request_table import RequestTable
 
         return views.Requests(RequestTable(options.sort, options.limit, condition), json=json)
     if options.sequence:
@@ -189,9 +189,9 @@ def _view(options: argparse.Namespace, condition: Filter | None) -> View:
 
 def _story(text: str, *, json: bool, with_bytes: bool) -> View:
     from partitions.cli import trace_views as views
-    from partitions.filters import FilterError, parse_filter
-    from partitions.life_story import LifeTeller
-    from partitions.story import Storyteller, read_choice
+    from partitions.trace.filters import FilterError, parse_filter
+    from partitions.trace.life_story import LifeTeller
+    from partitions.trace.story import Storyteller, read_choice
 
     try:
         choice = read_choice(text, parse_filter)

@@ -12,7 +12,7 @@ from partitions.recording.copier import RecordingCopier
 from partitions.recording.reader import RecordingError
 
 if TYPE_CHECKING:
-    from partitions.filters import Filter
+    from partitions.trace.filters import Filter
 
 
 def copy_part(source: str, target: str, condition: Filter | None) -> int:

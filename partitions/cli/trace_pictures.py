@@ -8,13 +8,13 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from partitions.cli.common import FAILED, USAGE, Refusal
-from partitions.sequence import MOST_ROWS, Sequence, SequenceTooLong
-from partitions.timeline import Timeline
+from partitions.trace.sequence import MOST_ROWS, Sequence, SequenceTooLong
+from partitions.trace.timeline import Timeline
 
 if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
-    from partitions.filters import Filter
     from partitions.recording.reader import Wanted
+    from partitions.trace.filters import Filter
 
 
 class SequencePicture:
@@ -64,10 +64,10 @@ class SequencePicture:
     def _drawn(self) -> str:
         diagram = self._sequence.diagram(most_rows=self._most_rows)
         if self._svg:
-            from partitions.sequence_svg import svg
+            from partitions.trace.sequence_svg import svg
 
             return svg(diagram, title="" if self._filter is None else self._filter.text)
-        from partitions.sequence_mermaid import mermaid
+        from partitions.trace.sequence_mermaid import mermaid
 
         return mermaid(diagram)
 

@@ -16,11 +16,11 @@ from partitions.cli.trace_views import Enough, View
 from partitions.logs import ROOT_NAME, printable, vm_name
 from partitions.recording.copier import EventHider
 from partitions.recording.reader import RecordingError
-from partitions.trace_input import TraceReader
+from partitions.trace.source import TraceReader
 
 if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
-    from partitions.filters import Filter
+    from partitions.trace.filters import Filter
 
 CHUNK_BYTES: Final = 1 << 20
 FOLLOW_SECONDS: Final = 0.1
@@ -141,7 +141,7 @@ class Copy:
 
 def tell_nothing_fitted(name: str, condition: Filter) -> None:
     """Perhaps a VM or an event has another name. All of a file is read, for once, to know which there are."""
-    from partitions.life_story import unknown
+    from partitions.trace.life_story import unknown
 
     vms, events = _names_in(name) if os.path.isfile(name) else (set(), set())
     notes = []

@@ -19,11 +19,11 @@ from partitions.logs import HumanRenderer, JsonRenderer, unpack_event, wants_col
 
 if TYPE_CHECKING:
     from partitions.decode.field import Field
-    from partitions.filters import Filter
-    from partitions.life_story import LifeTeller
     from partitions.recording.reader import Wanted
-    from partitions.request_table import RequestTable
-    from partitions.story import Storyteller
+    from partitions.trace.filters import Filter
+    from partitions.trace.life_story import LifeTeller
+    from partitions.trace.request_table import RequestTable
+    from partitions.trace.story import Storyteller
 
 
 class Enough(Exception):
@@ -185,7 +185,7 @@ class RequestStory:
 
     def finish(self) -> None:
         """Tell it."""
-        from partitions.story import UnknownRequest, lines
+        from partitions.trace.story import UnknownRequest, lines
 
         try:
             story = self._teller.finish()
@@ -216,7 +216,7 @@ class LifeStory:
 
     def finish(self) -> None:
         """Tell it."""
-        from partitions.life_story import UnknownLife, lines
+        from partitions.trace.life_story import UnknownLife, lines
 
         try:
             life = self._teller.finish()
@@ -247,7 +247,7 @@ class Requests:
 
     def finish(self) -> None:
         """Show it."""
-        from partitions.request_table import lines
+        from partitions.trace.request_table import lines
 
         table = self._table.finish()
         if not table.requests:

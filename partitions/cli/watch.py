@@ -13,7 +13,7 @@ from partitions.cli.common import FAILED, OK, Refusal, Verbs, port_number, read_
 if TYPE_CHECKING:
     import argparse
 
-    from partitions.filters import Filter
+    from partitions.trace.filters import Filter
     from partitions.watch.export import Exported
 
 _PIECE = 1 << 20
@@ -110,7 +110,7 @@ def _pieces(recording: str) -> Iterator[bytes]:
 def _export(options: argparse.Namespace, wanted: Filter | None, name: str) -> tuple[Exported, str]:
     """The page, and what is wrong with the recording behind what is on it. Raises `Refusal` where that is nothing."""
     from partitions.recording.reader import RecordingError, Wanted
-    from partitions.trace_input import TraceReader
+    from partitions.trace.source import TraceReader
     from partitions.watch.export import LIMIT, Exporter
 
     # What comes before a window makes the picture what it is at its beginning, so only what comes after is left away.

@@ -15,8 +15,8 @@ from partitions.cli.common import FAILED, OK, Refusal
 from partitions.watch.hub import Hub
 
 if TYPE_CHECKING:
-    from partitions.filters import Filter
     from partitions.host import Host
+    from partitions.trace.filters import Filter
 
 LAST_WORDS: Final = 5.0
 """Seconds that browsers get to take what is left when the host has ended."""

@@ -302,9 +302,9 @@ async def _until_gone(link: Link, scope: trio.CancelScope) -> None:
 
 
 async def _trace(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
-    from partitions.filters import FilterError, parse_filter
     from partitions.logs import filtered
     from partitions.recording.recorder import Recorder
+    from partitions.trace.filters import FilterError, parse_filter
 
     assert isinstance(request, protocol.Trace)
     host = link.control.host

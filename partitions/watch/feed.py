@@ -13,7 +13,7 @@ from typing import Any, Final
 from hypervisor.trace import Layer, TraceEvent
 from partitions.logs import vm_name
 from partitions.recording.event_codec import DROPPED, STARTED
-from partitions.requests import Request, RequestTracker
+from partitions.trace.requests import Request, RequestTracker
 from partitions.watch.rows import Change, Row, row_of, text
 from partitions.watch.scene import Scene
 

@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from hypervisor.trace import Layer, Level, TraceEvent
-from partitions.channel_names import interface_name
 from partitions.lifecycle import VmState
 from partitions.recording.event_codec import STARTED
+from partitions.trace.channel_names import interface_name
 from partitions.watch.rows import Change, text
 
 CRASHED: Final = "crashed"

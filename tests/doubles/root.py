@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -131,6 +132,7 @@ class Held:
 
 
 def held(host: Host) -> Held:
+    gc.collect()  # what an earlier test has left open is none of this host's
     hv, winhv = host.hypervisor, host.winhv
     # Blocks to deposit from are kept by the host for the next VM.
     deposits = [block for block in hv._root_blocks.values() if "deposits" in block.name]

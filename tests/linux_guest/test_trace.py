@@ -14,8 +14,8 @@ from partitions.decode.ftrace import FtraceReader, is_ftrace
 from partitions.host import Host, Vm
 from partitions.recording.file import FileRecording, record_to
 from partitions.recording.reader import Recording
-from partitions.requests import RequestTracker
 from partitions.topology_schema import DiskTable
+from partitions.trace.requests import RequestTracker
 from tests.doubles import tshark
 from tests.linux_guest import guest
 

@@ -11,7 +11,7 @@ import pytest
 from hypervisor.trace import TO_ROOT, Layer, Level, Trace, TraceEvent
 from hypervisor.wire import Guid
 from partitions import logs
-from partitions.filters import parse_filter
+from partitions.trace.filters import parse_filter
 
 
 def make_trace() -> Trace:

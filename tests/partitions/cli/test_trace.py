@@ -16,8 +16,8 @@ from hypervisor.trace import Layer, Trace, TraceEvent
 from partitions.cli.main import main
 from partitions.cli.trace_views import BusVersions, Lines
 from partitions.decode.field import Field
-from partitions.filters import parse_filter
 from partitions.recording.recorder import Recorder
+from partitions.trace.filters import parse_filter
 from tests.partitions.copies import copied_example
 
 COMMAND = [sys.executable, "-m", "partitions.cli.main", "trace"]
@@ -304,7 +304,7 @@ def test_nothing_is_imported_for_it() -> None:
     """`partita --help` does not pay for what it does not use."""
     program = "import sys; from partitions.cli import trace; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"trio", "msgspec", "partitions.requests", "partitions.story", "structlog"} & set(modules)
+    assert not {"trio", "msgspec", "partitions.trace.requests", "partitions.trace.story", "structlog"} & set(modules)
 
 
 def test_what_the_recorder_dropped_is_said(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

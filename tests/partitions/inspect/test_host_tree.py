@@ -19,13 +19,13 @@ from hypervisor.trace import Level, TraceEvent
 from hypervisor.wire import Guid
 from partitions.child import kernel
 from partitions.child.guest import Guest
-from partitions.filters import parse_filter
 from partitions.host import Host
 from partitions.inspect import InspectError, host_tree
 from partitions.inspect.walk import Mark, walk
 from partitions.logs import json_sink
 from partitions.topology_schema import DiskTable, DiskType, HostTable, IntegrationName, Size, Topology, VmTable
-from partitions.trace_outlet import TraceOutlet
+from partitions.trace.filters import parse_filter
+from partitions.trace.outlet import TraceOutlet
 from tests.doubles.looking import faults
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.trace import Layer
-from partitions.filters import parse_filter
 from partitions.recording.copier import RecordingCopier
 from partitions.recording.recorder import Recorder
+from partitions.trace.filters import parse_filter
 from tests.doubles.recordings import ITEMS, Item, drain, new_trace, record
 from tests.partitions.recording.test_recording import SOME, batch, read
 

@@ -13,7 +13,7 @@ from hypervisor.trace import TO_ROOT, Layer, Level, Trace, TraceEvent
 from partitions.logs import json_sink
 from partitions.recording.json_lines import JsonLinesReader
 from partitions.recording.reader import RecordingError
-from partitions.trace_input import TraceReader
+from partitions.trace.source import TraceReader
 
 
 def written() -> tuple[list[TraceEvent], bytes]:

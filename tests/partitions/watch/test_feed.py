@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.trace import Layer, Level, TraceEvent
-from partitions.filters import parse_filter
+from partitions.trace.filters import parse_filter
 from partitions.watch.export import Exporter
 from partitions.watch.feed import Feed
 from partitions.watch.rows import COLUMNS

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions import determinism, life_story
+from partitions import determinism
 from partitions.host import open_host
-from partitions.life_story import Life, LifeTeller, UnknownLife, lines
 from partitions.logs import vm_name
 from partitions.root.asking import asked_by
+from partitions.trace import life_story
+from partitions.trace.life_story import Life, LifeTeller, UnknownLife, lines
 from tests.partitions.crossings import Crossings
 
 NAMES = {2: "web", 3: "db"}

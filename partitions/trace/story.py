@@ -18,7 +18,7 @@ import msgspec
 
 from hypervisor.trace import TO_CHILD, Layer, TraceEvent
 from partitions.logs import printable, vm_name
-from partitions.requests import Hop, Outcome, Request, RequestTracker
+from partitions.trace.requests import Hop, Outcome, Request, RequestTracker
 
 CHOICES: Final = ("slowest", "first", "last")
 WINDOW: Final = 50_000

@@ -1,4 +1,4 @@
-"""The pictures in docs/ that come from real runs; `python -m tests.partitions.pictures` draws them again."""
+"""The pictures in docs/ that come from real runs; `python -m tests.partitions.trace.pictures` draws them again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hypervisor.trace import Layer, TraceEvent
 from partitions import determinism
 from partitions.host import open_host
 from partitions.logs import vm_name
-from partitions.sequence import Diagram, Sequence
-from partitions.sequence_mermaid import mermaid
-from partitions.sequence_svg import svg
-from partitions.timeline import Timeline
 from partitions.topology import load_topology
+from partitions.trace.sequence import Diagram, Sequence
+from partitions.trace.sequence_mermaid import mermaid
+from partitions.trace.sequence_svg import svg
+from partitions.trace.timeline import Timeline
 from tests.doubles import trace_events_checker
-from tests.partitions.timeline_picture import draw
+from tests.partitions.trace.timeline_picture import draw
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @functools.cache

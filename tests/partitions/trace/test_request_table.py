@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from partitions import request_table
-from partitions.filters import parse_filter
-from partitions.request_table import Order, RequestTable, Table, lines
+from partitions.trace import request_table
+from partitions.trace.filters import parse_filter
+from partitions.trace.request_table import Order, RequestTable, Table, lines
 from tests.partitions.crossings import Crossings
 
 NAMES = {2: "web", 3: "db"}

@@ -28,10 +28,10 @@ import msgspec
 
 from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions.channel_names import ChannelNames
 from partitions.logs import ROOT_NAME, ROOT_PARTITION, printable
 from partitions.recording.event_codec import STARTED
-from partitions.requests import Outcome, Request, RequestTracker
+from partitions.trace.channel_names import ChannelNames
+from partitions.trace.requests import Outcome, Request, RequestTracker
 
 _HYPERVISOR: Final = "\0"
 """No VM is called that."""

@@ -18,11 +18,11 @@ import msgspec
 from hypervisor.clock import seconds
 from hypervisor.msr import Msr
 from hypervisor.trace import Layer, Level, TraceEvent
-from partitions.channel_names import ChannelNames
 from partitions.explain import os_words
 from partitions.logs import ROOT_NAME, printable
 from partitions.recording.event_codec import STARTED
-from partitions.story import CHOICES
+from partitions.trace.channel_names import ChannelNames
+from partitions.trace.story import CHOICES
 from vmbus.protocol.versions import version_text
 
 MAX_MOMENTS: Final = 5000

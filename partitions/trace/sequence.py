@@ -1,7 +1,7 @@
 """Who said what to whom: a window of a trace as the lanes and arrows of a sequence diagram. Root side.
 
-Feed a `Sequence` every event in order, then take its `Diagram`; `partitions.sequence_mermaid` and
-`partitions.sequence_svg` draw it. What repeats is folded: a batch of 32 requests is one arrow with a count, and a
+Feed a `Sequence` every event in order, then take its `Diagram`; `partitions.trace.sequence_mermaid` and
+`partitions.trace.sequence_svg` draw it. What repeats is folded: a batch of 32 requests is one arrow with a count, and a
 pattern of several arrows that comes again and again is a frame around one copy of it.
 
 A hypercall is told when it returns, which is after all that it brought about. Of the two that signal and post, the
@@ -18,9 +18,9 @@ from typing import Any, Final
 import msgspec
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions.channel_names import ChannelNames, interface_name
 from partitions.ports import COM1_TRANSMIT
 from partitions.recording.event_codec import STARTED
+from partitions.trace.channel_names import ChannelNames, interface_name
 
 _ROOT_PARTITION: Final = 1
 MOST_ROWS: Final = 300

@@ -17,8 +17,8 @@ import msgspec
 from hypervisor.clock import seconds
 from hypervisor.trace import TraceEvent
 from partitions.logs import printable, short_name
-from partitions.requests import Outcome, Request, RequestTracker
-from partitions.story import Likes
+from partitions.trace.requests import Outcome, Request, RequestTracker
+from partitions.trace.story import Likes
 
 Order = Literal["duration", "time", "name"]
 SHOWN: Final = 40

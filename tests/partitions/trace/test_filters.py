@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions.filters import FilterError, parse_filter
+from partitions.trace.filters import FilterError, parse_filter
 
 EVENTS = {
     "control": TraceEvent(0, Layer.CONTROL, "open_channel", 2, Level.DEBUG, TO_ROOT, 5, 120, "OPENCHANNEL relid=5"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from partitions.sequence_svg import STYLE, text_at, xml
+from partitions.trace.sequence_svg import STYLE, text_at, xml
 from tests.doubles.trace_events_checker import Record, by_time, nanoseconds
 
 LEFT, ROW, HEAD = 236, 22, 26

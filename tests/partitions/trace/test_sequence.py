@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions import sequence
-from partitions.sequence import Diagram, Fold, Item, Sequence, SequenceTooLong, Step, fold
-from partitions.sequence_mermaid import escape, mermaid
-from partitions.sequence_svg import svg
-from tests.partitions import pictures
+from partitions.trace import sequence
+from partitions.trace.sequence import Diagram, Fold, Item, Sequence, SequenceTooLong, Step, fold
+from partitions.trace.sequence_mermaid import escape, mermaid
+from partitions.trace.sequence_svg import svg
+from tests.partitions.trace import pictures
 
 STORAGE = "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -298,7 +298,7 @@ def test_folding_loses_nothing(patterns: list[tuple[str, int]]) -> None:
 
 
 def test_the_picture_in_the_documentation_is_real() -> None:
-    """docs/sequence.svg is what the disk example gives today; `python -m tests.partitions.pictures` draws it again."""
+    """docs/sequence.svg is what the disk example gives today; `python -m tests.partitions.trace.pictures` draws it."""
     assert (pictures.DOCS / "sequence.svg").read_text() == pictures.sequence_picture()
 
 

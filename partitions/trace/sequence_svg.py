@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 from hypervisor.clock import seconds
 from hypervisor.trace import Layer
 from partitions.logs import printable
-from partitions.sequence import TIMES, Diagram, Fold, Item, Lane, Place, Step, Style, walk
-from partitions.sequence_mermaid import shortened
+from partitions.trace.sequence import TIMES, Diagram, Fold, Item, Lane, Place, Step, Style, walk
+from partitions.trace.sequence_mermaid import shortened
 
 _LETTER: Final = 6.8
 """Width of an average letter at 12 px, in px; a little more than most fonts take."""

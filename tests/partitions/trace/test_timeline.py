@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
-from partitions.requests import track
-from partitions.timeline import Timeline
+from partitions.trace.requests import track
+from partitions.trace.timeline import Timeline
 from tests.doubles import trace_events_checker as checker
 from tests.doubles.trace_events_checker import Record
-from tests.partitions import pictures
-from tests.partitions.test_sequence import TEXT, event, offer
+from tests.partitions.trace import pictures
+from tests.partitions.trace.test_sequence import TEXT, event, offer
 
 NAMES = {1: "root", 2: "web", 3: "db"}
 
@@ -199,7 +199,7 @@ def named(happened: TraceEvent, vm: str) -> TraceEvent:
 
 
 def test_the_picture_in_the_documentation_is_real() -> None:
-    """docs/timeline.svg shows records of a real file; `python -m tests.partitions.pictures` draws it again."""
+    """docs/timeline.svg shows records of a real file; `python -m tests.partitions.trace.pictures` draws it again."""
     assert (pictures.DOCS / "timeline.svg").read_text() == pictures.timeline_picture()
 
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, TraceEvent
-from partitions import determinism, requests
+from partitions import determinism
 from partitions.host import open_host
-from partitions.requests import Outcome, Request, RequestTracker, track
+from partitions.trace import requests
+from partitions.trace.requests import Outcome, Request, RequestTracker, track
 from tests.partitions.copies import copied_example
 from tests.partitions.crossings import INBAND, Crossings
 from vmbus.ring import PacketType

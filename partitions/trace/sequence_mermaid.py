@@ -12,7 +12,7 @@ from typing import Final
 
 from hypervisor.clock import seconds
 from partitions.logs import printable
-from partitions.sequence import TIMES, Diagram, Fold, Item, SequenceTooLong, Style
+from partitions.trace.sequence import TIMES, Diagram, Fold, Item, SequenceTooLong, Style
 
 MOST_CHARACTERS: Final = 50_000
 """Mermaid's own limit (`maxTextSize`), which GitHub keeps: beyond it there is an error in place of a diagram."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from hypervisor.inspect import Branch, Setting
 from hypervisor.trace import Level, Sink, Trace, TraceEvent
-from partitions.filters import Filter, Predicate, at_least, parse_filter
 from partitions.logs import vm_name
+from partitions.trace.filters import Filter, Predicate, at_least, parse_filter
 
 HELP = "a filter as --trace-filter takes it; all events if empty"
 

@@ -133,7 +133,7 @@ def at_least(level: Level) -> Predicate:
 
 
 def _of_device(devices: frozenset[str]) -> Predicate:
-    from partitions.channel_names import ChannelNames
+    from partitions.trace.channel_names import ChannelNames
 
     names = ChannelNames()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hypervisor.trace import Layer
-from partitions.filters import FilterError, parse_filter
-from partitions.story import Choice, Story, Storyteller, UnknownRequest, lines, read_choice
+from partitions.trace.filters import FilterError, parse_filter
+from partitions.trace.story import Choice, Story, Storyteller, UnknownRequest, lines, read_choice
 from tests.partitions.crossings import Crossings
 
 NAMES = {2: "reader", 3: "writer"}
