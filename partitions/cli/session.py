@@ -247,8 +247,9 @@ class Viewer:
         with vm.console.follow(capacity=CONSOLE_LINES) as lines:
             task_status.started()
             async for line in lines:
-                self.screen.line(console_line(vm.name, line.text, self._width))
-            if lines.dropped:
+                if self.console:
+                    self.screen.line(console_line(vm.name, line.text, self._width))
+            if self.console and lines.dropped:
                 self.note(f"note: {lines.dropped} console lines of {vm.name} came too fast and are not shown")
 
     async def redraw(self, host: Host) -> None:
@@ -359,7 +360,8 @@ async def run(
             open_host(topology, clock=options.clock, seed=seed, backends=backends) as host,
         ):
             viewer.attach(host)
-            if viewer.console:
+            # A record and its replay have the same tasks, whatever is shown of either.
+            if viewer.console or backends is not None:
                 for vm in host.values():
                     await readers.start(viewer.follow, vm)
             if viewer.terminal is not None:

@@ -176,6 +176,18 @@ def test_the_command_records_and_replays(
     assert "parted at line" in capsys.readouterr().err
 
 
+def test_what_is_shown_makes_no_difference(machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record made without console lines is replayed with them, and the other way round."""
+    file = str(tmp_path / "record")
+    virtual = ["run", str(machine), "--clock", "virtual"]
+    assert partita([*virtual, "--no-lines", "--record", file]) == 0
+    assert "second life" not in capsys.readouterr().out
+    fresh(machine)
+    assert partita([*virtual, "--replay", file]) == 0
+    fresh(machine)
+    assert partita([*virtual, "--json", "--replay", file]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
