@@ -18,6 +18,7 @@ from hypervisor.backend.task import GuestEntry, TaskVp
 from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.machine import Intercepted, Machine, ProcessorFault
 from hypervisor.msr import Msr
+from partitions import ports
 from partitions.boundary import protocol
 from partitions.boundary.record import VERSION, BoundaryLog, RecordedMachine
 from partitions.boundary.turns import Turns
@@ -181,6 +182,10 @@ class Replay:
             todo, end = _split(done or [])
             try:
                 await _Player(self, processors).play(todo, end)
+            except Parted:
+                # What the guest did next was for another answer than it gets. A crash would be told before the parting.
+                processors[0].port_out(ports.POWER, 2, ports.POWER_OFF)
+                await trio.sleep_forever()
             finally:
                 # A guest without power takes some turns to unwind, and the next boot waits for it.
                 while end is not None and self.turns.now < end and self.turns.now[0] == end[0]:
