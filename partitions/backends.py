@@ -32,12 +32,11 @@ class TopologyBackends:
                 from hypervisor.backend.kvm.backend import KvmBackend
                 from partitions.ports import COM1_TRANSMIT
                 from partitions.root.chipset.cmos import INDEX
-                from partitions.root.chipset.kernel_file import kernel_file
                 from partitions.root.chipset.linux_boot import LinuxImage
 
                 folder = self.topology.folder
                 image = LinuxImage.open(
-                    kernel_file(folder / vm.kernel, unpack=vm.unpack_kernel),
+                    folder / vm.kernel,
                     initrd=folder / vm.initrd if vm.initrd else None,
                     command_line=vm.cmdline,
                     memory_bytes=vm.memory,

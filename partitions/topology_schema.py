@@ -189,9 +189,6 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=dict
     )
     kernel: Annotated[str, Meta(description="A Linux bzImage, with backend kvm; from the topology's folder.")] = ""
-    unpack_kernel: Annotated[
-        bool, Meta(description="Unpack the kernel in the host, which is faster and leaves out KASLR.")
-    ] = True
     initrd: Annotated[str, Meta(description="Its initial RAM disk, with backend kvm.")] = ""
     cmdline: Annotated[str, Meta(description="The kernel's command line, with backend kvm.")] = DEFAULT_COMMAND_LINE
     memory: Annotated[Size, _size("A multiple of 4096 bytes.", "64MiB")] = msgspec.field(

@@ -233,13 +233,7 @@ def read(options: argparse.Namespace) -> Topology:
         raise Refusal("--seed must not be negative")
     if options.timeout is not None and not options.timeout >= 0:
         raise Refusal("--timeout must be a number of seconds, 0 or more")
-    topology = with_disks(read_topology(options.target), options.disk)
-    kernels = [topology.folder / vm.kernel for vm in topology.vm if vm.kernel and vm.unpack_kernel]
-    if kernels:
-        from partitions.root.chipset.kernel_file import read_ahead
-
-        read_ahead(kernels)  # in threads, while the host is imported
-    return topology
+    return with_disks(read_topology(options.target), options.disk)
 
 
 def run(options: argparse.Namespace, topology: Topology) -> Outcome:

@@ -19,7 +19,6 @@ from hypervisor.backend.kvm.backend import KvmBackend
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.trace import Level, Sink, TraceEvent
 from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
-from partitions.root.chipset.kernel_file import KernelFile
 from partitions.root.chipset.linux_boot import LinuxImage
 from partitions.topology_schema import Backend, DiskTable, HostTable, Size, Topology, VmTable
 from tests.linux_guest import parts
@@ -267,7 +266,7 @@ class Boots:
 
     def __call__(self, hypervisor: Hypervisor, vm: VmTable) -> KvmBackend:
         image = LinuxImage.open(
-            KernelFile(Path(vm.kernel)),
+            Path(vm.kernel),
             initrd=Path(vm.initrd),
             command_line=vm.cmdline,
             memory_bytes=vm.memory,

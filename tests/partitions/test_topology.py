@@ -90,7 +90,7 @@ def test_all_keys(folder: Path) -> None:
         (VM + "procesors = 2\n", 'line 4: vm[0] "web".procesors: unknown key; did you mean "processors"?'),
         (
             VM + "zzz = 2\n",
-            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, unpack_kernel, '
+            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, '
             "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, cpu, disk, nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),

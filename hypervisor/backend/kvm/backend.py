@@ -217,8 +217,7 @@ class KvmBackend:
         try:
             for gpa, view in partition.memory.mappings():
                 machine.map(gpa, view)
-            # Unpacking a kernel takes a while, and nobody else looks at this memory yet.
-            start = await trio.to_thread.run_sync(self._load, partition.memory)
+            start = self._load(partition.memory)
             for vp in partition.vps.values():
                 self._vcpus[vp.index] = Vcpu(machine.fd, vp.index, machine.run_size, self._on_exit)
             first = self._vcpus[0]

@@ -2,8 +2,6 @@
 
 Source: Linux Documentation/arch/x86/boot.rst, protocol 2.12, section "64-bit boot protocol": long mode, pages mapped to
 themselves, a flat code segment at selector 0x10 and data at 0x18, RSI at the zero page, entry 0x200 into the kernel.
-The kernel proper, which the bzImage would unpack and enter in the same state, is entered directly where the host has
-unpacked it.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ import msgspec
 from hypervisor.memory import GuestMemory
 from partitions import ports
 from partitions.root.chipset import acpi
-from partitions.root.chipset.kernel_file import KernelFile
-from partitions.root.chipset.vmlinux import Segment
 from partitions.root.exits import CannotStart
 
 GDT_GPA = 0x500
@@ -69,7 +65,6 @@ class LinuxImage:
 
     memory_bytes: int
     """The VM's RAM, one run from GPA 0."""
-    kernel: KernelFile
     header: bytes = attrs.field(repr=False)
     payload: memoryview = attrs.field(repr=False)
     initrd: bytes = attrs.field(repr=False)
@@ -79,45 +74,39 @@ class LinuxImage:
 
     @classmethod
     def open(
-        cls, kernel: KernelFile, *, initrd: Path | None, command_line: str, memory_bytes: int, processors: int
+        cls, kernel: Path, *, initrd: Path | None, command_line: str, memory_bytes: int, processors: int
     ) -> LinuxImage:
         """Read the files. Raises `BootError`."""
-        path = kernel.path
-        try:
-            image = kernel.image()
-        except OSError as error:
-            raise BootError(f"kernel {path}: {error.strerror}") from error
-        header = _header_of(image, path)
+        image = _read(kernel, "kernel")
+        header = _header_of(image, kernel)
         payload = memoryview(image)[((header[0] or 4) + 1) * 512 :]
         (init_size,) = struct.unpack_from("<I", header, 0x260 - 0x1F1)
+        # It unpacks itself to where it was linked to, or higher.
         (preferred,) = struct.unpack_from("<Q", header, 0x258 - 0x1F1)
         end = max(KERNEL_GPA, preferred) + max(init_size, len(payload))
         if memory_bytes > MOST_MEMORY:
             raise BootError(f"a VM with a kernel has at most {MOST_MEMORY >> 20} MiB of memory in this version")
         if end > memory_bytes:
             raise BootError(
-                f"{path}: the kernel needs {end >> 20} MiB to unpack itself and the VM has "
+                f"{kernel}: the kernel needs {end >> 20} MiB to unpack itself and the VM has "
                 f"{memory_bytes >> 20} MiB; give it more memory"
             )
         (limit,) = struct.unpack_from("<I", header, 0x238 - 0x1F1)
         encoded = command_line.encode() + b"\0"
         if len(encoded) > limit:
-            raise BootError(f"cmdline has {len(encoded) - 1} characters, {path} takes {limit - 1}")
-        data = b"" if initrd is None else _read_initrd(initrd)
+            raise BootError(f"cmdline has {len(encoded) - 1} characters, {kernel} takes {limit - 1}")
+        data = b"" if initrd is None else _read(initrd, "initrd")
         start = (min(memory_bytes, _INITRD_END) - len(data)) & ~0xFFF
         if start < end:
             raise BootError(
                 f"{initrd}: {len(data) >> 20} MiB do not fit beside the kernel in {memory_bytes >> 20} MiB of memory; "
                 "give the VM more"
             )
-        return cls(memory_bytes, kernel, header, payload, data, start, encoded, processors)
+        return cls(memory_bytes, header, payload, data, start, encoded, processors)
 
     def load(self, memory: GuestMemory) -> ProcessorStart:
-        """Write everything that the kernel expects: itself, initrd, command line, ACPI and page tables, memory map.
-
-        Takes as long as unpacking the kernel does; it may be called in a thread, before the VM runs.
-        """
-        entry = self._load_kernel(memory)
+        """Write everything that the kernel expects: itself, initrd, command line, ACPI and page tables, memory map."""
+        memory.write(KERNEL_GPA, self.payload)
         memory.write(COMMAND_LINE_GPA, self.command_line)
         memory.write(acpi.TABLES_GPA, acpi.build_tables(self.processors))
         memory.write(RESET_VECTOR_GPA, RESET_CODE)
@@ -134,30 +123,14 @@ class LinuxImage:
         gdt = struct.pack("<4Q", 0, 0, 0x00AF9B00_0000FFFF, 0x00CF9300_0000FFFF)
         memory.write(GDT_GPA, gdt)
         _write_page_tables(memory)
-        return ProcessorStart(entry, ZERO_PAGE_GPA, STACK_GPA, PAGE_TABLES_GPA, GDT_GPA, len(gdt) - 1)
-
-    def _load_kernel(self, memory: GuestMemory) -> int:
-        """The kernel proper where it belongs, or the bzImage that unpacks it; where it starts."""
-        vmlinux = self.kernel.vmlinux()
-        if vmlinux is None or not all(self._has_room(segment) for segment in vmlinux.segments):
-            memory.write(KERNEL_GPA, self.payload)
-            return KERNEL_GPA + 0x200
-        for segment in vmlinux.segments:
-            for gpa, data in vmlinux.content(segment):
-                memory.write(gpa, data)
-        return vmlinux.entry
-
-    def _has_room(self, segment: Segment) -> bool:
-        """Whether it lies in memory, clear of what is put there besides."""
-        end = self.initrd_gpa if self.initrd else self.memory_bytes
-        return segment.gpa >= KERNEL_GPA and segment.gpa + segment.size <= end
+        return ProcessorStart(KERNEL_GPA + 0x200, ZERO_PAGE_GPA, STACK_GPA, PAGE_TABLES_GPA, GDT_GPA, len(gdt) - 1)
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BootError(f"initrd {path}: {error.strerror}") from error
+        raise BootError(f"{what} {path}: {error.strerror}") from error
 
 
 def _header_of(image: bytes, kernel: Path) -> bytes:

@@ -16,7 +16,6 @@ from hypervisor.memory import GuestMemory
 from hypervisor.pages import PAGE_SHIFT, Access
 from partitions.root.chipset import acpi, aml, cmos, linux_boot
 from partitions.root.chipset.cmos import CmosClock
-from partitions.root.chipset.kernel_file import KernelFile
 from partitions.root.chipset.linux_boot import BootError, LinuxImage
 
 MIB = 1 << 20
@@ -104,7 +103,9 @@ def test_the_clock_answers_in_binary_coded_decimal() -> None:
 # --- the boot protocol
 
 
-def kernel_image(*, version: int = 0x20F, xloadflags: int = 1, payload: bytes = b"\xf4" * 4096) -> bytes:
+def kernel_image(
+    *, version: int = 0x20F, xloadflags: int = 1, preferred: int = 0, payload: bytes = b"\xf4" * 4096
+) -> bytes:
     """As much of a bzImage as a loader looks at."""
     image = bytearray(5 * 512)
     image[0x1F1] = 4
@@ -113,7 +114,7 @@ def kernel_image(*, version: int = 0x20F, xloadflags: int = 1, payload: bytes = 
     struct.pack_into("<H", image, 0x206, version)
     struct.pack_into("<H", image, 0x236, xloadflags)
     struct.pack_into("<I", image, 0x238, 255)
-    struct.pack_into("<I", image, 0x260, 2 * MIB)
+    struct.pack_into("<QI", image, 0x258, preferred, 2 * MIB)
     return bytes(image) + payload
 
 
@@ -126,9 +127,7 @@ def memory() -> GuestMemory:
 
 
 def image_of(kernel: Path, *, initrd: Path | None = None, command_line: str = "") -> LinuxImage:
-    return LinuxImage.open(
-        KernelFile(kernel), initrd=initrd, command_line=command_line, memory_bytes=16 * MIB, processors=1
-    )
+    return LinuxImage.open(kernel, initrd=initrd, command_line=command_line, memory_bytes=16 * MIB, processors=1)
 
 
 def test_kernel_initrd_and_command_line_lie_where_the_zero_page_says(memory: GuestMemory, tmp_path: Path) -> None:
@@ -172,6 +171,7 @@ def test_the_page_tables_map_each_address_to_itself(memory: GuestMemory, tmp_pat
         (kernel_image(version=0x20A), "boot protocol 2.12 or later"),
         (kernel_image(xloadflags=0), "64-bit kernel"),
         (kernel_image(payload=bytes(20 * MIB)), "give it more memory"),
+        (kernel_image(preferred=15 * MIB), "needs 17 MiB to unpack itself and the VM has 16 MiB"),
     ],
 )
 def test_a_file_that_cannot_be_started_is_refused_by_name(tmp_path: Path, image: bytes, words: str) -> None:
