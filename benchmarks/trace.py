@@ -120,15 +120,15 @@ def nobody(host: partitions.Host) -> Callable[[], None]:
     return lambda: None
 
 
-def recorded(path: Path, *, whole: bool = True) -> Watch:
-    """Everything to this file; unless it has to be `whole`, what a busy machine drops is not missed."""
+def recorded(path: Path) -> Watch:
+    """Everything to this file."""
 
     def watch(host: partitions.Host) -> Callable[[], None]:
         recording = FileRecording(host.trace, open_output(str(path)), started=0, inline=False)
 
         def end() -> None:
             recording.close()
-            assert not (whole and recording.dropped), recording.dropped
+            assert not recording.dropped, recording.dropped
 
         return end
 
@@ -265,7 +265,7 @@ def off_cost_ratio(image: Path, costs: dict[str, float]) -> float:
 def filtering(image: Path) -> float:
     """Events a second, the median over filters that want few of them."""
     path = image.with_name("large.pcapng")
-    on_host(image, Traffic(open_echo, functools.partial(batches, count=READ_BATCHES)), recorded(path, whole=False))
+    on_host(image, Traffic(open_echo, functools.partial(batches, count=READ_BATCHES)), recorded(path))
     events = sum(1 for _ in read_recording(path))
     speeds = []
     for text in FILTERS:

@@ -8,11 +8,13 @@ recording holds, and the same run gives the same bytes.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,13 @@ from hypervisor.trace import Sink, Trace
 from partitions.recording.recorder import BUFFER_BYTES, Dropped, Recorder
 
 STANDARD_OUTPUT: Final = "-"
+PAUSE_SECONDS: Final = 0.0005
+"""How long the host stands aside for a thread that has fallen behind.
+
+The interpreter belongs to the host's thread, which asks the kernel for events every few microseconds and has the
+interpreter back each time before the writer has woken up: the writer then waits for hundreds of milliseconds, with an
+idle disk. A stalled disk costs the host the same pauses: one for each MiB of the buffer's upper half, then no more.
+"""
 GATHER_SECONDS: Final = 0.02
 """How long the thread lets blocks come together before it writes them."""
 STALL_SECONDS: Final = 2.0
@@ -92,6 +101,7 @@ class FileRecording:
         self.recorder.overflow = self._overflow
         self._thread: threading.Thread | None = None
         if not inline:
+            self.recorder.behind = functools.partial(time.sleep, PAUSE_SECONDS)
             self._token = trio.lowlevel.current_trio_token()
             self._thread = threading.Thread(target=self._work, name="recording", daemon=True)
             self._thread.start()

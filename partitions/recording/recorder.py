@@ -31,6 +31,8 @@ from vmbus.protocol.messages import MessageType
 
 BUFFER_BYTES: Final = 32 << 20
 """What may wait to be written: at a million packets in a second about a quarter of one."""
+PAUSE_BYTES: Final = 1 << 20
+"""How much is added to a buffer that is half full between two calls of `behind`."""
 PIECE_BYTES: Final = 1 << 20
 """About what `take` gives at a time."""
 APPLICATION: Final = "Partita"
@@ -103,6 +105,9 @@ class Recorder:
         self._told = False
         self.overflow: Callable[[], None] = lambda: None
         """Called when something is dropped for the first time."""
+        self.behind: Callable[[], None] = lambda: None
+        """Called now and then while more than half of the buffer waits: the last moment to do something about it."""
+        self._pause_at = 0
         self._blocks: deque[tuple[bytes, int, int]] = deque()
         """Bytes, and how many packets and other events they are."""
         self._given = 0, 0
@@ -323,6 +328,9 @@ class Recorder:
     def _put(self, data: bytes, packets: int = 0, events: int = 0) -> None:
         self._blocks.append((data, packets, events))
         self._in += len(data)
+        if self._in - self._out > self._limit >> 1 and self._in >= self._pause_at:
+            self._pause_at = self._in + PAUSE_BYTES
+            self.behind()
         if not self._told and self._in - self._out >= self._ready_at:
             self._told = True
             self._ready()

@@ -161,6 +161,27 @@ async def test_a_reader_that_stalls_costs_a_bounded_buffer_and_no_time(
     assert told == ["is written too slowly; what does not fit into the buffer is left out and counted"]
 
 
+async def test_the_host_stands_aside_for_a_writer_that_has_fallen_behind(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long recording at full speed lost packets with an idle disk: its thread never got the interpreter.
+
+    For one whose reader is stalled, which no pause helps, the host does so a few times and no more.
+    """
+    pauses: list[float] = []
+    monkeypatch.setattr(file, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(file.time, "sleep", pauses.append)
+    trace = new_trace()
+    recording = FileRecording(trace, os.dup(pipe[1]), started=0, inline=False, limit=16 << 20)
+    while not recording.dropped:
+        emit(trace, packets(64, size=1024))
+    for _ in range(100):
+        emit(trace, packets(64, size=1024))
+    recording.close()
+    assert 1 <= len(pauses) <= 16
+    assert set(pauses) == {file.PAUSE_SECONDS}
+
+
 async def test_the_end_waits_for_a_reader_that_takes_less_than_one_write(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

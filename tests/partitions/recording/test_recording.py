@@ -325,6 +325,22 @@ def test_a_full_buffer_has_to_be_half_empty_before_it_takes_again() -> None:
     assert recorder.dropped.packets == dropped + 1
 
 
+def test_who_falls_behind_is_told_before_anything_is_lost() -> None:
+    """Once for each MiB of the upper half of the buffer, never below it, and no more when it is full."""
+    recorder = Recorder(new_trace(), limit=8 << 20)
+    called: list[int] = []
+    recorder.behind = lambda: called.append(recorder.waiting)
+    while not recorder.dropped:
+        recorder.packets(batch(bytes(60_000)))
+    assert len(called) == 4
+    assert [waiting >> 20 for waiting in called] == [4, 5, 6, 7]
+    recorder.packets(batch(bytes(60_000)))
+    assert len(called) == 4
+    recorder.take(7 << 20)
+    recorder.packets(batch(bytes(60_000)))
+    assert len(called) == 4
+
+
 def test_a_reader_along_a_pipe_gets_the_same_events_where_wireshark_sees_none() -> None:
     """It shows custom blocks among the packets, but counts packets only, and would end a live capture too early."""
     recorder = Recorder(new_trace(), started=1_700_000_000, hidden=True)
