@@ -38,11 +38,11 @@ def test_the_clock_events_are_the_hypervisors(told: guest.Evidence, evidence: Ca
     evidence("synthetic timers", told["devices"] + "\n" + told["interrupts"])
 
 
-@pytest.mark.parametrize(("step", "seconds", "most"), [("sleep", 1.0, 60.0), ("many", 0.5, 60.0)])
+@pytest.mark.parametrize(("step", "seconds", "most"), [("sleep", 1.0, 4.0), ("many", 0.5, 20.0)])
 def test_sleeps_take_their_time(
     told: guest.Evidence, step: str, seconds: float, most: float, evidence: Callable[[str, str], None]
 ) -> None:
-    """Never less, by the guest's own clock; more by what an emulated machine on a busy host takes to come to it."""
+    """Never less, by the guest's own clock; more by what it costs an emulated machine to start ten processes."""
     before, after = map(float, told[step].split())
     assert seconds - 0.02 <= after - before < most
     evidence("synthetic timers", f"{step}: {seconds} s took {after - before:.2f} s")
