@@ -143,8 +143,8 @@ class RecordedMachine:
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX."""
-        access = lambda: self._inner.cpuid(leaf, subleaf)  # noqa: E731
-        return self._trap({"op": "cpuid", "leaf": leaf, "subleaf": subleaf}, access, _registers)
+        line = {"op": "cpuid", "leaf": leaf, "subleaf": subleaf}
+        return self._trap(line, lambda: self._inner.cpuid(leaf, subleaf), _registers)
 
     def read_msr(self, msr: int) -> int:
         """RDMSR."""

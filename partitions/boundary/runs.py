@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import Topology, VmTable
 
 
-class BoundaryRun:
+class BoundaryRun(abc.ABC):
     """What both are: an order of tasks, and backends in which one VM's is another."""
 
     def __init__(self, topology: Topology, vm: str, seed: int, log: BoundaryLog, *, steps: bool) -> None:
@@ -43,17 +44,18 @@ class BoundaryRun:
             trio.lowlevel.add_instrument(self._watch)
         return TaskBackend(hypervisor, self._entry(vm))
 
+    @abc.abstractmethod
     def _entry(self, vm: VmTable) -> GuestEntry:
-        raise NotImplementedError
+        """The guest of the VM that this is about."""
 
+    @abc.abstractmethod
     def finish(self) -> str:
         """After the run: what became of it, for people."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def ok(self) -> bool:
         """Whether it went as it should."""
-        raise NotImplementedError
 
 
 class RecordedRun(BoundaryRun):

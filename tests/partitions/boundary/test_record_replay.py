@@ -125,7 +125,9 @@ def test_one_changed_line_is_where_it_parts(kind: str, machine: Path, tmp_path: 
     (tmp_path / "changed").write_text("\n".join(lines) + "\n")
     fresh(machine)
     verdict = replay(machine, "cat", tmp_path / "changed").finish()
-    line = int(re.search(r"parted at line (\d+)", verdict)[1])  # type: ignore[index]
+    place = re.search(r"parted at line (\d+)", verdict)
+    assert place is not None, verdict
+    line = int(place[1])
     assert line == at + 1 if kind != '"op":"write"' else line > at, verdict
     if kind != '"op":"write"':
         assert lines[at][:200] in verdict
@@ -154,6 +156,34 @@ def test_a_record_that_ends_early_is_told(machine: Path, tmp_path: Path) -> None
             "line 2: Unknown",
         ),
         (b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"wr', "cut short"),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"rdmsr","msr":1,"vp":1}',
+            "line 2: there is no processor 1",
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"event":"halted","vp":7}',
+            "line 2: there is no processor 7",
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"event":"halted","vp":-1}',
+            "line 2: there is no processor -1",
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"write","gpa":8388607,"data":"0102"}',
+            "line 2: a store outside memory",
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"event":"danced"}',
+            'line 2: "danced" is no event of a record',
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"event":"worked","ticks":-1}',
+            "line 2: -1 ticks of work",
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"settle"}',
+            'line 2: a record has no "settle"',
+        ),
     ],
 )
 def test_a_file_that_is_none_is_refused(content: bytes, words: str, machine: Path, tmp_path: Path) -> None:
