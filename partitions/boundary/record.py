@@ -32,6 +32,8 @@ from partitions.boundary.turns import Turns
 
 T = TypeVar("T")
 VERSION = 1
+MOST_RAISED = 1024
+"""Interrupts that wait for the guest's next turn to be told; a guest that has a timer and never halts gets no turn."""
 
 
 class BoundaryLog:
@@ -57,6 +59,8 @@ class BoundaryLog:
         """A sink for the interrupts of this VM's processors."""
         if event.layer is Layer.INTERRUPT and self._machines and event.partition == self._machines[0].vp.partition.id:
             self._raised.append(protocol.Interrupted(vp=event.fields["vp"], vector=event.fields["vector"]))
+            if len(self._raised) == MOST_RAISED:
+                self._tell_raised()
 
     def over(self, line: object) -> None:
         """The guest has ended by itself; what its processors' executor does now is not its doing."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
@@ -11,13 +13,17 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypervisor.backend.task import TaskVp
+from hypervisor.trace import Layer, TraceEvent
 from partitions import determinism, open_host
 from partitions.boundary.pages import PAGE, GuestPages
+from partitions.boundary.record import MOST_RAISED, BoundaryLog
 from partitions.boundary.replay import Record
 from partitions.boundary.runs import BoundaryRun, RecordedRun, RecordError, ReplayedRun
 from partitions.boundary.turns import Turns
 from partitions.cli.main import main as partita
 from partitions.topology import load_topology
+from tests.partitions.test_boundary import converse
 
 SEED = 5
 TWO_LIVES = """
@@ -245,7 +251,33 @@ def test_a_full_disk_ends_the_record_and_not_the_run(machine: Path, capsys: pyte
     assert "second life" in told.out
 
 
+def test_the_guests_lines_are_a_session_of_the_driver(tmp_path: Path) -> None:
+    """Of a guest without devices every answer is the record's, though the driver lets the root rest after each line."""
+    lines = record("01", "alpha", tmp_path / "record")
+    commands = [line.encode() for line in lines if line.startswith('{"op":')]
+    topology = load_topology("01")
+    alone = msgspec.structs.replace(topology, vm=[vm for vm in topology.vm if vm.name == "alpha"])
+    answers = [line.decode().strip() for line in converse(alone, commands) if line.startswith(b'{"id":')]
+    asked = [msgspec.json.decode(command)["op"] for command in commands]
+    told = [answer for answer, op in zip(answers, asked, strict=True) if op not in ("turn", "write")]
+    assert told == [line for line in lines if line.startswith('{"id":')]
+    assert len(told) > 300
+
+
 # --- its parts
+
+
+def test_interrupts_of_a_guest_that_gets_no_turn_do_not_pile_up() -> None:
+    """A periodic timer, and a guest that never halts: what is held is bounded, and nothing of it is lost."""
+    lines: list[bytes] = []
+    log = BoundaryLog(Turns(0), lines.append)
+    log._machines = [cast(TaskVp, SimpleNamespace(vp=SimpleNamespace(partition=SimpleNamespace(id=2))))]
+    for number in range(3 * MOST_RAISED + 5):
+        log.interrupted(TraceEvent(number, Layer.INTERRUPT, "interrupt", 2, fields={"vp": 0, "vector": 243}))
+        log.interrupted(TraceEvent(number, Layer.INTERRUPT, "interrupt", 3, fields={"vp": 0, "vector": 243}))
+        assert len(log._raised) < MOST_RAISED
+    assert len(lines) == 3 * MOST_RAISED
+    assert len(log._raised) == 5
 
 
 @given(st.lists(st.tuples(st.integers(0, 5 * PAGE - 1), st.binary(min_size=1, max_size=PAGE)), max_size=6), st.data())
