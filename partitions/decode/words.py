@@ -8,6 +8,7 @@ from hypervisor.status import HvStatus
 from hypervisor.wire import Guid
 from partitions.decode.field import Hint, Words
 from partitions.recording.link import SOCKET, device_name
+from vmbus.protocol.hvsocket import port_of
 from vmbus.protocol.identifiers import ChannelStatus
 from vmbus.protocol.versions import IMPLEMENTED, version_text
 from vsp_vsc.storage.protocol import NtStatus
@@ -72,7 +73,7 @@ def interface_words(value: str) -> str:
     """The device behind an interface's GUID, and the port of a Hyper-V socket; empty where it is nobody's known."""
     name = device_name(Guid(value))
     if name == SOCKET.name:
-        return f"{name}, vsock port {int(value[:8], 16)}"
+        return f"{name}, vsock port {port_of(Guid(value))}"
     return name or _OTHER_INTERFACES.get(value, "")
 
 

@@ -18,6 +18,7 @@ import msgspec
 from hypervisor.trace import TO_CHILD, TO_ROOT
 from hypervisor.wire import Guid, Wire, at, wire
 from hypervisor.wire.scalars import u8, u32
+from vmbus.protocol.hvsocket import port_of
 
 LINK_TYPE: Final = 147
 """LINKTYPE_USER0."""
@@ -90,8 +91,6 @@ DEVICES: Final = (
 CODES: Final = {device.name: device.code for device in DEVICES}
 NAMES: Final = {device.code: device.name for device in DEVICES}
 _BY_INTERFACE: Final = {device.interface: device.name for device in DEVICES if device.interface is not None}
-_SOCKET_SERVICE: Final = "-facb-11e6-bd58-64006a7986d3"
-"""How the GUIDs of socket services end whose first four bytes are a port."""
 
 
 def device_name(interface: Guid) -> str:
@@ -99,7 +98,7 @@ def device_name(interface: Guid) -> str:
     name = _BY_INTERFACE.get(interface)
     if name is not None:
         return name
-    return SOCKET.name if str(interface).endswith(_SOCKET_SERVICE) else ""
+    return SOCKET.name if port_of(interface) is not None else ""
 
 
 def device_code(name: str | None) -> int:
