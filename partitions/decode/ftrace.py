@@ -17,11 +17,11 @@ from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
 from hypervisor.wire import Guid
 from partitions.decode.bus_story import BusStory
-from partitions.decode.network_layouts import NvspType
 from vmbus.protocol import messages as m
 from vmbus.protocol.messages import Message, MessageType
 from vmbus.protocol.table import describe, event_name
 from vmbus.protocol.versions import Version, version_text
+from vsp_vsc.network.protocol import NvspType
 
 _LINE = re.compile(
     r"^.*?\[(?P<cpu>\d{1,6})\]\s+(?:[^\s:]+\s+)?(?P<time>\d{1,12}\.\d{1,12}):\s+(?:\w+:)?(?P<event>\w+):\s*(?P<rest>.*)$"

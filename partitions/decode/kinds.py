@@ -15,7 +15,6 @@ from partitions.decode.hypercall import decode_hypercall, decode_result
 from partitions.decode.message import HEADER as MESSAGE_HEADER
 from partitions.decode.message import decode_channel_message, row_of
 from partitions.decode.network import decode_rndis
-from partitions.decode.network_layouts import NvspType, RndisType
 from partitions.decode.packet import decode_payload, decode_ring_packet, payload_span
 from partitions.decode.registers import decode_msr
 from partitions.decode.ring import decode_ring
@@ -32,6 +31,8 @@ from vmbus.protocol.messages import MessageType
 from vmbus.ring import PacketType
 from vsp_vsc.integration.protocol import HEADER_SIZE as INTEGRATION_HEADER
 from vsp_vsc.integration.protocol import Component
+from vsp_vsc.network.protocol import NvspType
+from vsp_vsc.network.rndis import RndisType
 from vsp_vsc.storage.protocol import HEADER_SIZE, SRB_SIZE, SRB_SIZE_WIN7, Operation
 from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, Opcode
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import struct
 
 from hypervisor.wire import Wire
-from partitions.decode import network_layouts as n
 from partitions.decode.field import Field, Hint, Hints, group, layout_field, number, raw
-from partitions.decode.network_layouts import NvspType, RndisType
 from partitions.decode.words import enum_words, flag_words, long_version_words, yes_no
+from vsp_vsc.network import protocol as n
+from vsp_vsc.network import rndis as r
+from vsp_vsc.network.protocol import NvspType
+from vsp_vsc.network.rndis import RndisType
 
 _NVSP_TYPE = enum_words(NvspType)
 _NVSP_STATUS = enum_words(n.NvspStatus)
 _NVSP_VERSIONS = enum_words(n.NvspVersion)
 _RNDIS_TYPE = enum_words(RndisType)
-_RNDIS_STATUS = enum_words(n.RndisStatus)
-_OID = enum_words(n.Oid)
+_RNDIS_STATUS = enum_words(r.RndisStatus)
+_OID = enum_words(r.Oid)
 
 
 def _nvsp_version(value: int) -> str:
@@ -137,29 +139,29 @@ _RNDIS: Hints = {
     "message_type": Hint(_RNDIS_TYPE),
     "status": Hint(_RNDIS_STATUS),
     "oid": Hint(_OID),
-    "kind": Hint(enum_words(n.PacketInfo)),
+    "kind": Hint(enum_words(r.PacketInfo)),
 }
 _RNDIS_BODIES: dict[int, type[Wire]] = {
-    RndisType.PACKET: n.RndisPacket,
-    RndisType.INITIALIZE: n.RndisInitialize,
-    RndisType.INITIALIZE_COMPLETE: n.RndisInitializeComplete,
-    RndisType.HALT: n.RndisRequest,
-    RndisType.KEEPALIVE: n.RndisRequest,
-    RndisType.QUERY: n.RndisQuery,
-    RndisType.QUERY_COMPLETE: n.RndisQueryComplete,
-    RndisType.SET: n.RndisQuery,
-    RndisType.SET_COMPLETE: n.RndisComplete,
-    RndisType.KEEPALIVE_COMPLETE: n.RndisComplete,
-    RndisType.RESET: n.RndisReset,
-    RndisType.RESET_COMPLETE: n.RndisResetComplete,
-    RndisType.INDICATE_STATUS: n.RndisIndicateStatus,
+    RndisType.PACKET: r.RndisPacket,
+    RndisType.INITIALIZE: r.RndisInitialize,
+    RndisType.INITIALIZE_COMPLETE: r.RndisInitializeComplete,
+    RndisType.HALT: r.RndisRequest,
+    RndisType.KEEPALIVE: r.RndisRequest,
+    RndisType.QUERY: r.RndisQuery,
+    RndisType.QUERY_COMPLETE: r.RndisQueryComplete,
+    RndisType.SET: r.RndisQuery,
+    RndisType.SET_COMPLETE: r.RndisComplete,
+    RndisType.KEEPALIVE_COMPLETE: r.RndisComplete,
+    RndisType.RESET: r.RndisReset,
+    RndisType.RESET_COMPLETE: r.RndisResetComplete,
+    RndisType.INDICATE_STATUS: r.RndisIndicateStatus,
 }
 
 
 def decode_rndis(data: bytes, at: int = 0, end: int | None = None, *, name: str = "rndis") -> Field:
     """An RNDIS message, which lies in guest memory and not in the ring."""
     end = len(data) if end is None else end
-    header = layout_field("header", n.RndisHeader, data, at, end, _RNDIS)
+    header = layout_field("header", r.RndisHeader, data, at, end, _RNDIS)
     if header.fault:
         return group(name, data, at, end, [header] if end > at else [], "", header.fault)
     kind, length = struct.unpack_from("<II", data, at)
@@ -180,7 +182,7 @@ def decode_rndis(data: bytes, at: int = 0, end: int | None = None, *, name: str 
             faults.append(body.fault)
         else:
             parts += _behind(kind, data, header.end, body.end, stop, faults)
-        if layout is n.RndisQuery and body.size >= 8:
+        if layout is r.RndisQuery and body.size >= 8:
             words += f" {_OID(int.from_bytes(data[header.end + 4 : header.end + 8], 'little'))}"
     if parts[-1].end < end:
         parts.append(raw("beyond", data, parts[-1].end, end, "behind the message"))
@@ -223,9 +225,9 @@ def _information(kind: int, name: str, data: bytes, start: int, at: int, end: in
     field = raw(name, data, at, end)
     if (
         kind == RndisType.SET
-        and int.from_bytes(data[start + 4 : start + 8], "little") == n.Oid.GEN_CURRENT_PACKET_FILTER
+        and int.from_bytes(data[start + 4 : start + 8], "little") == r.Oid.GEN_CURRENT_PACKET_FILTER
     ):
-        field = number(name, data, at, min(4, end - at), Hint(flag_words(n.PacketFilter)))
+        field = number(name, data, at, min(4, end - at), Hint(flag_words(r.PacketFilter)))
         field = field if field.end == end else raw(name, data, at, end)
     return field
 
@@ -233,13 +235,13 @@ def _information(kind: int, name: str, data: bytes, start: int, at: int, end: in
 def _packet_information(data: bytes, at: int, end: int) -> Field:
     parts: list[Field] = []
     position, fault = at, ""
-    while position + n.RndisPacketInfo.SIZE <= end:
+    while position + r.RndisPacketInfo.SIZE <= end:
         size = int.from_bytes(data[position : position + 4], "little")
         stop = position + size
-        if size < n.RndisPacketInfo.SIZE or stop > end:
+        if size < r.RndisPacketInfo.SIZE or stop > end:
             fault = f"a piece of {size} bytes where {end - position} are"
             break
-        head = layout_field("head", n.RndisPacketInfo, data, position, stop, _RNDIS)
+        head = layout_field("head", r.RndisPacketInfo, data, position, stop, _RNDIS)
         pieces = list(head.children)
         if head.end < stop:
             pieces.append(raw("value", data, head.end, stop))

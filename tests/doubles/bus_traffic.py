@@ -14,7 +14,6 @@ from typing import Any
 from hypervisor.wire import Guid, Wire
 from partitions.decode import input_layouts as i
 from partitions.decode import memory_layouts as d
-from partitions.decode import network_layouts as n
 from partitions.decode import video_layouts as v
 from partitions.decode.utility import FileCopyHeader, StartFileCopy, VssFlags, VssHeader, WriteToFile
 from partitions.recording.link import DEVICES
@@ -28,6 +27,7 @@ from vsp_vsc.integration.heartbeat import protocol as heartbeat
 from vsp_vsc.integration.kvp import protocol as kvp
 from vsp_vsc.integration.shutdown import protocol as shutdown
 from vsp_vsc.integration.time_sync import protocol as time_sync
+from vsp_vsc.network import protocol as n
 from vsp_vsc.storage import protocol as s
 from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, Opcode
 from vsp_vsc.storage.scsi.sense import Reason, fixed_sense

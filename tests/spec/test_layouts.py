@@ -11,9 +11,11 @@ from hypervisor import intercept, monitor_page
 from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, statistics_layouts, system_layouts
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
-from partitions.decode import input_layouts, memory_layouts, network_layouts, utility, video_layouts
+from partitions.decode import input_layouts, memory_layouts, utility, video_layouts
 from partitions.decode import layouts as layouts_of_rings
-from vmbus.protocol import messages
+from vmbus.protocol import hvsocket, messages
+from vsp_vsc.network import protocol as network
+from vsp_vsc.network import rndis
 from vsp_vsc.storage import protocol as storage
 
 DECLARED: dict[str, tuple[ModuleType, ...]] = {
@@ -22,10 +24,11 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "statistics": (statistics_layouts,),
     "timers": (timer_registers,),
     "vmbus": (messages,),
+    "sockets": (hvsocket,),
     "storage": (storage,),
     # What this host does not serve, and people look at all the same.
     "rings": (layouts_of_rings,),
-    "network": (network_layouts,),
+    "network": (network, rndis),
     "input": (input_layouts,),
     "video": (video_layouts,),
     "dynamic_memory": (memory_layouts,),

@@ -14,7 +14,6 @@ from partitions.decode import packet as packets
 from partitions.decode.kinds import KINDS, Context, guess
 from partitions.decode.message import decode_channel_message
 from partitions.decode.network import decode_rndis
-from partitions.decode.network_layouts import NvspType, RndisType
 from partitions.decode.packet import DEVICES, decode_ring_packet
 from partitions.decode.scsi import decode_cdb, decode_sense_data
 from partitions.decode.summary import summary
@@ -23,6 +22,8 @@ from vmbus.protocol.messages import MessageType
 from vmbus.protocol.versions import VERSIONS
 from vmbus.ring import Packet, PacketType, RingWriter
 from vsp_vsc.integration.protocol import Component
+from vsp_vsc.network.protocol import NvspType
+from vsp_vsc.network.rndis import RndisType
 from vsp_vsc.storage.protocol import Operation
 from vsp_vsc.storage.scsi.cdb import Opcode
 

@@ -16,7 +16,6 @@ from partitions.decode.field import Field
 from partitions.decode.hypercall import decode_hypercall
 from partitions.decode.message import decode_channel_message
 from partitions.decode.network import decode_rndis
-from partitions.decode.network_layouts import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
 from partitions.decode.packet import decode_ring_packet
 from partitions.decode.summary import summary
 from tests.partitions.decode.trees import check_tree
@@ -26,6 +25,7 @@ from vmbus.protocol import messages as m
 from vmbus.protocol.features import OfferFlag
 from vmbus.ring import Packet, PacketType, packet_bytes
 from vsp_vsc.integration.protocol import Component, encode_message
+from vsp_vsc.network.rndis import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
 
 
 def decoded(payload: bytes, device: str, direction: str = TO_ROOT, *, pipe: bool = False) -> Field:

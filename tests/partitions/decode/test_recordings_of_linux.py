@@ -18,7 +18,6 @@ from partitions.decode.field import Field
 from partitions.decode.kinds import KINDS, Context, guess
 from partitions.decode.message import decode_channel_message
 from partitions.decode.network import decode_rndis
-from partitions.decode.network_layouts import Oid
 from partitions.decode.packet import decode_ring_packet
 from partitions.decode.registers import decode_msr
 from partitions.decode.summary import summary
@@ -26,6 +25,7 @@ from tests.partitions.decode.trees import check_tree
 from vmbus.protocol.table import Direction, decode_message, describe
 from vmbus.protocol.versions import VERSIONS, version_text
 from vmbus.ring import PacketType
+from vsp_vsc.network.rndis import Oid
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "linux_6_12.json").read_text())
 VERSION_NUMBERS = {version_text(row.version): int(row.version) for row in VERSIONS}
