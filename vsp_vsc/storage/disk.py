@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
-from vsp_vsc.storage.dma import DmaBuffer
+from vsp_vsc.dma import DmaBuffer
 from vsp_vsc.storage.protocol import CDB_SIZE, HEADER_SIZE, SrbStatus
 from vsp_vsc.storage.requests import Failure, Request, StorageError
 from vsp_vsc.storage.scsi.cdb import (

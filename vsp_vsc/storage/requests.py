@@ -21,7 +21,7 @@ from hypervisor.wire import WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
-from vsp_vsc.storage.dma import DmaBuffer
+from vsp_vsc.dma import DmaBuffer
 from vsp_vsc.storage.protocol import SRB_AUTOSENSE_VALID, SRB_STATUS_MASK, Operation, SrbStatus
 
 MAX_OUTSTANDING = 256

@@ -28,8 +28,8 @@ import trio
 from hypervisor.pages import PAGE_MASK, PAGE_SHIFT, pages_for
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
+from vsp_vsc.dma import DmaBuffer, DmaPool
 from vsp_vsc.storage.disk import MOST_TRIES, Disk, DiskFacts, DiskGone, DiskKind, ScsiError
-from vsp_vsc.storage.dma import DmaBuffer, DmaPool
 from vsp_vsc.storage.protocol import (
     COMPLETION_WANTED,
     HEADER_SIZE,
