@@ -5,18 +5,18 @@ from __future__ import annotations
 import struct
 
 from hypervisor.wire import Wire
-from partitions.decode import video_layouts as v
 from partitions.decode.field import Field, Hint, Hints, group, layout_field, raw
 from partitions.decode.integration import decode_pipe
-from partitions.decode.video_layouts import VideoType
 from partitions.decode.words import enum_words, yes_no
+from vsp_vsc.video import protocol as v
+from vsp_vsc.video.protocol import VideoType
 
 _TYPE = enum_words(VideoType)
 
 
 def _version_words(value: int) -> str:
-    """The minor version is in the high half, the other way round than elsewhere."""
-    return f"{value & 0xFFFF}.{value >> 16}"
+    """Such as "3.5"."""
+    return ".".join(map(str, v.unpack_version(value)))
 
 
 _HINTS: Hints = {
@@ -42,6 +42,8 @@ _BODIES: dict[int, type[Wire]] = {
     VideoType.DIRT: v.Dirt,
     VideoType.RESOLUTION_REQUEST: v.ResolutionRequest,
     VideoType.RESOLUTION_RESPONSE: v.ResolutionResponse,
+    VideoType.BIOS_INFO_RESPONSE: v.VideoBiosInfo,
+    VideoType.CAPABILITY_RESPONSE: v.VideoCapability,
 }
 
 

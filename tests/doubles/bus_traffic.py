@@ -14,7 +14,6 @@ from typing import Any
 from hypervisor.wire import Guid, Wire
 from partitions.decode import input_layouts as i
 from partitions.decode import memory_layouts as d
-from partitions.decode import video_layouts as v
 from partitions.decode.utility import FileCopyHeader, StartFileCopy, VssFlags, VssHeader, WriteToFile
 from partitions.recording.link import DEVICES
 from tests.doubles import captures as c
@@ -31,6 +30,7 @@ from vsp_vsc.network import protocol as n
 from vsp_vsc.storage import protocol as s
 from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, Opcode
 from vsp_vsc.storage.scsi.sense import Reason, fixed_sense
+from vsp_vsc.video import protocol as v
 
 _INTERFACES = {device.code: device.interface for device in DEVICES if device.interface is not None}
 _IC = {c.HEARTBEAT: 1, c.KVP: 2, c.SHUTDOWN: 3, c.TIME_SYNC: 4, c.VSS: 5, c.FILE_COPY: 7}

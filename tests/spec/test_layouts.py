@@ -11,12 +11,13 @@ from hypervisor import intercept, monitor_page
 from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, statistics_layouts, system_layouts
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
-from partitions.decode import input_layouts, memory_layouts, utility, video_layouts
+from partitions.decode import input_layouts, memory_layouts, utility
 from partitions.decode import layouts as layouts_of_rings
 from vmbus.protocol import hvsocket, messages
 from vsp_vsc.network import protocol as network
 from vsp_vsc.network import rndis
 from vsp_vsc.storage import protocol as storage
+from vsp_vsc.video import protocol as video
 
 DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "hypercalls": (layouts, processor_layouts, system_layouts, event_log_layouts, intercept),
@@ -30,7 +31,7 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "rings": (layouts_of_rings,),
     "network": (network, rndis),
     "input": (input_layouts,),
-    "video": (video_layouts,),
+    "video": (video,),
     "dynamic_memory": (memory_layouts,),
     "utility": (utility,),
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypervisor.hypercall.abi import CallCode, control_word
 from hypervisor.hypercall.processor_layouts import FlushExInput
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
-from partitions.decode import input_layouts, memory_layouts, utility, video_layouts
+from partitions.decode import input_layouts, memory_layouts, utility
 from partitions.decode.field import Field
 from partitions.decode.hypercall import decode_hypercall
 from partitions.decode.message import decode_channel_message
@@ -26,6 +26,7 @@ from vmbus.protocol.features import OfferFlag
 from vmbus.ring import Packet, PacketType, packet_bytes
 from vsp_vsc.integration.protocol import Component, encode_message
 from vsp_vsc.network.rndis import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
+from vsp_vsc.video import protocol as video
 
 
 def decoded(payload: bytes, device: str, direction: str = TO_ROOT, *, pipe: bool = False) -> Field:
@@ -71,17 +72,17 @@ def test_the_mouse() -> None:
 
 def test_video() -> None:
     """Versions with the minor one in front, rectangles and modes as lists."""
-    request = video_layouts.VideoVersionRequest(5 << 16 | 3).encode()
-    field = decoded(video_layouts.VideoHeader(1, 12).encode() + request, "video", pipe=True)
+    request = video.VideoVersionRequest(5 << 16 | 3).encode()
+    field = decoded(video.VideoHeader(1, 12).encode() + request, "video", pipe=True)
     assert field.words == "VERSION_REQUEST 3.5"
-    dirt = video_layouts.Dirt(0, 2).encode() + video_layouts.Rectangle(0, 0, 64, 32).encode()
-    dirt += video_layouts.Rectangle(-1, 5, 7, 9).encode()
-    field = decoded(video_layouts.VideoHeader(10, 8 + len(dirt)).encode() + dirt, "video", pipe=True)
+    dirt = video.Dirt(0, 2).encode() + video.Rectangle(0, 0, 64, 32).encode()
+    dirt += video.Rectangle(-1, 5, 7, 9).encode()
+    field = decoded(video.VideoHeader(10, 8 + len(dirt)).encode() + dirt, "video", pipe=True)
     told = [child.words for child in field.children if child.name.startswith("rectangle")]
     assert told == ["0,0 to 64,32", "-1,5 to 7,9"]
-    modes = video_layouts.ResolutionResponse(bytes(128), 2, 1, 0).encode()
-    modes += video_layouts.Resolution(1024, 768).encode() + video_layouts.Resolution(1280, 1024).encode()
-    field = decoded(video_layouts.VideoHeader(14, 8 + len(modes)).encode() + modes, "video", TO_CHILD, pipe=True)
+    modes = video.ResolutionResponse(bytes(128), 2, 1, 0).encode()
+    modes += video.Resolution(1024, 768).encode() + video.Resolution(1280, 1024).encode()
+    field = decoded(video.VideoHeader(14, 8 + len(modes)).encode() + modes, "video", TO_CHILD, pipe=True)
     assert [child.words for child in field.children if child.name.startswith("mode")] == ["1024x768", "1280x1024"]
 
 
