@@ -296,6 +296,27 @@ class Channel(trio.abc.Channel[Packet]):
                 return
             packets = packets[sent:]
 
+    async def wait_taken(self) -> None:
+        """Until the peer has taken all that was sent. It counts as sending: one task at a time."""
+        if self._sending:
+            raise trio.BusyResourceError("another task sends on this channel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._sending = True
+        try:
+            while self._closed is None:
+                self._room.clear()
+                if self._writer.wait_for(self._writer.size - 8):  # all of it, but for the bytes that are kept free
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    return
+                try:
+                    await self._room.wait()
+                finally:
+                    if self._closed is None:
+                        self._writer.stop_waiting()
+            raise self._closed
+        finally:
+            self._sending = False
+
     def _send_signal(self) -> None:
         self._signals_sent += 1
         self._signal()

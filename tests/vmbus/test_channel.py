@@ -256,6 +256,38 @@ async def test_one_sender() -> None:
         pair.host.try_receive_batch(200)
 
 
+async def test_waiting_until_all_is_taken() -> None:
+    """It ends with the last packet out of the ring, at once for an empty ring, and asks for one signal and no more."""
+    pair = Pair()
+    taken: list[str] = []
+
+    async def wait() -> None:
+        await pair.guest.wait_taken()
+        taken.append("all")
+
+    await pair.guest.wait_taken()
+    await pair.guest.send_batch(packets(5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await pair.guest.send(packets(1)[0])
+        pair.host.try_receive_batch(4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert taken == []
+        signals = pair.host.statistics().signals_sent
+        pair.host.try_receive_batch(1)
+        assert pair.host.statistics().signals_sent == signals + 1
+    assert taken == ["all"]
+    assert struct.unpack_from("<I", pair.up, 12) == (0,), "no signal is asked for any more"
+    await pair.guest.send_batch(packets(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ChannelClosed, pair.guest.wait_taken)
+        await trio.testing.wait_all_tasks_blocked()
+        pair.guest.close(by_peer=True)
+    await expect(ChannelClosed, pair.guest.wait_taken)
+
+
 async def expect(kind: type[BaseException], call: Callable[[], object]) -> None:
     with pytest.raises(kind):
         await call()  # type: ignore[misc]
