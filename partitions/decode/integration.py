@@ -10,11 +10,13 @@ from partitions.decode.layouts import PipeHeader
 from partitions.decode.utility import decode_file_copy, decode_vss
 from partitions.decode.words import enum_words, flag_words, yes_no
 from vmbus.pipe import PipePacketType
+from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.heartbeat import protocol as heartbeat
 from vsp_vsc.integration.kvp import protocol as kvp
 from vsp_vsc.integration.protocol import Component, Flags, Header, Negotiate, status_words
 from vsp_vsc.integration.shutdown import protocol as shutdown
 from vsp_vsc.integration.time_sync import protocol as time_sync
+from vsp_vsc.integration.vss import protocol as vss
 
 _PIPE: Hints = {"type": Hint(enum_words(PipePacketType))}
 _COMPONENT = enum_words(Component, spaces=True)
@@ -28,6 +30,8 @@ _DESCRIBE = {
     Component.KVP: kvp.describe,
     Component.SHUTDOWN: shutdown.describe,
     Component.TIME_SYNC: time_sync.describe,
+    Component.VSS: vss.describe,
+    Component.GUEST_FILE_COPY: file_copy.describe,
 }
 
 

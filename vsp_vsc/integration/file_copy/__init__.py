@@ -1,0 +1,1 @@
+"""Guest file copy: the host puts a file into the guest. Both sides."""
