@@ -74,6 +74,20 @@ KINDS = (
         vsc="vsp_vsc.integration.kvp.vsc:open_kvp",
         ring_bytes=INTEGRATION_RING_BYTES,
     ),
+    DeviceKind(
+        name="keyboard",
+        interface=Guid("f912ad6d-2b17-48ea-bd65-f927a61c7684"),
+        vsp="vsp_vsc.keyboard.vsp:KeyboardVsp",
+        vsc="vsp_vsc.keyboard.vsc:open_keyboard",
+        ring_bytes=36 * 1024,
+    ),
+    DeviceKind(
+        name="mouse",
+        interface=Guid("cfa8b69e-5b4a-4cc0-b98b-8ba1a1f3f95a"),
+        vsp="vsp_vsc.mouse.vsp:MouseVsp",
+        vsc="vsp_vsc.mouse.vsc:open_mouse",
+        ring_bytes=40 * 1024,
+    ),
 )
 BY_INTERFACE: dict[Guid, DeviceKind] = {kind.interface: kind for kind in KINDS}
 BY_NAME: dict[str, DeviceKind] = {kind.name: kind for kind in KINDS}

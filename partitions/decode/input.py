@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 from hypervisor.wire import Wire
-from partitions.decode import input_layouts as i
 from partitions.decode.field import Bits, Field, Hint, Hints, group, layout_field, raw
-from partitions.decode.input_layouts import KeyboardType, MouseType
 from partitions.decode.integration import decode_pipe
 from partitions.decode.layouts import PipeHeader
 from partitions.decode.words import enum_words, flag_words, long_version_words, yes_no
+from vsp_vsc.keyboard import protocol as k
+from vsp_vsc.keyboard.protocol import KeyboardType
+from vsp_vsc.mouse import protocol as m
+from vsp_vsc.mouse.protocol import MouseType
 
 _KEYBOARD_TYPE, _MOUSE_TYPE = enum_words(KeyboardType), enum_words(MouseType)
 _KEYBOARD: Hints = {
     "message_type": Hint(_KEYBOARD_TYPE),
     "version": Hint(long_version_words),
     "status": Hint(bits=(Bits("accepted", 0, 0, yes_no),)),
-    "flags": Hint(flag_words(i.KeyFlags)),
+    "flags": Hint(flag_words(k.KeyFlags)),
     "leds": Hint(bits=(Bits("caps_lock", 2, 2), Bits("num_lock", 1, 1), Bits("scroll_lock", 0, 0))),
 }
 _KEYBOARD_BODIES: dict[int, type[Wire]] = {
-    KeyboardType.PROTOCOL_REQUEST: i.KeyboardRequest,
-    KeyboardType.PROTOCOL_RESPONSE: i.KeyboardResponse,
-    KeyboardType.EVENT: i.Keystroke,
-    KeyboardType.LED_INDICATORS: i.LedIndicators,
+    KeyboardType.PROTOCOL_REQUEST: k.KeyboardRequest,
+    KeyboardType.PROTOCOL_RESPONSE: k.KeyboardResponse,
+    KeyboardType.EVENT: k.Keystroke,
+    KeyboardType.LED_INDICATORS: k.LedIndicators,
 }
 _MOUSE: Hints = {
     "message_type": Hint(_MOUSE_TYPE),
     "version": Hint(long_version_words),
     "approved": Hint(yes_no),
-    "buttons": Hint(bits=(Bits("middle", 2, 2), Bits("right", 1, 1), Bits("left", 0, 0))),
+    "buttons": Hint(
+        bits=(Bits("forward", 4, 4), Bits("back", 3, 3), Bits("middle", 2, 2), Bits("right", 1, 1), Bits("left", 0, 0))
+    ),
 }
 _MOUSE_BODIES: dict[int, type[Wire]] = {
-    MouseType.PROTOCOL_REQUEST: i.MouseRequest,
-    MouseType.PROTOCOL_RESPONSE: i.MouseResponse,
-    MouseType.INITIAL_DEVICE_INFO: i.MouseInfo,
-    MouseType.INPUT_REPORT: i.MouseReport,
+    MouseType.PROTOCOL_REQUEST: m.MouseRequest,
+    MouseType.PROTOCOL_RESPONSE: m.MouseResponse,
+    MouseType.INITIAL_DEVICE_INFO: m.MouseInfo,
+    MouseType.INPUT_REPORT: m.MouseReport,
 }
 
 
 def decode_keyboard(data: bytes, at: int, end: int, direction: str = "") -> Field:
     """The payload of a packet on a keyboard's channel, as `payload`."""
-    header = layout_field("header", i.KeyboardHeader, data, at, end, _KEYBOARD)
+    header = layout_field("header", k.KeyboardHeader, data, at, end, _KEYBOARD)
     parts, fault = [header], header.fault
     if not fault:
         kind = int.from_bytes(data[at : at + 4], "little")
@@ -70,7 +74,7 @@ def keyboard_words(payload: bytes, direction: str = "") -> str:
     elif kind == KeyboardType.PROTOCOL_RESPONSE:
         words += " accepted" if value & 1 else " refused"
     elif kind == KeyboardType.EVENT and len(payload) >= 12:
-        flags = flag_words(i.KeyFlags)(int.from_bytes(payload[8:12], "little"))
+        flags = flag_words(k.KeyFlags)(int.from_bytes(payload[8:12], "little"))
         words += f" make code {value & 0xFFFF:#x} {flags or 'MAKE'}"
     return words
 
@@ -80,7 +84,7 @@ def decode_mouse(data: bytes, at: int, end: int, direction: str = "") -> Field:
     pipe, stop = decode_pipe(data, at, end)
     parts, fault = [pipe], pipe.fault
     if pipe.end < stop:
-        header = layout_field("header", i.MouseHeader, data, pipe.end, stop, _MOUSE)
+        header = layout_field("header", m.MouseHeader, data, pipe.end, stop, _MOUSE)
         parts.append(header)
         fault = fault or header.fault
         if not header.fault and header.end < stop:
@@ -93,7 +97,7 @@ def decode_mouse(data: bytes, at: int, end: int, direction: str = "") -> Field:
             elif kind not in tuple(MouseType):
                 fault = fault or f"no mouse message has type {kind}"
             if parts[-1].end < stop:
-                name = "report_descriptor" if layout is i.MouseInfo else "rest"
+                name = "report_descriptor" if layout is m.MouseInfo else "rest"
                 parts.append(raw(name, data, parts[-1].end, stop))
     return group("payload", data, at, end, parts, mouse_words(data[at:end]), fault)
 

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypervisor.wire import Guid, Wire
-from partitions.decode import input_layouts as i
 from partitions.decode import memory_layouts as d
-from partitions.decode.utility import FileCopyHeader, StartFileCopy, VssFlags, VssHeader, WriteToFile
 from partitions.recording.link import DEVICES
 from tests.doubles import captures as c
 from tests.doubles.captures import TO_CHILD, TO_ROOT, Unit
@@ -22,10 +20,14 @@ from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
 from vmbus.protocol import messages as m
 from vmbus.protocol.versions import IMPLEMENTED, Version
 from vsp_vsc.integration import protocol as ic
+from vsp_vsc.integration.file_copy.protocol import FileCopyHeader, StartFileCopy, WriteToFile
 from vsp_vsc.integration.heartbeat import protocol as heartbeat
 from vsp_vsc.integration.kvp import protocol as kvp
 from vsp_vsc.integration.shutdown import protocol as shutdown
 from vsp_vsc.integration.time_sync import protocol as time_sync
+from vsp_vsc.integration.vss.protocol import VssFlags, VssHeader
+from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network import protocol as n
 from vsp_vsc.storage import protocol as s
 from vsp_vsc.storage.scsi.cdb import CDB_LENGTH, Opcode
@@ -307,10 +309,10 @@ class Session:
     def _keyboard(self, channel: int, device: int) -> Iterator[Unit]:
         way, kind, layout, known = self.chance.choice(
             [
-                (TO_ROOT, 1, i.KeyboardRequest, {}),
-                (TO_CHILD, 2, i.KeyboardResponse, {}),
-                (TO_CHILD, 3, i.Keystroke, {"flags": self.chance.getrandbits(4)}),
-                (TO_ROOT, 4, i.LedIndicators, {}),
+                (TO_ROOT, 1, keyboard.KeyboardRequest, {}),
+                (TO_CHILD, 2, keyboard.KeyboardResponse, {}),
+                (TO_CHILD, 3, keyboard.Keystroke, {"flags": self.chance.getrandbits(4)}),
+                (TO_ROOT, 4, keyboard.LedIndicators, {}),
             ]
         )
         yield self._packet(way, c.INBAND, struct.pack("<I", kind) + self._fill(layout, **known), channel)
@@ -321,10 +323,10 @@ class Session:
     def _mouse(self, channel: int, device: int) -> Iterator[Unit]:
         way, kind, layout = self.chance.choice(
             [
-                (TO_ROOT, 0, i.MouseRequest),
-                (TO_CHILD, 1, i.MouseResponse),
-                (TO_CHILD, 2, i.MouseInfo),
-                (TO_CHILD, 4, i.MouseReport),
+                (TO_ROOT, 0, mouse.MouseRequest),
+                (TO_CHILD, 1, mouse.MouseResponse),
+                (TO_CHILD, 2, mouse.MouseInfo),
+                (TO_CHILD, 4, mouse.MouseReport),
             ]
         )
         body = self._fill(layout)

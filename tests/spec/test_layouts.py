@@ -11,9 +11,13 @@ from hypervisor import intercept, monitor_page
 from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, statistics_layouts, system_layouts
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
-from partitions.decode import input_layouts, memory_layouts, utility
 from partitions.decode import layouts as layouts_of_rings
+from partitions.decode import memory_layouts
 from vmbus.protocol import hvsocket, messages
+from vsp_vsc.integration.file_copy import protocol as file_copy
+from vsp_vsc.integration.vss import protocol as vss
+from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network import protocol as network
 from vsp_vsc.network import rndis
 from vsp_vsc.storage import protocol as storage
@@ -30,10 +34,10 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     # What this host does not serve, and people look at all the same.
     "rings": (layouts_of_rings,),
     "network": (network, rndis),
-    "input": (input_layouts,),
+    "input": (keyboard, mouse),
     "video": (video,),
+    "utility": (vss, file_copy),
     "dynamic_memory": (memory_layouts,),
-    "utility": (utility,),
 }
 """The table in `layouts/` and the modules that declare what stands in it."""
 BASES = (messages.Message,)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypervisor.hypercall.abi import CallCode, control_word
 from hypervisor.hypercall.processor_layouts import FlushExInput
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
-from partitions.decode import input_layouts, memory_layouts, utility
+from partitions.decode import memory_layouts
 from partitions.decode.field import Field
 from partitions.decode.hypercall import decode_hypercall
 from partitions.decode.message import decode_channel_message
@@ -24,7 +24,11 @@ from vmbus.pipe import frame
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import OfferFlag
 from vmbus.ring import Packet, PacketType, packet_bytes
+from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.protocol import Component, encode_message
+from vsp_vsc.integration.vss import protocol as vss
+from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network.rndis import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
 from vsp_vsc.video import protocol as video
 
@@ -51,8 +55,8 @@ def value(field: Field, path: str) -> object:
 @pytest.mark.parametrize("with_break", [False, True])
 def test_keystrokes(with_break: bool) -> None:
     """A key goes down and up."""
-    flags = input_layouts.KeyFlags.BREAK if with_break else input_layouts.KeyFlags(0)
-    event = input_layouts.KeyboardHeader(3).encode() + input_layouts.Keystroke(0x1E, 0, int(flags)).encode()
+    flags = keyboard.KeyFlags.BREAK if with_break else keyboard.KeyFlags(0)
+    event = keyboard.KeyboardHeader(3).encode() + keyboard.Keystroke(0x1E, 0, int(flags)).encode()
     field = decoded(event, "keyboard", TO_CHILD)
     assert field.words == f"EVENT make code 0x1e {'BREAK' if with_break else 'MAKE'}"
     assert value(field, "body.make_code") == 0x1E
@@ -60,13 +64,13 @@ def test_keystrokes(with_break: bool) -> None:
 
 def test_the_mouse() -> None:
     """What it is, in the terms of HID, and where it is."""
-    info = input_layouts.MouseInfo(32, 0x045E, 0x0621, 2, bytes(22), bytes(9)).encode() + b"report descriptor"
-    field = decoded(input_layouts.MouseHeader(2, len(info)).encode() + info, "mouse", TO_CHILD, pipe=True)
+    info = mouse.MouseInfo(32, 0x045E, 0x0621, 2, bytes(22), bytes(9)).encode() + b"report descriptor"
+    field = decoded(mouse.MouseHeader(2, len(info)).encode() + info, "mouse", TO_CHILD, pipe=True)
     assert field.words == "INITIAL_DEVICE_INFO"
     assert value(field, "body.vendor") == 0x045E
     assert value(field, "report_descriptor") == b"report descriptor"
-    report = input_layouts.MouseReport(1, 300, 200, 0).encode()
-    field = decoded(input_layouts.MouseHeader(4, len(report)).encode() + report, "mouse", TO_CHILD, pipe=True)
+    report = mouse.MouseReport(1, 300, 200, 0).encode()
+    field = decoded(mouse.MouseHeader(4, len(report)).encode() + report, "mouse", TO_CHILD, pipe=True)
     assert (value(field, "body.x"), value(field, "body.buttons.left")) == (300, 1)
 
 
@@ -105,20 +109,25 @@ def test_the_balloon() -> None:
 
 
 def test_snapshots_and_file_copy() -> None:
-    """The integration components that this host has not."""
-    body = utility.VssHeader(utility.VssOperation.HOT_BACKUP).encode() + utility.VssFlags(5).encode()
+    """What is asked in words; names as text, pieces of files as bytes."""
+    body = vss.VssHeader(vss.VssOperation.HOT_BACKUP).encode() + vss.VssFlags(5).encode()
     field = decoded(encode_message(Component.VSS, body), "vss", TO_CHILD, pipe=True)
-    assert field.words == "vss"
+    assert field.words == "hot backup"
     assert value(field, "body.feature.flags") == 5
-    start = utility.StartFileCopy("a.txt".encode("utf-16-le"), "/tmp/".encode("utf-16-le"), 3, 99).encode()
-    body = utility.FileCopyHeader(utility.FileCopyOperation.START_FILE_COPY).encode() + start
+    start = file_copy.StartFileCopy("a.txt".encode("utf-16-le"), "/tmp/".encode("utf-16-le"), 3, 99).encode()
+    body = file_copy.FileCopyHeader(file_copy.FileCopyOperation.START_FILE_COPY).encode() + start
     field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
     assert value(field, "body.start.file_name") == "a.txt"
     assert value(field, "body.start.file_size") == 99
-    body = utility.FileCopyHeader(utility.FileCopyOperation.WRITE_TO_FILE).encode()
-    body += utility.WriteToFile(0, 4096, 5).encode() + b"hello"
+    assert field.words == "start of '/tmp/a.txt', 99 bytes"
+    body = file_copy.FileCopyHeader(file_copy.FileCopyOperation.WRITE_TO_FILE).encode()
+    body += file_copy.WriteToFile(0, 4096, 5).encode() + b"hello"
     field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
     assert value(field, "body.data") == b"hello"
+    assert field.words == "write 5 bytes at 4096"
+    freeze = encode_message(Component.VSS, vss.encode_vss(vss.VssOperation.FREEZE))
+    field = decoded(freeze, "vss", TO_CHILD, pipe=True)
+    assert (field.words, value(field, "body.freeze.lun_count")) == ("freeze", 0)
 
 
 def test_sockets() -> None:
