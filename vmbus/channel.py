@@ -18,7 +18,7 @@ import trio
 
 from hypervisor.inspect import Branch, Gone, counters
 from vmbus.bell import Bell
-from vmbus.ring import BATCH_PACKETS, Packet, RingReader, RingWriter, ring_bytes
+from vmbus.ring import BATCH_PACKETS, Packet, RingError, RingReader, RingWriter, ring_bytes
 
 RECEIVED = "received"
 SENT = "sent"
@@ -99,18 +99,37 @@ class Channel(trio.abc.Channel[Packet]):
         if self._room.awaited:
             self._room.ring()
 
-    def close(self, *, by_peer: bool = False) -> None:
-        """End the channel at this end: waiting tasks wake and raise, and the rings' memory is given up."""
+    def close(self, *, by_peer: bool = False, keep: int = 0) -> None:
+        """End the channel at this end: waiting tasks wake and raise, and the rings' memory is given up.
+
+        Where the peer closed it, `keep` is how many bytes of its ring are still received, and then the end.
+        """
         if self._closed is not None:
             if not by_peer:
                 self._closed = trio.ClosedResourceError
+                self._ahead.clear()
             return
+        if by_peer and keep:
+            self._keep(keep)
+        else:
+            self._ahead.clear()
         self._closed = ChannelClosed if by_peer else trio.ClosedResourceError
-        self._ahead.clear()
         self._reader.release()
         self._writer.release()
         self._arrived.ring()
         self._room.ring()
+
+    def _keep(self, most: int) -> None:
+        """Take the last packets out of the ring; what is wrong with it nobody asks any more."""
+        start = self._reader.bytes_read
+        try:
+            while self._reader.bytes_read - start < most and (packets := self._reader.read_batch()):
+                self._packets_in += len(packets)
+                self._ahead.extend(packets)
+                if self.on_packets is not None:
+                    self.on_packets(RECEIVED, packets)
+        except RingError:
+            pass
 
     async def aclose(self) -> None:
         """`close()`, and a checkpoint."""
@@ -126,6 +145,11 @@ class Channel(trio.abc.Channel[Packet]):
     def ahead(self) -> int:
         """Packets that have left the ring and that `receive` has not given out."""
         return len(self._ahead)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of the outgoing ring that the peer has not taken. Raises `RingError`."""
+        return 0 if self._closed is not None else self._writer.size - 8 - self._writer.free_bytes
 
     @property
     def unread(self) -> bool:
@@ -167,10 +191,10 @@ class Channel(trio.abc.Channel[Packet]):
 
     def try_receive_batch(self, limit: int = BATCH_PACKETS) -> list[Packet]:
         """Up to `limit` packets that are there now, perhaps none. Does not ask the peer for a signal: it only looks."""
-        if self._closed is not None:
-            raise self._closed
         if self._ahead:
             return [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
+        if self._closed is not None:
+            raise self._closed
         packets = self._reader.read_batch(limit)
         if packets:
             self._packets_in += len(packets)
@@ -198,10 +222,10 @@ class Channel(trio.abc.Channel[Packet]):
     async def receive(self) -> Packet:
         """The next packet."""
         if not self._ahead:
-            self._ahead.extend(await self.receive_batch())
-            if self._closed is not None:  # while others ran
-                self._ahead.clear()
+            packets = await self.receive_batch()
+            if self._closed is trio.ClosedResourceError:  # while others ran
                 raise self._closed
+            self._ahead.extendleft(reversed(packets))
         else:
             if self._receiving:
                 raise trio.BusyResourceError("another task receives on this channel")

@@ -31,7 +31,7 @@ from hypervisor.privileges import Privilege
 from hypervisor.synic.messages import InterceptHeader, MessageType
 from partitions.lifecycle import VmEvent
 from partitions.ports import COM1_LINE, POWER_BUTTON_VECTOR
-from partitions.recording.link import device_name
+from partitions.recording.link import SOCKET, device_name
 from partitions.root import saving
 from partitions.root.chipset.chipset import Chipset
 from partitions.root.chipset.cmos import CmosClock
@@ -41,6 +41,7 @@ from partitions.root.console import Console
 from partitions.root.devices import CONTROLLER, CountedDevice, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
+from partitions.root.input import Input
 from partitions.root.integration import Integration
 from partitions.root.saving import CannotRestore, CannotSave, Machine, SavedVm
 from partitions.root.statistics import VmStatistics, take_statistics
@@ -48,6 +49,8 @@ from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import DeviceTable, DiskTable, VmTable
+from vmbus.protocol.hvsocket import is_socket
+from vmbus.server.offers import Offer
 from vmbus.server.service import VmbusServer, open_vmbus_server
 
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
@@ -120,6 +123,8 @@ class Worker:
         self.server: VmbusServer | None = None
         self.integration: Integration | None = None
         """Heartbeat, shutdown and the like, while there is a partition."""
+        self.input: Input | None = None
+        """Keyboard and mouse, while there is a partition."""
         self._devices: list[CountedDevice] = []
         """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
@@ -332,6 +337,7 @@ class Worker:
             trace=host.hypervisor.trace,
             partition_id=built.id,
         )
+        self.input = Input(settings, partition, host.hypervisor.trace)
         ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
         stack.callback(ports.close)
         stack.callback(self._close_devices)  # when nobody is served any more
@@ -342,7 +348,7 @@ class Worker:
                 partition_id=built.id,
                 trace=host.hypervisor.trace,
                 shared=settings.backend is not BackendKind.TASK,
-                device_names=device_name,
+                device_names=offered_name,
             )
         )
         self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
@@ -371,7 +377,7 @@ class Worker:
             for table in self._settings.device:
                 if not table.arrives:
                     hotplug.add(table.vsp, table)
-            for device in integration.devices:
+            for device in (*integration.devices, *self.input.devices):
                 hotplug.add(str(device.offer), device)
         except HotPlugError as error:
             raise CannotStart(str(error)) from error
@@ -463,6 +469,7 @@ class Worker:
         self._machine = None
         self.hotplug = None
         self.integration = None
+        self.input = None
 
 
 def vm_privileges(settings: VmTable) -> int:
@@ -471,6 +478,11 @@ def vm_privileges(settings: VmTable) -> int:
     if wanted is None:
         wanted = settings.backend is not BackendKind.KVM
     return _PRIVILEGES[settings.backend] | (int(Privilege.ACCESS_SYNTHETIC_TIMER_MSRS) if wanted else 0)
+
+
+def offered_name(offer: Offer) -> str:
+    """What traces and recordings call whatever is offered so."""
+    return SOCKET.name if is_socket(offer.flags) else device_name(offer.interface)
 
 
 def _nobody(event: VmEvent) -> None:

@@ -36,6 +36,8 @@ class ScriptedGuest:
         self.prompt = prompt
         self.actions: list[Action] = []
         """All that were not answered by us."""
+        self.listening: set[Guid] = set()
+        """Services that the host has listeners for; the offer is a test's to make."""
         self.heard: list[Message] = []
         """All messages from the host."""
 
@@ -58,6 +60,8 @@ class ScriptedGuest:
         match action:
             case act.OpenDevice():
                 return self.state.channel_opened(action.channel_id, ok)
+            case act.ConnectSocket(number, _, service):
+                return self.state.connect_answered(number, refused=service not in self.listening)
             case act.CloseDevice(channel_id):
                 return self.state.channel_closed(channel_id)
             case act.RetargetChannel(channel_id, vp):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from hypervisor.wire import Guid
 from vmbus.gpadl import GpadlRange
 from vmbus.protocol.messages import Message
 from vmbus.protocol.pages import ConnectionPages
@@ -77,6 +78,12 @@ class OpenDevice(msgspec.Struct, frozen=True):
     """What each sets in a monitor page instead, where the offer named one and interrupts are on."""
 
 
+class StopOpening(msgspec.Struct, frozen=True):
+    """Nobody waits any more for the answer to this channel's `OpenDevice`: hurry; the answer is due all the same."""
+
+    channel_id: int
+
+
 class RetargetChannel(msgspec.Struct, frozen=True):
     """Move an open channel's interrupts to another VP; answer with `ServerState.channel_modified`."""
 
@@ -105,6 +112,15 @@ class ReleaseGpadl(msgspec.Struct, frozen=True):
     gpadl_id: int
 
 
+class ConnectSocket(msgspec.Struct, frozen=True):
+    """The guest wants a stream to a service: offer a channel for it, or do not; `ServerState.connect_answered`."""
+
+    number: int
+    """Of the request."""
+    endpoint: Guid
+    service: Guid
+
+
 class StateChanged(msgspec.Struct, frozen=True):
     """For the trace: the connection (`channel_id` None) or a channel went from one state to another."""
 
@@ -117,8 +133,7 @@ class ProtocolFault(msgspec.Struct, frozen=True):
     """The guest did what it may not; the message was dropped or refused. Count it and warn."""
 
     event: str
-    """A fixed set: malformed_message, unexpected_message, refused_gpadl, gpadl_limit, refused_open, refused_contact,
-    unsupported_request."""
+    """A fixed set: malformed_message, unexpected_message, refused_gpadl, gpadl_limit, refused_open, refused_contact."""
     words: str
 
 
@@ -131,10 +146,12 @@ Action = (
     | CreateChannel
     | DropChannel
     | OpenDevice
+    | StopOpening
     | RetargetChannel
     | CloseDevice
     | MapGpadl
     | ReleaseGpadl
+    | ConnectSocket
     | StateChanged
     | ProtocolFault
 )

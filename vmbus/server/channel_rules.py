@@ -397,6 +397,8 @@ class ChannelRules(GpadlRules):
         if channel.activity is DeviceActivity.RUNNING:
             channel.activity = DeviceActivity.STOPPING
             self._actions.append(act.CloseDevice(channel.channel_id))
+        elif channel.activity is DeviceActivity.STARTING:
+            self._actions.append(act.StopOpening(channel.channel_id))
 
     def _send_open_result(self, channel: ServerChannel, request: OpenRequest, status: ChannelStatus) -> None:
         result = m.OpenChannelResult(channel_id=request.channel_id, open_id=request.open_id, status=status)

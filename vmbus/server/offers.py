@@ -90,8 +90,16 @@ class Device(Protocol):
 
         A device that offers subchannels (`OpenedChannel.offer_subchannels`) serves several channels at a time.
 
-        It may be a `SavableDevice` and a `LeavingDevice` too.
+        It may be a `PreparedDevice`, a `SavableDevice` and a `LeavingDevice` too.
         """
+
+
+@runtime_checkable
+class PreparedDevice(Protocol):
+    """A device that has something to do before the guest hears whether its channel is open."""
+
+    async def prepare(self, opened: OpenedChannel) -> bool:
+        """Whether the open succeeds; cancelled when the guest waits for it no more. `serve` follows a yes."""
 
 
 @runtime_checkable

@@ -50,6 +50,7 @@ from vmbus.server.saved import SavedBus
 from vmbus.server.saved_capture import LiveBus, capture, unrest
 from vmbus.server.saved_replay import replay
 from vmbus.server.slots import ChannelSlots, OfferedChannel
+from vmbus.server.sockets import HostSockets, SocketListeners, random_endpoint
 from vmbus.server.state import ServerState
 
 __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", "open_vmbus_server"]
@@ -92,7 +93,9 @@ class VmbusServer:
         trace: Trace,
         shared: bool,
         max_version: int | None = None,
-        device_names: Callable[[Guid], str] = lambda interface: "",
+        device_names: Callable[[Offer], str] = lambda offer: "",
+        listeners: SocketListeners | None = None,
+        new_endpoint: Callable[[], Guid] = random_endpoint,
     ) -> None:
         self.partition_id = partition_id
         self.counters: Counter[str] = Counter()
@@ -124,11 +127,24 @@ class VmbusServer:
             counters=self.counters,
             gpadl_ranges=self._state.gpadl_ranges,
             gpadl_released=self._gpadl_released,
+            opened=self._device_opened,
             ended=self._device_ended,
             offer=self._offer,
             withdraw=self._withdraw,
             device_names=device_names,
         )
+        self.sockets = HostSockets(
+            self._state,
+            trace=trace,
+            partition_id=partition_id,
+            counters=self.counters,
+            listeners=SocketListeners() if listeners is None else listeners,
+            offer=self.offer,
+            withdraw=self._withdraw,
+            answer=self._connect_answered,
+            new_endpoint=new_endpoint,
+        )
+        """Hyper-V sockets between this guest and the host."""
         self._target = (0, 0)
         """VP and SINT that take messages, while somebody does."""
         self._contacts: list[_Contacted] = []
@@ -247,7 +263,7 @@ class VmbusServer:
         await self._slots.wait_stopped(device)
 
     def _withdraw(self, offered: OfferedChannel) -> None:
-        """Rescind a subchannel, unless its primary's rescind, or another guest's arrival, has done so before."""
+        """Rescind what may be gone: a subchannel with its primary, or a socket with its guest."""
         record = self._state.offers.get(offered.handle)
         if record is not None and not record.rescinded:
             self.rescind(offered)
@@ -256,6 +272,7 @@ class VmbusServer:
         """The machine was reset: forget the guest, keep the offers of primary channels. Returns when no device runs."""
         self._inbox.clear()
         self._drop_reserved_targets()
+        self.sockets.end_all("its guest was reset")
         self._perform(self._state.reset())
         await self.wait_phase(Phase.DISCONNECTED)
 
@@ -269,7 +286,7 @@ class VmbusServer:
 
     def unrest(self) -> str:
         """What the host is still busy with while the guest stands still; empty once `save` can be called."""
-        return unrest(self._live)
+        return self.sockets.unrest() or unrest(self._live)
 
     def save(self) -> SavedBus:
         """The bus as records; it goes on as it is. Raises `CannotSave`."""
@@ -306,6 +323,7 @@ class VmbusServer:
     def start(self, nursery: trio.Nursery) -> None:
         """Begin to take messages. Devices run in this nursery too."""
         self._slots.start(nursery)
+        self.sockets.start(nursery)
         nursery.start_soon(self._run, name=f"partition {self.partition_id} vmbus")
 
     def _arrived(self, untrusted: bytes, *, multiclient: bool) -> None:
@@ -329,8 +347,8 @@ class VmbusServer:
                     retry = min(2 * retry, _LAST_RETRY)
                     continue
                 retry = _FIRST_RETRY
-                if not self._inbox:
-                    break
+                if not self._inbox or self.sockets.busy:
+                    break  # a message, or an answer to one of the guest's requests, rings
                 self._receive(*self._inbox.popleft())
                 turn += 1
                 if turn % _MESSAGES_PER_TURN == 0:
@@ -437,10 +455,15 @@ class VmbusServer:
                 self._slots.create(channel_id, self._offered[handle])
             case act.DropChannel(channel_id):
                 offered = self._slots.close(channel_id)
+                self.sockets.released(offered.device)
                 if offered.handle not in self._state.offers:
                     self._offered.pop(offered.handle, None)
             case act.OpenDevice():
-                self._perform(self._state.channel_opened(action.channel_id, self._slots.open_device(action)))
+                opened = self._slots.open_device(action)
+                if opened is not None:
+                    self._device_opened(action.channel_id, opened)
+            case act.StopOpening(channel_id):
+                self._slots.stop_opening(channel_id)
             case act.RetargetChannel(channel_id, target_vp):
                 ok = self._slots.retarget(channel_id, target_vp)
                 self._perform(self._state.channel_modified(channel_id, target_vp, ok))
@@ -451,6 +474,8 @@ class VmbusServer:
                 self._perform(self._state.gpadl_mapped(channel_id, gpadl_id, ok))
             case act.ReleaseGpadl(channel_id, gpadl_id):
                 self._slots.ask_back(channel_id, gpadl_id)
+            case act.ConnectSocket(number, endpoint, service):
+                self.sockets.connect_from_guest(number, endpoint, service)
             case act.StateChanged(channel_id, before, after):
                 self._state_changed(channel_id, before, after)
             case act.ProtocolFault(event, words):
@@ -465,6 +490,8 @@ class VmbusServer:
             self._phase_changed.set()
             self._phase_changed = trio.Event()
             self._trace.versions[self.partition_id] = self._state.version or 0
+            if before == Phase.CONNECTED.value:
+                self.sockets.end_all("its guest left the bus")
         if self._trace.on:
             event = "vmbus_connection" if channel_id is None else "vmbus_channel"
             words = f"{before} -> {after}"
@@ -514,6 +541,13 @@ class VmbusServer:
         while self._reserved:
             self._reserved.popitem()[1].close()
 
+    def _connect_answered(self, number: int, refused: bool) -> None:
+        self._perform(self._state.connect_answered(number, refused=refused))
+        self._bell.ring()
+
+    def _device_opened(self, channel_id: int, ok: bool) -> None:
+        self._perform(self._state.channel_opened(channel_id, ok))
+
     def _gpadl_released(self, channel_id: int, gpadl_id: int) -> None:
         self._perform(self._state.gpadl_released(channel_id, gpadl_id))
 
@@ -532,6 +566,7 @@ class VmbusServer:
         for port in self._message_ports:
             port.close()
         self._trace.versions.pop(self.partition_id, None)
+        self.sockets.end_all("its VM is off")
         self._slots.shut_down()
         self._drop_message_target()
         self._drop_reserved_targets()
@@ -546,14 +581,16 @@ async def open_vmbus_server(
     trace: Trace,
     shared: bool,
     max_version: int | None = None,
-    device_names: Callable[[Guid], str] = lambda interface: "",
+    device_names: Callable[[Offer], str] = lambda offer: "",
+    listeners: SocketListeners | None = None,
+    new_endpoint: Callable[[], Guid] = random_endpoint,
 ) -> AsyncIterator[VmbusServer]:
     """Serve the bus to one child until the block ends; then devices are cancelled and everything is given up.
 
     `shared` says that the guest runs on another thread or in another process; `max_version` caps the versions;
-    `device_names` is what traces call devices of an interface. An
-    exception of a device that is no fault of the guest's cancels the block and comes out of it, in an exception group.
-    HvError if the message ports cannot be made.
+    `device_names` is what traces call what is offered; `listeners` are those in the host who take the guest's sockets,
+    and `new_endpoint` makes the endpoints of the host's own. An exception of a device that is no fault of the guest's
+    cancels the block and comes out of it, in an exception group. HvError if the message ports cannot be made.
     """
     server = VmbusServer(
         ports,
@@ -563,6 +600,8 @@ async def open_vmbus_server(
         shared=shared,
         max_version=max_version,
         device_names=device_names,
+        listeners=listeners,
+        new_endpoint=new_endpoint,
     )
     try:
         async with trio.open_nursery() as nursery:

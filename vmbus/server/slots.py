@@ -17,7 +17,7 @@ from hypervisor.memory import GpaFault, GuestMemory
 from hypervisor.pages import PAGE_SIZE, Access
 from hypervisor.status import HvError
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, PacketBatch, Trace, TraceEvent
-from hypervisor.wire import Guid, WireError
+from hypervisor.wire import WireError
 from vmbus.channel import RECEIVED, Channel
 from vmbus.gpadl import GpadlRange
 from vmbus.protocol.identifiers import INTERRUPTS_OFF, event_connection_id
@@ -27,7 +27,7 @@ from vmbus.server import actions as act
 from vmbus.server.channels import ChannelState, ServerChannel
 from vmbus.server.gpadls import gpadl_name
 from vmbus.server.limits import MAX_SCATTERED_PAGES
-from vmbus.server.offers import Device, InspectableDevice, Offer, SavableDevice
+from vmbus.server.offers import Device, InspectableDevice, Offer, PreparedDevice, SavableDevice
 from vmbus.server.opened import ChannelGpadls, GpadlHold, HoldCounts, OpenedChannel
 from vmbus.server.pages import PagesInUse
 from vmbus.server.ports import EventConnection, HostPorts, ReceivePort
@@ -81,6 +81,8 @@ class _Slot:
     scattered: int = 0
     scope: trio.CancelScope | None = None
     """Of the device's task, while that runs."""
+    preparing: bool = False
+    """Its device has not said yet whether the open succeeds."""
     closing: bool = False
     subchannels: list[OfferedChannel] = attrs.field(factory=list)
     """Offered by this opening of a primary channel; the first has index 1."""
@@ -102,7 +104,7 @@ class _Slot:
             "connection": Hex(self.connection_id) if self.port is not None else None,
             "event_flag": self.event_flag,
             "monitor": self.monitor_id,
-            "served": self.scope is not None,
+            "served": self.scope is not None and not self.preparing,
             "closing": self.closing,
             "scattered": self.scattered,
             "subchannels": len(self.subchannels),
@@ -129,15 +131,17 @@ class ChannelSlots:
         counters: Counter[str],
         gpadl_ranges: Callable[[int, int], tuple[GpadlRange, ...] | None],
         gpadl_released: Callable[[int, int], None],
+        opened: Callable[[int, bool], None],
         ended: Callable[[int], None],
         offer: Callable[[Device, Offer], OfferedChannel],
         withdraw: Callable[[OfferedChannel], None],
-        device_names: Callable[[Guid], str],
+        device_names: Callable[[Offer], str],
     ) -> None:
-        """`gpadl_released(channel_id, gpadl_id)`: no view is left; `ended(channel_id)`: the device has stopped.
+        """`gpadl_released(channel_id, gpadl_id)`: no view is left; `opened(channel_id, ok)`: the answer to an open that
+        `open_device` left unanswered; `ended(channel_id)`: the device has stopped.
 
         `offer` and `withdraw` are for subchannels; what is withdrawn may be gone by then. `device_names` is what traces
-        call those who are offered under an interface.
+        call what is offered.
         """
         self._ports = ports
         self._memory = memory
@@ -146,6 +150,7 @@ class ChannelSlots:
         self._shared = shared
         self._counters = counters
         self._gpadl_ranges = gpadl_ranges
+        self._opened = opened
         self._ended = ended
         self._offer = offer
         self._withdraw = withdraw
@@ -168,7 +173,7 @@ class ChannelSlots:
         """The guest may signal the channel from now on."""
         slot = self._slots[channel_id] = _Slot(offered)
         devices = self._trace.devices.setdefault(self._partition_id, {})
-        devices[channel_id] = self._device_names(offered.offer.interface)
+        devices[channel_id] = self._device_names(offered.offer)
         try:
             self._listen(slot, event_connection_id(channel_id))
         except HvError as error:  # tried again when the guest opens it
@@ -306,8 +311,10 @@ class ChannelSlots:
             await self._dropped.wait()
         await trio.lowlevel.checkpoint()
 
-    def open_device(self, action: act.OpenDevice) -> bool:
+    def open_device(self, action: act.OpenDevice) -> bool | None:
         """Attach the rings, reach the target VP and start the device; False if the guest's terms do not allow it.
+
+        None for a device that has to prepare itself: `opened` follows.
 
         The guest may have chosen its own connection ID and event flag; one that is taken, or none, refuses the open.
         """
@@ -341,7 +348,7 @@ class ChannelSlots:
             incoming=rings[:border],
             signal=slot.signal,
             shared=self._shared,
-            on_packets=partial(self._packets, action.channel_id, self._device_names(slot.offered.offer.interface)),
+            on_packets=partial(self._packets, action.channel_id, self._device_names(slot.offered.offer)),
         )
         slot.ring = GpadlHold(self._holds, action.channel_id, action.gpadl_id, (action.ring,))
         slot.scattered = scattered
@@ -362,10 +369,17 @@ class ChannelSlots:
             if slot.opened.restored is None:
                 return True  # its guest has made a mistake, and nobody serves it until it closes the channel
         slot.scope = trio.CancelScope()
+        slot.preparing = isinstance(slot.offered.device, PreparedDevice)
         assert self._nursery is not None, "messages are taken only after start"
         name = f"partition {self._partition_id} {slot.offered.offer}"
         self._nursery.start_soon(self._serve, slot, slot.scope, name=name)
-        return True
+        return None if slot.preparing else True
+
+    def stop_opening(self, channel_id: int) -> None:
+        """Nobody waits for what a device prepares; the answer follows when it has stopped."""
+        slot = self._slots[channel_id]
+        if slot.preparing and slot.scope is not None:
+            slot.scope.cancel()
 
     def _packets(self, channel_id: int, device: str, direction: str, packets: Sequence[Packet]) -> None:
         """The tap on a channel: packets as they are on the ring; what they mean is the device's to say."""
@@ -378,9 +392,14 @@ class ChannelSlots:
         channel, opened = slot.channel, slot.opened
         assert channel is not None
         assert opened is not None
+        device = slot.offered.device
         with scope:
             try:
-                await slot.offered.device.serve(channel, opened)
+                if isinstance(device, PreparedDevice) and await device.prepare(opened):
+                    slot.preparing = False
+                    self._opened(opened.channel_id, True)
+                if not slot.preparing:
+                    await device.serve(channel, opened)
             except* (WireError, GpaFault) as faults:
                 self._counters["devices_stopped"] += 1
                 self._trace.warn(
@@ -391,6 +410,12 @@ class ChannelSlots:
                     channel=opened.channel_id,
                 )
         slot.scope = None
+        if slot.preparing:
+            slot.preparing = False
+            opened.gpadls.release_all()
+            self._drop_open(slot)
+            self._opened(opened.channel_id, False)
+            return
         # A primary channel that is not served any more has no subchannels: what they carry would have no session.
         while slot.subchannels:
             self._withdraw(slot.subchannels.pop())
@@ -426,7 +451,7 @@ class ChannelSlots:
     def _drop_open(self, slot: _Slot) -> None:
         self._release_monitor(slot)
         if slot.channel is not None:
-            slot.channel.close()
+            slot.channel.close(by_peer=True)
         if slot.events is not None:
             slot.events.close()
         ring, slot.ring = slot.ring, None

@@ -15,13 +15,14 @@ from typing import assert_never
 
 import msgspec
 
-from hypervisor.wire import WireError
+from hypervisor.wire import Guid, WireError
 from vmbus.protocol import messages as m
+from vmbus.protocol.hvsocket import MAX_SOCKETS, is_socket
 from vmbus.protocol.identifiers import MAX_CHANNELS, SINT, ChannelStatus, ConnectionState
 from vmbus.protocol.messages import Message
 from vmbus.protocol.pages import ConnectionPages
 from vmbus.protocol.table import Direction, decode_message, describe
-from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities
+from vmbus.protocol.versions import IMPLEMENTED, Ability, abilities, version_text
 from vmbus.server import actions as act
 from vmbus.server.actions import Action
 from vmbus.server.channel_rules import ChannelRules
@@ -47,6 +48,8 @@ class ServerState(ChannelRules):
         self._after = AfterDisconnect.RESET
         self._contact: tuple[Contact, bool] | None = None
         self._next_handle = 1
+        self._connects: dict[int, act.ConnectSocket] = {}
+        self._next_connect = 1
         self.agreed: tuple[Contact, bool] | None = None
         """The guest's contact, and whether it came by connection ID 4, while there is a connection."""
         self.judged: list[Judged] = []
@@ -207,13 +210,45 @@ class ServerState(ChannelRules):
             self._send(message)
 
     def _tl_connect(self, message: m.TlConnectRequest | m.TlConnectRequest2) -> None:
-        self._fault("unsupported_request", describe(message))
-        if Ability.SOCKET_RESULTS in abilities(self.version):
+        number, self._next_connect = self._next_connect, self._next_connect + 1
+        self._connects[number] = act.ConnectSocket(number, message.endpoint, message.service)
+        self._actions.append(self._connects[number])
+
+    # -------------------------------------------------------------------------------------------- Hyper-V sockets
+
+    @property
+    def connects(self) -> Mapping[int, act.ConnectSocket]:
+        """The guest's requests for sockets that are not answered, by number; for looking at only."""
+        return MappingProxyType(self._connects)
+
+    @property
+    def sockets(self) -> int:
+        """Channels of sockets, those too that the guest has yet to let go of."""
+        return sum(is_socket(channel.offer.flags) for channel in self._by_key.values())
+
+    def socket_refusal(self, endpoint: Guid) -> str:
+        """Why there can be no socket with this endpoint now, for people; empty if there can."""
+        if self.version is not None and Ability.SOCKETS not in abilities(self.version):
+            return f"its bus has version {version_text(self.version)}; sockets come with 4.0"
+        for channel in self._by_key.values():
+            if channel.offer.instance == endpoint and not channel.rescinded:
+                return f"its endpoint {endpoint} is that of {channel.offer}"
+        if self.sockets >= MAX_SOCKETS:
+            return f"{MAX_SOCKETS} sockets are the limit of a guest"
+        if len(self._by_id) >= MAX_CHANNELS:
+            return f"its guest has all {MAX_CHANNELS} channels in use"
+        return ""
+
+    def connect_answered(self, number: int, *, refused: bool) -> list[Action]:
+        """The answer to `ConnectSocket`, after its offer where there is one; nothing if its guest has left."""
+        request = self._connects.pop(number, None)
+        if request is not None and refused and Ability.SOCKET_RESULTS in abilities(self.version):
             self._send(
                 m.TlConnectResult(
-                    endpoint=message.endpoint, service=message.service, status=ChannelStatus.CONNECTION_REFUSED
+                    endpoint=request.endpoint, service=request.service, status=ChannelStatus.CONNECTION_REFUSED
                 )
             )
+        return self._take()
 
     # ------------------------------------------------------------------------------------------------ the host's side
 
@@ -268,6 +303,7 @@ class ServerState(ChannelRules):
     def _disconnect(self, after: AfterDisconnect, contact: tuple[Contact, bool] | None = None) -> None:
         """Release and close everything; then go on with `after`. A later reason replaces an earlier one."""
         self._after, self._contact = after, contact
+        self._connects.clear()
         reset = after is AfterDisconnect.RESET
         if self.phase is Phase.CONNECTED or (self.phase is Phase.DISCONNECTED and reset and self._by_id):
             self._enter(Phase.DISCONNECTING)
@@ -279,6 +315,9 @@ class ServerState(ChannelRules):
                     self._silence(channel, but_accepted=True)
                 elif channel.known_to_guest:
                     self._client_gone(channel)
+        for channel in list(self._by_key.values()):
+            if is_socket(channel.offer.flags) and not channel.rescinded:
+                self._rescind(channel)  # a connection of the guest that goes is nothing to the next one
 
     def _settle(self) -> None:
         """When the last channel is free, but for reserved ones, the disconnect is done."""

@@ -139,7 +139,7 @@ async def bench(memory: GuestMemory, *devices: EchoDevice, tracing: bool = False
         partition_id=7,
         trace=trace,
         shared=False,
-        device_names=lambda interface: names.get(interface, ""),
+        device_names=lambda offer: names.get(offer.interface, ""),
     ) as server:
         for device in devices:
             server.offer(device)

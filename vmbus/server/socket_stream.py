@@ -1,0 +1,123 @@
+"""The host's end of a Hyper-V socket: a stream that outlives its close until the guest has taken all. Root side."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from hypervisor.wire import WireError
+from vmbus.pipe import BytePipe
+
+if TYPE_CHECKING:
+    from hypervisor.wire import Guid
+    from vmbus.channel import Channel
+
+STALLED_AFTER: Final = 5.0
+"""Seconds in which a guest takes nothing of what was sent before the close: then it does not want it."""
+LATE_BYTES: Final = 1 << 20
+"""What a guest has sent before it closed the channel is received up to this many bytes of its ring."""
+
+
+class SocketState(enum.Enum):
+    """How far a connection is."""
+
+    OFFERED = "offered"
+    """The guest is to open it."""
+    REACHING = "reaching"
+    """The guest opens it; the listener in the host is being reached."""
+    OPEN = "open"
+    CLOSING = "closing"
+    """The host is done with it; the guest has yet to take the rest."""
+    ENDED = "ended"
+
+
+class HostSocket(BytePipe):
+    """A stream to a guest. One task may send and one receive at a time.
+
+    `aclose` returns at once: what was sent is still delivered, as by a socket of the system. Whatever the guest does
+    comes as an end of the stream, or as `trio.BrokenResourceError`.
+    """
+
+    def __init__(self, channel: Channel, *, service: Guid, broken: Callable[[str], None]) -> None:
+        """`broken` hears what is wrong with the guest's packets."""
+        super().__init__(channel)
+        self.service = service
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.closing = trio.Event()
+        """The host's user has closed it."""
+        self._broken = broken
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send it, and wait for room where there is none."""
+        self._check()
+        try:
+            await super().send_all(data)
+        except WireError as error:
+            raise self._nonsense(error) from None
+        self.bytes_sent += len(data)
+
+    async def send_eof(self) -> None:
+        """Say that no more comes."""
+        self._check()
+        try:
+            await super().send_eof()
+        except WireError as error:
+            raise self._nonsense(error) from None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Some bytes, at least one; empty at the end, also where the guest has closed the channel."""
+        self._check()
+        try:
+            data = await super().receive_some(max_bytes)
+        except WireError as error:
+            raise self._nonsense(error) from None
+        self.bytes_received += len(data)
+        return bytes(data)
+
+    def close(self) -> None:
+        """`aclose` without its checkpoint."""
+        self.closing.set()
+
+    async def aclose(self) -> None:
+        """No more from this end: the guest gets what was sent, and the end of the stream."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    async def finish(self) -> None:
+        """After the close: the end of the stream if it was not sent, and then until the guest has taken all.
+
+        Or until it has taken nothing for `STALLED_AFTER` seconds. Never raises over what the guest does.
+        """
+        try:
+            with trio.fail_after(STALLED_AFTER):
+                await super().send_eof()
+            await self._until_taken()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, WireError):
+            pass  # nobody is there to take it, or somebody was in the middle of sending
+        except trio.TooSlowError:
+            pass
+
+    async def _until_taken(self) -> None:
+        while True:
+            left = self.channel.unsent
+            with trio.move_on_after(STALLED_AFTER):
+                await self.channel.wait_taken()
+                return
+            if self.channel.unsent == left:
+                return
+
+    def guest_is_gone(self) -> None:
+        """The channel ends: receivers get what the guest had sent, and then the end."""
+        self.channel.close(by_peer=True, keep=LATE_BYTES)
+
+    def _check(self) -> None:
+        if self.closing.is_set():
+            raise trio.ClosedResourceError
+
+    def _nonsense(self, error: WireError) -> trio.BrokenResourceError:
+        self._broken(str(error))
+        return trio.BrokenResourceError(f"the guest's end of this stream: {error}")
