@@ -27,6 +27,8 @@ class DeviceKind:
     """`module:name` of the function that opens the VSC on a channel."""
     ring_bytes: int = 128 * 1024
     """What a driver opens each of its rings with, the control page included; both defaults are Linux's."""
+    wants_bus: bool = False
+    """Whether the VSC's open function takes a `DriverBus` too; such a driver closes its channels itself."""
 
     def load_vsp(self) -> Any:
         """The VSP's class, for the root."""
@@ -73,6 +75,13 @@ KINDS = (
         vsp="vsp_vsc.integration.kvp.vsp:KvpVsp",
         vsc="vsp_vsc.integration.kvp.vsc:open_kvp",
         ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
+        name="video",
+        interface=Guid("da0a7802-e377-4aac-8e77-0558eb1073f8"),
+        vsp="vsp_vsc.video.vsp:VideoVsp",
+        vsc="vsp_vsc.video.vsc:open_video",
+        ring_bytes=256 * 1024,
     ),
     DeviceKind(
         name="keyboard",

@@ -18,11 +18,13 @@ from hypervisor.wire import Guid, WireError
 from partitions.child.console import Console
 from partitions.child.guest import BusFacts, DeviceChange
 from vmbus.channel import Channel
+from vmbus.client.driver_bus import DriverBus
 from vmbus.client.platform import GuestPlatform
 from vmbus.client.service import OfferedDevice, VmbusClient, VmbusError
 from vsp_vsc.device import BY_INTERFACE, BY_NAME, DeviceKind, name_of
 
 if TYPE_CHECKING:
+    from vsp_vsc.network.vsc import Network
     from vsp_vsc.storage.disk import Disk
     from vsp_vsc.storage.vsc import DiskChange, Storage
 
@@ -64,6 +66,8 @@ class BoundDevice:
     driver: Any = None
     """What the VSC gave, while it is bound."""
     channel: Channel | None = None
+    bus: DriverBus | None = None
+    """What its driver may ask of the bus, while it has a driver that does."""
     problem: str = ""
     probe: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around a driver's first talk with its device, which may take for ever."""
@@ -96,8 +100,10 @@ class Devices:
         console: Console,
         nursery: trio.Nursery,
         on_driver: OnDriver | None = None,
+        processors: int = 1,
     ) -> None:
         self._bus = bus
+        self._processors = processors
         self._on_driver = on_driver
         self._platform = platform
         self._console = console
@@ -181,6 +187,17 @@ class Devices:
             if device.storage is not None:
                 await device.storage.rescan()
 
+    async def network(self, number: int) -> Network:
+        """The network adapter of that number, in the order of the offers; waits for drivers that still probe."""
+        await self.settled()
+        interface = BY_NAME["network"].interface
+        devices = [device for device in self._devices.values() if device.offer.interface == interface]
+        adapters: list[Network] = [device.driver for device in devices if device.driver is not None]
+        if 0 <= number < len(adapters):
+            return adapters[number]
+        there = f"{len(adapters)} network adapter{'s' if len(adapters) != 1 else ''}" if adapters else "none"
+        raise NoSuchDevice(f"no network adapter {number}: this guest has {there}; {self._inventory()}")
+
     async def driver(self, name: str) -> Any:
         """What the driver of the first device of that kind gives to programs; waits for drivers that still probe."""
         await self.settled()
@@ -246,6 +263,9 @@ class Devices:
         kind = BY_INTERFACE.get(offer.interface)
         if kind is None or offer.subchannel_index:
             device.released.set()
+            primary = next((one for one in self._devices.values() if one.bus and _same_device(one.offer, offer)), None)
+            if primary is not None and primary.bus is not None:
+                primary.bus.offered(offer)
             return
         self._begin_probe(device)
         self._nursery.start_soon(self._drive, device, kind, name=f"driver of channel {offer.channel_id}")
@@ -277,7 +297,10 @@ class Devices:
             with device.probe:
                 ring = kind.ring_bytes
                 channel = await self._bus.open(device.offer, outgoing_bytes=ring, incoming_bytes=ring)
-                async with kind.load_vsc()(channel, self._platform) as driver:
+                if kind.wants_bus:
+                    device.bus = DriverBus(self._bus, device.offer, self._processors, self._nursery)
+                more = () if device.bus is None else (device.bus,)
+                async with kind.load_vsc()(channel, self._platform, *more) as driver:
                     device.storage = driver if kind.name == "storage" else None
                     device.driver = driver
                     if kind.name == "storage":
@@ -289,7 +312,8 @@ class Devices:
                     self._end_probe()
                     await device.unwanted.wait()
                     # The host has let go of the rings, and of all pages that packets named, before the driver ends.
-                    await self._bus.close(channel)
+                    if not kind.wants_bus:
+                        await self._bus.close(channel)
         except* (VmbusError, WireError, trio.EndOfChannel, trio.ClosedResourceError, OSError, MemoryError) as group:
             problem = "; ".join(str(error) or type(error).__name__ for error in group.exceptions)
             self._console.print(f"driver of channel {device.offer.channel_id}: {problem}")
@@ -300,7 +324,7 @@ class Devices:
                 for disk in device.storage.disks:
                     disk.gone = True
                 self._tell_all("removed", device.storage.disks)
-            device.storage = device.driver = None
+            device.storage = device.driver = device.bus = None
             device.state = Binding.FAILED
             device.problem = problem
             device.released.set()
@@ -353,6 +377,11 @@ class Devices:
         if not self._devices:
             return "the host offers nothing"
         return "the host offers " + ", ".join(map(str, self._devices.values()))
+
+
+def _same_device(one: OfferedDevice, other: OfferedDevice) -> bool:
+    """Whether two channels are of one device."""
+    return one.interface == other.interface and one.instance == other.instance
 
 
 def _guid(text: str) -> Guid:

@@ -34,8 +34,10 @@ from partitions.child.winhv import HypercallResult, Platform, WinHv
 if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from partitions.child.keeping import Keeper
+    from partitions.child.net.ip import Ip
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
+    from vsp_vsc.network.vsc import Network
     from vsp_vsc.storage.disk import Disk
     from vsp_vsc.storage.vsc import DiskChange
 
@@ -154,6 +156,25 @@ class Guest:
     async def disk(self, number: int = 0) -> Disk:
         """The disk of that number, once its driver is ready. `NoSuchDevice` says what there is instead."""
         return await self._devices.disk(number)
+
+    async def network(self, number: int = 0) -> Network:
+        """The network adapter of that number, once its driver is ready: `mac`, `mtu`, `link_up`, frames out and in.
+
+        `NoSuchDevice` says what there is instead. `ip` gives an IPv4 stack on one.
+        """
+        return await self._devices.network(number)
+
+    async def ip(self, address: str, *, gateway: str | None = None, nic: int = 0, vlan: int = 0) -> Ip:
+        """An IPv4 address on a network adapter, such as `10.0.0.2/24`: pings and UDP sockets, until `main` returns.
+
+        With `vlan` all frames are tagged. `ValueError` names what is wrong with the address; `NoSuchDevice`.
+        """
+        from partitions.child.net.ip import Ip, new_stack  # which a guest without a network does not load
+
+        driver = await self.network(nic)
+        ip = Ip(driver, self.platform, new_stack(driver, address, gateway, vlan))
+        self.nursery.start_soon(ip.run, name=f"{self.name}: {address}")
+        return ip
 
     def disk_changes(self) -> AbstractContextManager[trio.MemoryReceiveChannel[DiskChange]]:
         """Disks that come, go or change while the guest runs, from when the block begins:

@@ -28,6 +28,7 @@ class FakeKind:
     """A `DeviceKind` whose driver is a test's."""
 
     name = "fake"
+    wants_bus = False
 
     def __init__(self, driver: Driver) -> None:
         self.load_vsc = lambda: driver
