@@ -58,6 +58,27 @@ class Rect(NamedTuple):
         return Rect(x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y)
 
 
+class Pointer(NamedTuple):
+    """Where a guest has its mouse pointer, if it leaves the drawing of it to its host."""
+
+    visible: bool
+    x: int
+    y: int
+
+
+class PointerPicture(NamedTuple):
+    """What that pointer looks like."""
+
+    width: int
+    height: int
+    hot_x: int
+    hot_y: int
+    """The pixel that points."""
+    argb: bool
+    """Four bytes a pixel, B, G, R, A; else two masks of one bit a pixel, AND and XOR, rows of whole bytes."""
+    data: bytes
+
+
 class Damage:
     """What has changed since one viewer took it last."""
 
@@ -144,6 +165,9 @@ class Framebuffer:
         self.height = height
         self.on_watched: Callable[[bool], None] = _nobody
         """Told when the first viewer comes and when the last has gone."""
+        self.pointer: Pointer | None = None
+        self.pointer_picture: PointerPicture | None = None
+        """What the guest has said of its pointer. It is not among the pixels."""
         self._surface: Surface | None = None
         self._watchers: list[Damage] = []
 
@@ -206,6 +230,7 @@ class Framebuffer:
                 "height": self.height,
                 "depth": surface.depth if surface is not None else None,
                 "pitch": surface.pitch if surface is not None else None,
+                "pointer": None if self.pointer is None else f"{self.pointer.x}, {self.pointer.y}",
                 "viewers": len(self._watchers),
             }
         )
