@@ -18,8 +18,8 @@ from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.vss import protocol as vss
 from vsp_vsc.keyboard import protocol as keyboard
 from vsp_vsc.mouse import protocol as mouse
+from vsp_vsc.network import ndis, rndis
 from vsp_vsc.network import protocol as network
-from vsp_vsc.network import rndis
 from vsp_vsc.storage import protocol as storage
 from vsp_vsc.video import protocol as video
 
@@ -33,7 +33,7 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "storage": (storage,),
     # What this host does not serve, and people look at all the same.
     "rings": (layouts_of_rings,),
-    "network": (network, rndis),
+    "network": (network, rndis, ndis),
     "input": (keyboard, mouse),
     "video": (video,),
     "utility": (vss, file_copy),

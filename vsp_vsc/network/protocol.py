@@ -1,6 +1,48 @@
 """What netvsp and netvsc say to each other on their channel: NVSP, its messages, versions and limits. Both sides.
 
-Layouts after Linux 6.12 drivers/net/hyperv/hyperv_net.h; tests/spec/layouts/network.txt holds them a second time.
+Order: INIT, one version at a time until the host takes one; from 3.2 on SEND_NDIS_CONFIG; SEND_NDIS_VERSION,
+SEND_RECEIVE_BUFFER, and SEND_SEND_BUFFER, which a guest may leave out: then its first RNDIS packet ends the
+initialization. INIT_COMPLETE has the size of version 2 always; what follows has the size of the version agreed on. A
+completion is sent where the guest's packet wants one: SEND_NDIS_CONFIG and SEND_NDIS_VERSION have an empty one.
+
+Frames from the guest lie in a section of its send buffer, in pages that the packet names, or begin in the one and go on
+in the others: one RNDIS message, or several data messages one after the other. Frames for the guest lie in pieces of
+its receive buffer (sub-allocations), a packet of many pieces; the first piece's number is the transaction, and its
+completion gives all of them back. The first `CONTROL_PIECES` are for answers to control messages, so that these have
+room when frames have none.
+
+SUBCHANNEL, from version 5 on, has the host offer further channels. When the guest has opened them all the host sends
+the table of which to send by. They carry data messages and completions, nothing else.
+
+What a guest's mistake costs it:
+
+    soft: that message is refused or ignored, and the channel goes on
+        a version that we do not speak: INIT_COMPLETE with status NONE, and the guest may ask for another
+        a receive or send buffer that is no GPADL of this channel, not one range of whole pages, not the guest's memory
+        or too small: status FAIL, and the guest may name another
+        an RNDIS message that is in no section and not in the guest's memory, longer than `MAX_MESSAGE`, cut short, of
+        an unknown kind, or whose headers cross from one range into the next: completion status FAIL; of a message of
+        several frames none is sent
+        a frame shorter than an Ethernet header or longer than the port's MTU, a checksum or segmentation that points
+        outside of its frame: the same
+        more than `MAX_CONTROL_BYTES` of control messages that wait, or one on a subchannel: the same
+        INDICATE_STATUS and SET_EX, which only a host may send: completion status SUCCESS, nothing else
+        a control message that asks for what cannot be: a status in its RNDIS answer (`oids.py`)
+        SUBCHANNEL for more than there are: status FAIL
+        REVOKE of a buffer that is not there, a completion of nothing or of an unknown type: ignored and counted
+    hard: the channel is served no more, nothing is answered and the guest has to close it
+        anything before INIT, an unknown message, one of a later version, or that only a host may send
+        a message too short for its type
+        INIT, SEND_NDIS_CONFIG, SEND_NDIS_VERSION or a buffer a second time
+        SEND_RECEIVE_BUFFER before SEND_NDIS_CONFIG from version 3.2 on
+        an RNDIS packet before there is a receive buffer and the NDIS versions
+        on a subchannel, anything but RNDIS packets, OID_QUERY_EX and completions
+        a corrupt ring
+    fatal for the VM
+        nothing
+
+Layouts after Linux 6.12 drivers/net/hyperv/hyperv_net.h; behaviour after openvmm netvsp. tests/spec/layouts/network.txt
+holds the layouts a second time.
 """
 
 from __future__ import annotations
@@ -12,6 +54,23 @@ from hypervisor.wire.scalars import u16, u32, u64
 
 NETWORK_INTERFACE = Guid("f8615163-df3e-46c5-913f-f2d2f965ed0e")
 """The interface a network adapter is offered under."""
+
+RECEIVE_HEADROOM, RECEIVE_FOOTER = 256, 36
+"""A piece of the receive buffer has room for RNDIS headers, a frame, and what some drivers of Windows spoil."""
+SECTION_SIZE = 6144
+"""Bytes of a section of the send buffer."""
+NO_SECTION = 0xFFFF_FFFF
+"""In the place of a section's number: the message is not in the send buffer."""
+MAX_MDL_CHAIN = 34
+CONTROL_PIECES = 16
+MAX_CONTROL_BYTES = 100 * 1024
+MAX_MESSAGE = 256 * 1024
+"""Bytes of an RNDIS message from the guest."""
+MAX_SUB_CHANNELS = 63
+"""Beside the primary channel."""
+DEFAULT_MTU, LARGEST_MTU = 1514, 9216
+"""What SEND_NDIS_CONFIG may say, the Ethernet header included; anything else means the default."""
+SEND_TABLE_ENTRIES = 16
 
 _NVSP = "Linux 6.12 drivers/net/hyperv/hyperv_net.h"
 
@@ -66,6 +125,22 @@ class NvspVersion(enum.IntEnum):
     V6_1 = 0x60001
 
 
+VERSIONS = (NvspVersion.V6_1, NvspVersion.V6, NvspVersion.V5, NvspVersion.V4, NvspVersion.V2, NvspVersion.V1)
+"""What both of our sides speak, best first."""
+NO_VERSION = 0xFFFF_FFFF
+"""What INIT_COMPLETE says in the place of a version, except of version 1."""
+
+
+def message_size(version: int) -> int:
+    """Bytes of an NVSP message in this version; a ring pads them to a multiple of 8."""
+    return 0x28 if version >= NvspVersion.V6_1 else 0x1C
+
+
+def piece_size(mtu: int) -> int:
+    """Bytes of a sub-allocation for this MTU of SEND_NDIS_CONFIG."""
+    return RECEIVE_HEADROOM + mtu + RECEIVE_FOOTER
+
+
 class Capability(enum.IntFlag):
     """What a guest can do (SEND_NDIS_CONFIG)."""
 
@@ -84,6 +159,13 @@ class DataPath(enum.IntEnum):
 
     SYNTHETIC = 0
     VF = 1
+
+
+class SubchannelOperation(enum.IntEnum):
+    """What a SUBCHANNEL request asks for."""
+
+    NONE = 0
+    ALLOCATE = 1
 
 
 class ChannelType(enum.IntEnum):
@@ -228,3 +310,11 @@ class IndirectionTable(Wire):
 
     count: u32 = at(0, default=0)
     table_offset: u32 = at(4, default=0)
+
+
+@wire(size=8, spec="openvmm netvsp protocol.rs, Message5OidQueryExComplete")
+class OidQueryExComplete(Wire):
+    """The answer to OID_QUERY_EX."""
+
+    status: u32 = at(0, default=0)
+    byte_count: u32 = at(4, default=0)
