@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -64,7 +64,10 @@ class GuestMemory:
     byte moves. Lengths are never negative.
     """
 
-    __slots__ = ("_extents", "_fast", "_fast_gpa", "_fast_size", "_fast_view", "_shown", "_starts", "end", "watcher")
+    __slots__ = (
+        *("_extents", "_fast", "_fast_gpa", "_fast_size", "_fast_view", "_shown", "_starts"),
+        *("end", "on_change", "watcher"),
+    )
 
     def __init__(self) -> None:
         self._extents: list[_Extent] = []
@@ -72,6 +75,8 @@ class GuestMemory:
         self.end = 0
         """First GPA past the highest mapped page."""
         self.watcher: MapWatcher | None = None
+        self.on_change: Callable[[], None] | None = None
+        """Told after each change of the map, by whoever shows it to processors of its own."""
         self._shown: dict[MemoryBlock, int] = {}
         """Extents by block."""
         # The largest extent with all rights, for the common access: no search, no test of rights.
@@ -92,8 +97,7 @@ class GuestMemory:
         start = block_page << PAGE_SHIFT
         view = block.view[start : start + (count << PAGE_SHIFT)]
         self._replace(gpn, count, [_Extent(gpn, count, block, block_page, int(access), view)])
-        if self.watcher is not None:
-            self.watcher.changed(gpn, count)
+        self._changed(gpn, count)
 
     def unmap(self, gpn: int, count: int) -> None:
         """Take pages away; pages that are not mapped are no error."""
@@ -102,8 +106,7 @@ class GuestMemory:
         if self.watcher is not None:
             self.watcher.about_to_change(gpn, count)
         self._replace(gpn, count, [])
-        if self.watcher is not None:
-            self.watcher.changed(gpn, count)
+        self._changed(gpn, count)
 
     def source(self, gpn: int) -> tuple[MemoryBlock, int, Access] | None:
         """Where a guest page lives: block, page of the block, rights; None where nothing is mapped."""
@@ -141,7 +144,7 @@ class GuestMemory:
         return self._shown.get(block, 0) == block.shown
 
     def mappings(self) -> list[tuple[int, memoryview]]:
-        """Every extent as (GPA, writable view), by address: what a backend shows its processors."""
+        """Every extent as (GPA, writable view), by address: what a backend shows its processors; see `on_change`."""
         return [(e.gpn << PAGE_SHIFT, e.view) for e in self._extents]
 
     def flat_from_zero(self) -> memoryview:
@@ -252,6 +255,12 @@ class GuestMemory:
         return whole.toreadonly() if any(view.readonly for view in views) else whole
 
     # --- inside
+
+    def _changed(self, gpn: int, count: int) -> None:
+        if self.watcher is not None:
+            self.watcher.changed(gpn, count)
+        if self.on_change is not None:
+            self.on_change()
 
     def _find(self, gpn: int) -> _Extent | None:
         index = bisect_right(self._starts, gpn) - 1

@@ -35,7 +35,7 @@ class PlainWindow:
         self.moves = 0
 
     def contains(self, gpa: int, length: int) -> bool:
-        return WINDOW_BASE <= gpa and gpa + length <= WINDOW_BASE + WINDOW_LENGTH
+        return gpa >= WINDOW_BASE and gpa + length <= WINDOW_BASE + WINDOW_LENGTH
 
     def map(self, gpa: int) -> None:
         if self.full:

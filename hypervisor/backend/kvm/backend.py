@@ -215,8 +215,8 @@ class KvmBackend:
         self._machine = machine = KvmMachine()
         doorbells: Doorbells | None = None
         try:
-            for gpa, view in partition.memory.mappings():
-                machine.map(gpa, view)
+            machine.show(partition.memory.mappings())
+            partition.memory.on_change = self._memory_changed
             start = self._load(partition.memory)
             for vp in partition.vps.values():
                 self._vcpus[vp.index] = Vcpu(machine.fd, vp.index, machine.run_size, self._on_exit)
@@ -254,6 +254,7 @@ class KvmBackend:
 
     async def _take_down(self, partition: Partition, machine: KvmMachine, doorbells: Doorbells | None) -> None:
         """First nobody reaches the vCPUs any more, then they end, then what they said last is taken."""
+        partition.memory.on_change = None
         partition.doorbells = None
         partition.state_elsewhere = False
         partition.registers.read_tsc = None
@@ -282,6 +283,11 @@ class KvmBackend:
         """Drive an input of the interrupt controllers that KVM keeps."""
         if self._machine is not None:
             self._machine.set_line(line, high)
+
+    def _memory_changed(self) -> None:
+        """The parent has changed the guest's map: KVM's processors see the new one from here on."""
+        if self._machine is not None:
+            self._machine.show(self._partition.memory.mappings())
 
     def _read_tsc(self) -> int:
         """The guest's TSC: KVM keeps all processors' alike, and that of one outside KVM_RUN costs no wait."""

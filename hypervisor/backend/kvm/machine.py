@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hypervisor.backend.kvm import ioctls
 from hypervisor.backend.kvm.ioctls import Capability, KvmError, Request
@@ -89,6 +92,19 @@ def open_kvm() -> int:
     return fd
 
 
+class _Place(NamedTuple):
+    """A run of guest memory."""
+
+    gpa: int
+    length: int
+    address: int
+    """Of the host's."""
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
 class KvmMachine:
     """One VM of KVM. Close it after its vCPUs."""
 
@@ -108,7 +124,8 @@ class KvmMachine:
         page = ioctls.ioctl(self.kvm_fd, Request.CHECK_EXTENSION, Capability.COALESCED_MMIO)
         self.posted_offset = page * mmap.PAGESIZE
         """Where in a vCPU's mapping the ring of posted writes lies; 0 where there is none."""
-        self._slots = 0
+        self._slots: dict[_Place, tuple[int, memoryview]] = {}
+        """By place, the number of KVM's slot, and what keeps the memory there alive."""
         self._interrupts: dict[int, bytes] = {}
 
     def close(self) -> None:
@@ -117,13 +134,29 @@ class KvmMachine:
             if fd >= 0:
                 os.close(fd)
         self.fd = self.kvm_fd = -1
+        self._slots.clear()
 
-    def map(self, gpa: int, view: memoryview) -> None:
-        """Make host memory guest memory; the caller keeps the view alive as long as the VM."""
-        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        region = ioctls.MEMORY_REGION.pack(self._slots, 0, gpa, len(view), address)
+    def show(self, mappings: Sequence[tuple[int, memoryview]]) -> None:
+        """Make these (GPA, host memory) all of guest memory, while processors run or before; what stays is not touched.
+
+        Raises OSError where KVM refuses one. The views are kept for as long as KVM has them.
+        """
+        wanted = {_Place(gpa, len(view), _address(view)): view for gpa, view in mappings}
+        for place in self._slots.keys() - wanted.keys():  # first, since slots may not overlap
+            self._set_slot(self._slots[place][0], place, 0)
+            del self._slots[place]
+        taken = {slot for slot, _ in self._slots.values()}
+        free = (slot for slot in itertools.count() if slot not in taken)
+        for place, view in wanted.items():
+            if place not in self._slots:
+                slot = next(free)
+                self._set_slot(slot, place, place.length)
+                self._slots[place] = slot, view
+
+    def _set_slot(self, slot: int, place: _Place, length: int) -> None:
+        """A length of 0 takes it away."""
+        region = ioctls.MEMORY_REGION.pack(slot, 0, place.gpa, length, place.address)
         ioctls.ioctl(self.fd, Request.SET_USER_MEMORY_REGION, bytearray(region))
-        self._slots += 1
 
     def interrupt(self, apic_id: int, vector: int) -> None:
         """Raise an edge interrupt with this vector at one local APIC."""
