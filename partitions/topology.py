@@ -19,6 +19,7 @@ from partitions.examples import example_names, find_example, near_example
 from partitions.topology_check import Check
 from partitions.topology_schema import (
     MAX_PROCESSORS,
+    AclTable,
     Backend,
     CpuTable,
     DeviceTable,
@@ -40,6 +41,7 @@ from partitions.topology_words import error_words, spell
 
 __all__ = [
     "MAX_PROCESSORS",
+    "AclTable",
     "Backend",
     "CpuTable",
     "DeviceTable",

@@ -68,14 +68,18 @@ class Check:
         file = self.table(TopologyFile, self.raw, ())
         if "vm" in self.raw and not file.vm:
             self.problem(("vm",), "no virtual machine: add a [[vm]] table")
-        for kind, word in (("switch", "networks"), ("pool", "resource pools")):
-            if getattr(file, kind):
-                self.problem((kind, 0), f"{word} come later: remove [[{kind}]]")
+        if file.pool:
+            self.problem(("pool", 0), "resource pools come later: remove [[pool]]")
         self.names("vm", [vm.name for vm in file.vm])
         for index, vm in enumerate(file.vm):
             self.vm(vm, ("vm", index))
         self.memory(file)
         self.images(file)
+        if file.switch or any(vm.nic for vm in file.vm):
+            from partitions.topology_networks import check_networks
+
+            self.names("switch", [switch.name for switch in file.switch])
+            check_networks(self, file)
         return Topology(host=file.host, vm=file.vm, switch=file.switch, pool=file.pool, folder=self.folder)
 
     # Types
@@ -155,8 +159,6 @@ class Check:
             self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
         if vm.cpu is not None:
             self.problem((*keys, "cpu"), "processor controls come later: remove cpu")
-        if vm.nic:
-            self.problem((*keys, "nic", 0), "networks come later: remove [[vm.nic]]")
         self.disk_count(vm.disk, keys)
         for index, disk in enumerate(vm.disk):
             self.disk(disk, (*keys, "disk", index))

@@ -16,6 +16,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from vsp_vsc.network.switch.kinds import DEFAULT_STORM_LIMIT, MAX_VLAN, Mirroring, SwitchKind
+from vsp_vsc.network.switch.kinds import Action as AclAction
+from vsp_vsc.network.switch.kinds import Direction as AclDirection
+
 UNITS = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 DEFAULT_COMMAND_LINE = "console=ttyS0 quiet panic=-1"
@@ -84,6 +88,15 @@ class IntegrationName(enum.StrEnum):
     SHUTDOWN = "shutdown"
     TIME_SYNC = "time-sync"
     KVP = "kvp"
+    VSS = "vss"
+    FILE_COPY = "file-copy"
+
+
+class InputName(enum.StrEnum):
+    """A device that people use a VM with."""
+
+    KEYBOARD = "keyboard"
+    MOUSE = "mouse"
 
 
 def _size(description: str, default: str | None = None) -> Meta:
@@ -158,17 +171,61 @@ class DiskTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def luns_of(disks: Sequence[DiskTable]) -> list[int]:
     """The LUN of each: its own, else the lowest that is left."""
-    taken = {disk.lun for disk in disks if disk.lun is not None}
-    free = (lun for lun in itertools.count() if lun not in taken)
-    return [next(free) if disk.lun is None else disk.lun for disk in disks]
+    return _numbered([disk.lun for disk in disks])
+
+
+def _numbered(wanted: Sequence[int | None]) -> list[int]:
+    taken = set(wanted)
+    free = (number for number in itertools.count() if number not in taken)
+    return [next(free) if number is None else number for number in wanted]
+
+
+MAX_NICS = 64
+"""Network adapters of a VM, as Hyper-V has it since 2019."""
+
+
+class AclTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A rule of an adapter's access list: of those that fit a frame, the longest prefix decides."""
+
+    action: Annotated[AclAction, Meta(description='"allow", "deny", or "meter", which only counts.')]
+    direction: Annotated[AclDirection, Meta(description='As the VM sees it: "in", "out" or "both".')] = (
+        AclDirection.BOTH
+    )
+    remote: Annotated[
+        str, Meta(description='The far end: a MAC, an IP address or prefix such as "10.0.0.0/8", or "any".')
+    ] = "any"
+    local: Annotated[str, Meta(description="The VM's own end, in the same way.")] = "any"
 
 
 class NicTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A network adapter on a switch. Not in this version."""
+    """A network adapter of the VM."""
 
-    switch: str
-    mac: str = ""
-    vlan: Annotated[int, Meta(ge=0, le=4094)] = 0
+    switch: Annotated[str, Meta(description="The [[switch]] that it is plugged into; none by default.")] = ""
+    name: Annotated[str, Meta(description="What people call it.")] = ""
+    number: Annotated[int, Meta(ge=0, lt=MAX_NICS, description="By default the lowest that is free.")] | None = None
+    mac: Annotated[
+        str, Meta(description='Such as "00-15-5D-01-02-03"; by default one that is made from the names.')
+    ] = ""
+    vlan: Annotated[int, Meta(ge=0, le=MAX_VLAN, description="Of its untagged frames; 0 is the network without.")] = 0
+    trunk: Annotated[str, Meta(description='VLANs that come and go with a tag, such as "1-10, 20".')] = ""
+    mtu: Annotated[int, Meta(ge=576, le=9000, description="Bytes of a packet.")] = 1500
+    connected: Annotated[bool, Meta(description="Whether its cable is in.")] = True
+    spoofing: Annotated[bool, Meta(description="It may send from other addresses than its own.")] = False
+    dhcp_guard: Annotated[bool, Meta(description="What only a DHCP server sends is dropped.")] = False
+    router_guard: Annotated[bool, Meta(description="Router advertisements and redirects are dropped.")] = False
+    isolated: Annotated[bool, Meta(description="It reaches no port that is isolated, too.")] = False
+    mirroring: Annotated[
+        Mirroring, Meta(description='"source": what it sends and gets is shown to each "destination" of its switch.')
+    ] = Mirroring.NONE
+    storm_limit: Annotated[
+        int, Meta(ge=0, description="Frames to more than one receiver that it may send in a second; 0: any number.")
+    ] = DEFAULT_STORM_LIMIT
+    acl: list[AclTable] = msgspec.field(default_factory=list)
+
+
+def numbers_of(nics: Sequence[NicTable]) -> list[int]:
+    """The number of each adapter: its own, else the lowest that is left."""
+    return _numbered([nic.number for nic in nics])
 
 
 class DeviceTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -213,6 +270,9 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         ]
         | None
     ) = None
+    input: Annotated[list[InputName], Meta(description="Keyboard and mouse; a VM with a screen has both.")] = (
+        msgspec.field(default_factory=list)
+    )
     cpu: CpuTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)
     nic: list[NicTable] = msgspec.field(default_factory=list)
@@ -220,10 +280,26 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SwitchTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A virtual switch. Not in this version."""
+    """A virtual switch."""
 
     name: Name
-    kind: str = "private"
+    kind: Annotated[
+        SwitchKind, Meta(description='"private": VMs only; "internal": the host, too; "external": a network outside.')
+    ] = SwitchKind.PRIVATE
+    tap: Annotated[
+        str, Meta(description="Name of the TAP device, which is made if it is missing; by default one that is free.")
+    ] = ""
+    listen: Annotated[
+        str,
+        Meta(description="Instead of TAP: a Unix socket to make, for one peer that speaks as QEMU's -netdev stream."),
+    ] = ""
+    connect: Annotated[str, Meta(description="Instead of TAP: a Unix socket of such a peer.")] = ""
+    bridge: Annotated[str, Meta(description="A Linux bridge that the TAP device joins; external only.")] = ""
+    address: Annotated[
+        str, Meta(description='The host\'s address and prefix on an internal switch, such as "10.0.0.1/24".')
+    ] = ""
+    vlan: Annotated[int, Meta(ge=0, le=MAX_VLAN, description="The host's VLAN on an internal switch.")] = 0
+    mtu: Annotated[int, Meta(ge=576, le=9000, description="Bytes of a packet on the host's side.")] = 1500
 
 
 class PoolTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -8,8 +8,9 @@ from typing import Any
 
 from vsp_vsc.network.switch.addresses import BROADCAST
 from vsp_vsc.network.switch.frames import IPV4, IPV6, tagged
+from vsp_vsc.network.switch.kinds import SwitchKind
 from vsp_vsc.network.switch.ports import Port
-from vsp_vsc.network.switch.settings import PortSettings, SwitchKind
+from vsp_vsc.network.switch.settings import PortSettings
 from vsp_vsc.network.switch.switch import VirtualSwitch
 
 SECOND = 10_000_000

@@ -91,7 +91,7 @@ def test_all_keys(folder: Path) -> None:
         (
             VM + "zzz = 2\n",
             'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, '
-            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, cpu, disk, nic, device",
+            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, input, cpu, disk, nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
@@ -147,11 +147,6 @@ def test_all_keys(folder: Path) -> None:
             'line 4: vm[0] "web".cpu.limits: unknown key; did you mean "limit"?\n'
             'line 4: vm[0] "web".cpu: processor controls come later: remove cpu',
         ),
-        (
-            VM + '[[vm.nic]]\nswitch = "lan"\n',
-            'line 4: vm[0] "web".nic[0]: networks come later: remove [[vm.nic]]',
-        ),
-        (VM + '[[switch]]\nname = "lan"\n', 'line 4: switch[0] "lan": networks come later: remove [[switch]]'),
         (VM + '[[pool]]\nname = "prod"\n', 'line 4: pool[0] "prod": resource pools come later: remove [[pool]]'),
         (
             VM + '[[vm.disk]]\npath = "data.img"\niops = { limit = 5 }\n',
@@ -439,7 +434,7 @@ def test_documented_topology(folder: Path) -> None:
     document = DOCUMENT.read_text()
     (folder / "data.img").unlink()
     parse_topology(document.split("```toml\n")[1].split("```")[0], folder)
-    later = {"cpu", "nic", "iops", "switch", "pool"}
-    for kind in ("HostTable", "VmTable", "DiskTable", "DeviceTable"):
-        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "device"}:
+    later = {"cpu", "iops", "pool"}
+    for kind in ("HostTable", "VmTable", "DiskTable", "NicTable", "AclTable", "SwitchTable", "DeviceTable"):
+        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "nic", "acl", "device"}:
             assert f"| `{key}` |" in document, key

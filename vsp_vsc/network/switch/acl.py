@@ -8,7 +8,6 @@ decides at all, rules about `any` do, and without those it passes. Rules that me
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
@@ -17,25 +16,10 @@ import attrs
 
 from vsp_vsc.network.switch.addresses import mac_words, parse_mac
 from vsp_vsc.network.switch.frames import ip_addresses
+from vsp_vsc.network.switch.kinds import Action, Direction
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 ANY: Final = "any"
-
-
-class Action(enum.StrEnum):
-    """What becomes of a frame."""
-
-    ALLOW = "allow"
-    DENY = "deny"
-    METER = "meter"
-
-
-class Direction(enum.StrEnum):
-    """As the VM sees it."""
-
-    IN = "in"
-    OUT = "out"
-    BOTH = "both"
 
 
 @attrs.frozen

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from hypervisor.inspect import Branch, Setting, counters
 from vsp_vsc.network.port import FRAME_OVERHEAD, Adapter
 from vsp_vsc.network.switch.addresses import mac_words
-from vsp_vsc.network.switch.settings import Mirroring, PortSettings, vlan_words
+from vsp_vsc.network.switch.kinds import Mirroring
+from vsp_vsc.network.switch.settings import PortSettings, vlan_words
 
 if TYPE_CHECKING:
     from vsp_vsc.network.switch.switch import VirtualSwitch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -11,31 +10,9 @@ import attrs
 
 from vsp_vsc.network.port import DEFAULT_MTU
 from vsp_vsc.network.switch.acl import AccessList
+from vsp_vsc.network.switch.kinds import DEFAULT_STORM_LIMIT, MAX_VLAN, Mirroring
 
-MAX_VLAN: Final = 4094
-"""4095 is reserved, 0 is a tag without a VLAN."""
-DEFAULT_STORM_LIMIT: Final = 10_000
 _RANGE = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
-
-
-class SwitchKind(enum.StrEnum):
-    """Whom a switch joins."""
-
-    PRIVATE = "private"
-    """VMs with each other."""
-    INTERNAL = "internal"
-    """VMs and the host."""
-    EXTERNAL = "external"
-    """VMs and a network outside."""
-
-
-class Mirroring(enum.StrEnum):
-    """Hyper-V's PortMirroring."""
-
-    NONE = "none"
-    SOURCE = "source"
-    """What it sends and gets goes to the destinations of its switch, too."""
-    DESTINATION = "destination"
 
 
 @attrs.frozen

@@ -20,8 +20,8 @@ from hypervisor.inspect import Branch, Many
 from vsp_vsc.network.port import ETHERNET_HEADER_BYTES
 from vsp_vsc.network.switch.addresses import NO_ADDRESS, is_reserved, mac_words
 from vsp_vsc.network.switch.frames import TAG, TAGS, Says, says, tagged, untagged, vlan_of
+from vsp_vsc.network.switch.kinds import Mirroring, SwitchKind
 from vsp_vsc.network.switch.ports import Drop, Port
-from vsp_vsc.network.switch.settings import Mirroring, SwitchKind
 from vsp_vsc.network.switch.stations import StationTable
 
 SECOND: Final = 10_000_000

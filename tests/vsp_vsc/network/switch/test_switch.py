@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.doubles.switch import BROADCAST, IPV4, IPV6, SECOND, Lan, Plug, ethernet, ip6, mac, stranger, udp4
-from vsp_vsc.network.switch.acl import AccessList, Action, Direction, Rule, parse_end
+from vsp_vsc.network.switch.acl import AccessList, Rule, parse_end
+from vsp_vsc.network.switch.kinds import Action, Direction, Mirroring
 from vsp_vsc.network.switch.ports import Drop, Port
-from vsp_vsc.network.switch.settings import ALL_VLANS, Mirroring, PortSettings
+from vsp_vsc.network.switch.settings import ALL_VLANS, PortSettings
 from vsp_vsc.network.switch.stations import MAX_STATIONS
 from vsp_vsc.network.switch.switch import MAX_TURNS, MAX_WAITING
 

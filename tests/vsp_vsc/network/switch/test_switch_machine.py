@@ -8,8 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.doubles.switch import BROADCAST, SECOND, Lan, Plug, ethernet, mac, stranger
 from vsp_vsc.network.switch.frames import TAG, TAGS
+from vsp_vsc.network.switch.kinds import Mirroring
 from vsp_vsc.network.switch.ports import Drop
-from vsp_vsc.network.switch.settings import Mirroring, PortSettings
+from vsp_vsc.network.switch.settings import PortSettings
 from vsp_vsc.network.switch.stations import MAX_STATIONS
 
 PORTS = 5
