@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -25,6 +25,10 @@ from partitions.root.management import SHUT_DOWN_GRACE, ManagedVm, Vmms, VmState
 from partitions.root.saving import SavedVm
 from partitions.root.statistics import VmStatistics
 from partitions.topology_schema import DiskTable, DiskType, Size, VmTable
+
+if TYPE_CHECKING:
+    from vsp_vsc.keyboard.vsp import KeyboardVsp
+    from vsp_vsc.mouse.vsp import MouseVsp
 
 
 class Vm:
@@ -120,6 +124,18 @@ class Vm:
         """How each integration component that it is offered stands with its guest; empty while it is off."""
         integration = self._integration()
         return {} if integration is None else integration.contacts
+
+    @property
+    def keyboard(self) -> KeyboardVsp | None:
+        """Its keyboard in this run: `vm.keyboard.chord("ctrl-alt-del")`; None while it is off, or if it has none."""
+        worker = self._managed.worker
+        return None if worker is None or worker.input is None else worker.input.keyboard
+
+    @property
+    def mouse(self) -> MouseVsp | None:
+        """Its mouse in this run; None while it is off, or if it has none."""
+        worker = self._managed.worker
+        return None if worker is None or worker.input is None else worker.input.mouse
 
     def _integration(self) -> Integration | None:
         worker = self._managed.worker

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from partitions.child.net.ip import Ip
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
+    from vsp_vsc.keyboard.vsc import Keyboard
+    from vsp_vsc.mouse.vsc import Mouse
     from vsp_vsc.network.vsc import Network
     from vsp_vsc.storage.disk import Disk
     from vsp_vsc.storage.vsc import DiskChange
@@ -197,6 +199,16 @@ class Guest:
         `NoSuchDevice` where the host does not offer it, or where its driver gave up.
         """
         return await self._devices.driver(name)
+
+    async def keyboard(self) -> Keyboard:
+        """What people type: `await keyboard.read_line()`, `async for event in keyboard`. `NoSuchDevice` without one."""
+        keyboard: Keyboard = await self._devices.driver("keyboard")
+        return keyboard
+
+    async def mouse(self) -> Mouse:
+        """Where people point: `async for report in mouse`. `NoSuchDevice` without one."""
+        mouse: Mouse = await self._devices.driver("mouse")
+        return mouse
 
     async def settled(self) -> None:
         """Wait until each device that was offered so far has its driver, or has been given up."""

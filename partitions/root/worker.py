@@ -50,7 +50,7 @@ from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import DeviceTable, DiskTable, VmTable
 from vmbus.protocol.hvsocket import is_socket
-from vmbus.server.offers import Offer
+from vmbus.server.offers import Device, Offer
 from vmbus.server.service import VmbusServer, open_vmbus_server
 
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
@@ -352,7 +352,7 @@ class Worker:
             )
         )
         self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
-        self._offer_all(hotplug, self.integration)
+        self._offer_all(hotplug, [*self.integration.devices, *self.input.devices])
         return server, hotplug
 
     async def _read_saved(self, backend: Backend) -> SavedVm | None:
@@ -369,7 +369,7 @@ class Worker:
         except CannotRestore as error:
             raise CannotStart(f"cannot restore: {error}") from error
 
-    def _offer_all(self, hotplug: HotPlug, integration: Integration) -> None:
+    def _offer_all(self, hotplug: HotPlug, more: Sequence[Device]) -> None:
         """What the VM has when it is switched on. Raises `CannotStart`."""
         try:
             if self._settings.disk:
@@ -377,7 +377,7 @@ class Worker:
             for table in self._settings.device:
                 if not table.arrives:
                     hotplug.add(table.vsp, table)
-            for device in (*integration.devices, *self.input.devices):
+            for device in more:
                 hotplug.add(str(device.offer), device)
         except HotPlugError as error:
             raise CannotStart(str(error)) from error

@@ -19,6 +19,7 @@ import trio
 from hypervisor.wire import BadValue
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
+from vsp_vsc.input_reader import received
 from vsp_vsc.keyboard.protocol import (
     VERSION_1_0,
     KeyboardRequest,
@@ -58,7 +59,7 @@ class Keyboard:
     async def receive(self) -> KeyEvent:
         """The next event. Raises `trio.EndOfChannel` when the keyboard is taken away, `WireError` for nonsense."""
         while True:
-            kind, body = decode_message(await self._channel.receive())
+            kind, body = decode_message(await received(self._channel))
             if kind != KeyboardType.EVENT:
                 raise BadValue(f"keyboard message {kind} from the host, where only keys may be")
             event = self._event(Keystroke.decode(body))

@@ -20,6 +20,7 @@ from hypervisor.wire import BadValue
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
 from vmbus.pipe import frame, unframe
+from vsp_vsc.input_reader import received
 from vsp_vsc.mouse.protocol import (
     MAX_POSITION,
     VERSION_2_0,
@@ -81,7 +82,7 @@ class Mouse:
 
 async def _expect(channel: Channel, wanted: MouseType) -> bytes:
     """The body of the next message, which is of that type. Raises `WireError`, `trio.EndOfChannel`."""
-    kind, body = decode_message(unframe(await channel.receive()))
+    kind, body = decode_message(unframe(await received(channel)))
     if kind != wanted:
         raise BadValue(f"mouse message {kind} from the host, where {wanted.name} was due")
     return body
