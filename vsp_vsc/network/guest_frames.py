@@ -7,7 +7,6 @@ out; what the host has written is read once.
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,36 +14,33 @@ from functools import lru_cache
 import msgspec
 
 from hypervisor.wire import BadValue, ShortMessage
-from vsp_vsc.network.rndis import PacketInfo, RndisType
+from vsp_vsc.network.rndis import (
+    LSO_IPV6,
+    LSO_MSS_MASK,
+    LSO_OFFSET_MASK,
+    LSO_OFFSET_SHIFT,
+    PACKET_HEADER_SIZE,
+    PacketInfo,
+    RndisType,
+    TransmitChecksum,
+)
 
-HEADER_BYTES = 44
-"""RNDIS header and packet header in front of a frame without per-packet information."""
 INFO_BYTES = 16
 """A piece of per-packet information of 32 bits, its header included."""
-MOST_INFO = 3 * INFO_BYTES
+LSO_V2 = 1 << 30
+"""In TCP_LARGE_SEND: the layout is that of version 2."""
 TAG_TYPE = b"\x81\x00"
 """What stands behind the addresses of a frame with an 802.1Q tag."""
 ADDRESSES = 12
 """Where a tag goes."""
 
 _PACKET = int(RndisType.PACKET)
-_LEAST_DATA_OFFSET = HEADER_BYTES - 8
+_LEAST_DATA_OFFSET = PACKET_HEADER_SIZE - 8
 _header = struct.Struct("<11I")
 _unpack_header = _header.unpack_from
 _info = struct.Struct("<IIII")
 _info_header = struct.Struct("<III").unpack_from
-_PADDING = [bytes(-(HEADER_BYTES + length) & 7) for length in range(8)]
-
-
-class Checksum(enum.IntFlag):
-    """What a frame leaves to the host to compute; the bits of the transmit side of TCPIP_CHECKSUM."""
-
-    IPV4 = 0x01
-    """The frame is IPv4."""
-    IPV6 = 0x02
-    TCP = 0x04
-    UDP = 0x08
-    IPV4_HEADER = 0x10
+_PADDING = [bytes(-(PACKET_HEADER_SIZE + length) & 7) for length in range(8)]
 
 
 class Offload(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +51,7 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Of the tag, 0 to 7."""
     checksum: int = 0
-    """`Checksum`s to fill in; a TCP or UDP header then holds the sum of its pseudo-header."""
+    """`TransmitChecksum`s to fill in; a TCP or UDP header then holds the sum of its pseudo-header."""
     transport_offset: int = 0
     """Where the TCP or UDP header is in the frame."""
     segment: int = 0
@@ -65,8 +61,9 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
         """As per-packet information."""
         pieces = []
         if self.segment:
-            version = 1 << 31 if self.checksum & Checksum.IPV6 else 0
-            pieces.append((PacketInfo.TCP_LARGE_SEND, self.segment | self.transport_offset << 20 | 1 << 30 | version))
+            large = self.segment & LSO_MSS_MASK | (self.transport_offset & LSO_OFFSET_MASK) << LSO_OFFSET_SHIFT | LSO_V2
+            ipv6 = LSO_IPV6 if self.checksum & TransmitChecksum.IPV6 else 0
+            pieces.append((PacketInfo.TCP_LARGE_SEND, large | ipv6))
         elif self.checksum:
             pieces.append((PacketInfo.TCPIP_CHECKSUM, self.checksum | self.transport_offset << 16))
         if self.vlan or self.priority:
@@ -77,13 +74,13 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
 @lru_cache(maxsize=4096)
 def header(length: int) -> bytes:
     """What goes in front of a frame of that many bytes, alone in its message."""
-    return _header.pack(_PACKET, HEADER_BYTES + length, _LEAST_DATA_OFFSET, length, 0, 0, 0, 0, 0, 0, 0)
+    return _header.pack(_PACKET, PACKET_HEADER_SIZE + length, _LEAST_DATA_OFFSET, length, 0, 0, 0, 0, 0, 0, 0)
 
 
 @lru_cache(maxsize=4096)
 def padded_header(length: int) -> bytes:
     """The same where another message follows, which begins at a multiple of 8."""
-    total = HEADER_BYTES + length + 7 & ~7
+    total = PACKET_HEADER_SIZE + length + 7 & ~7
     return _header.pack(_PACKET, total, _LEAST_DATA_OFFSET, length, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -92,7 +89,7 @@ def header_with(length: int, info: bytes) -> bytes:
     size = len(info)
     offset = _LEAST_DATA_OFFSET + size
     start = _LEAST_DATA_OFFSET if size else 0
-    return _header.pack(_PACKET, HEADER_BYTES + size + length, offset, length, 0, 0, 0, start, size, 0, 0) + info
+    return _header.pack(_PACKET, PACKET_HEADER_SIZE + size + length, offset, length, 0, 0, 0, start, size, 0, 0) + info
 
 
 def pack_messages(frames: Sequence[bytes], start: int, room: int, most: int) -> tuple[bytes, int]:
@@ -104,7 +101,7 @@ def pack_messages(frames: Sequence[bytes], start: int, room: int, most: int) -> 
     size = count = 0
     for frame in frames[start : start + most]:
         length = len(frame)
-        size += HEADER_BYTES + length + 7 & ~7
+        size += PACKET_HEADER_SIZE + length + 7 & ~7
         if size > room:
             break
         parts += padded_header(length), frame, _PADDING[length & 7]
@@ -120,7 +117,7 @@ def take_messages(memory: memoryview, start: int, length: int, frames: list[byte
     end = start + length
     while True:
         left = end - start
-        if left < HEADER_BYTES:
+        if left < PACKET_HEADER_SIZE:
             if left < 8:
                 raise ShortMessage("RNDIS message", 8, left)
             return bytes(memory[start:end])
@@ -129,7 +126,7 @@ def take_messages(memory: memoryview, start: int, length: int, frames: list[byte
             return bytes(memory[start:end])
         data_start = start + 8 + data_offset
         data_end = data_start + data_length
-        if size > left or size < HEADER_BYTES or data_offset < _LEAST_DATA_OFFSET or data_end > start + size:
+        if size > left or size < PACKET_HEADER_SIZE or data_offset < _LEAST_DATA_OFFSET or data_end > start + size:
             raise BadValue(f"RNDIS packet of {size} bytes with {data_length} of data at {data_offset} where {left} are")
         frame = bytes(memory[data_start:data_end])
         if info_length:

@@ -33,7 +33,25 @@ from vsp_vsc.network.guest_channel import NetworkChannel, ReceiveCounters
 from vsp_vsc.network.guest_control import NetworkError, NetworkGone, RndisControl
 from vsp_vsc.network.guest_frames import Offload, header, header_with, pack_messages
 from vsp_vsc.network.guest_queue import FrameQueue
+from vsp_vsc.network.ndis import (
+    RSS_KEY_SIZE,
+    RSS_TABLE_ENTRIES,
+    ChecksumCapability,
+    ChecksumSetting,
+    ConfigParameter,
+    HashInfo,
+    ObjectHeader,
+    ObjectType,
+    OffloadParameters,
+    ParameterType,
+    RssCapabilities,
+    RssParameters,
+    SwitchSetting,
+)
+from vsp_vsc.network.ndis import Offload as OffloadCapabilities
 from vsp_vsc.network.protocol import (
+    NO_SECTION,
+    VERSIONS,
     Capability,
     ChannelType,
     IndirectionTable,
@@ -51,21 +69,17 @@ from vsp_vsc.network.protocol import (
     SendBufferComplete,
     SubchannelComplete,
     SubchannelRequest,
+    message_size,
 )
-from vsp_vsc.network.rndis import Oid, PacketFilter, RndisStatus
+from vsp_vsc.network.rndis import SEVERAL_PACKETS_PARAMETER, Oid, PacketFilter, RndisStatus
 
-VERSIONS = tuple(sorted(NvspVersion, reverse=True))
 RECEIVE_BUFFER_ID, SEND_BUFFER_ID = 0xCAFE, 0
 """Linux's."""
 ETHERNET_HEADER, TAG_BYTES = 14, 4
 LEAVE_SECONDS = 1.0
 """How long the driver waits for answers to what it has sent, when it ends."""
-NO_SECTION = 0xFFFF_FFFF
 USUAL_FILTER = PacketFilter.DIRECTED | PacketFilter.ALL_MULTICAST | PacketFilter.BROADCAST
 """What Linux asks for."""
-_MESSAGE = 40
-"""Bytes of an NVSP message from 6.1 on, of INIT always; before that it is `_OLD_MESSAGE`."""
-_OLD_MESSAGE = 28
 _TYPE = struct.Struct("<I")
 _UNYIELDED = 64
 """Frames that `send` takes before it lets others run."""
@@ -131,6 +145,8 @@ class Network:
         self.link_up = False
         self.link_speed = 0
         """Bits a second, as the host says."""
+        self.offloads = OffloadCapabilities()
+        """What the adapter does with frames on their way, for `Offload`."""
         self.version = 0
         """The protocol version agreed on, a `NvspVersion`."""
         self._platform, self._bus, self._settings, self._nursery = platform, bus, settings, nursery
@@ -144,13 +160,13 @@ class Network:
         self._queues = [FrameQueue()]
         self._own_queue = self._queues[0]
         self._asked_for_frames = False
-        self._message_size = _MESSAGE
+        self._message_size = message_size(settings.versions[0])
         self._most_packets = 1
         self._most_bytes = PAGE_SIZE
         self._sections: SendSections | None = None
         self._receive_buffer: SharedBuffer | None = None
         self._send_buffer: SharedBuffer | None = None
-        self._packet_form = _packet_form(_MESSAGE)
+        self._packet_form = _packet_form(self._message_size)
         self._unyielded = 0
         self._table: tuple[int, ...] = ()
         """Which channel a flow takes, by its hash; empty with one channel."""
@@ -288,6 +304,10 @@ class Network:
         with contextlib.suppress(NetworkError):
             self.link_speed = _TYPE.unpack_from(await self._control.query(Oid.GEN_LINK_SPEED))[0] * 100
         self.link_up = not disconnected
+        with contextlib.suppress(NetworkError):
+            await self._set_offloads()
+        with contextlib.suppress(NetworkError):
+            await self._control.set(Oid.GEN_RNDIS_CONFIG_PARAMETER, _parameter(SEVERAL_PACKETS_PARAMETER, 1))
         if self._settings.sub_channels and self.version >= NvspVersion.V5:
             await self._open_sub_channels()
         await self.set_filter(USUAL_FILTER)
@@ -324,7 +344,7 @@ class Network:
             complete = NvspInitComplete.decode(await self._primary.ask(init), _TYPE.size)
             if complete.status == NvspStatus.SUCCESS:
                 self.version = version
-                self._message_size = _MESSAGE if version >= NvspVersion.V6_1 else _OLD_MESSAGE
+                self._message_size = message_size(version)
                 self._packet_form = _packet_form(self._message_size)
                 return
         spoken = ", ".join(NvspVersion(version).name for version in self._settings.versions)
@@ -356,15 +376,46 @@ class Network:
         self._sections = SendSections(self._send_buffer.view, complete.section_size)
         self._primary.sections = self._sections
 
+    async def _set_offloads(self) -> None:
+        """Learn what the adapter can, and turn it on."""
+        asked = ObjectHeader(ObjectType.OFFLOAD, 3, OffloadCapabilities.SIZE).encode()
+        answer = await self._control.query(
+            Oid.TCP_OFFLOAD_HARDWARE_CAPABILITIES, asked.ljust(OffloadCapabilities.SIZE, b"\0")
+        )
+        self.offloads = can = OffloadCapabilities.decode(answer.ljust(OffloadCapabilities.SIZE, b"\0"))
+
+        def checksum(of: int, what: ChecksumCapability) -> int:
+            return ChecksumSetting.TRANSMIT if of & what else ChecksumSetting.OFF
+
+        parameters = OffloadParameters(
+            ipv4_header=checksum(can.ipv4_transmit, ChecksumCapability.IPV4_HEADER),
+            tcp_ipv4=checksum(can.ipv4_transmit, ChecksumCapability.TCP),
+            udp_ipv4=checksum(can.ipv4_transmit, ChecksumCapability.UDP),
+            tcp_ipv6=checksum(can.ipv6_transmit, ChecksumCapability.TCP),
+            udp_ipv6=checksum(can.ipv6_transmit, ChecksumCapability.UDP),
+            lso_v2_ipv4=SwitchSetting.ON if can.lso_ipv4_max_size else SwitchSetting.OFF,
+            lso_v2_ipv6=SwitchSetting.ON if can.lso_ipv6_max_size else SwitchSetting.OFF,
+        )
+        await self._control.set(Oid.TCP_OFFLOAD_PARAMETERS, parameters.encode())
+
     async def _open_sub_channels(self) -> None:
-        wanted = min(self._settings.sub_channels, self._bus.processors - 1)
+        asked = (
+            ObjectHeader(ObjectType.RSS_CAPABILITIES, 2, RssCapabilities.SIZE)
+            .encode()
+            .ljust(RssCapabilities.SIZE, b"\0")
+        )
+        try:
+            can = RssCapabilities.decode(await self._control.query(Oid.GEN_RECEIVE_SCALE_CAPABILITIES, asked))
+        except NetworkError:
+            return  # one channel will do
+        wanted = min(self._settings.sub_channels, self._bus.processors - 1, can.receive_queues - 1)
         if wanted <= 0:
             return
         request = SubchannelRequest(1, wanted).encode()
         answer = await self._primary.ask(self._message(NvspType.SUBCHANNEL, request))
         complete = SubchannelComplete.decode(answer, _TYPE.size)
         if complete.status != NvspStatus.SUCCESS:
-            return  # one channel will do
+            return
         for _ in range(min(complete.count, wanted)):
             channel = await self._bus.open_sub_channel(ring_bytes=self._settings.ring_bytes)
             added = self._new_channel(channel)
@@ -373,6 +424,7 @@ class Network:
             self._channels.append(added)
         if len(self._channels) > 1:
             self._table = self._host_table or tuple(range(len(self._channels)))
+            await self._control.set(Oid.GEN_RECEIVE_SCALE_PARAMETERS, _spread(len(self._channels)))
 
     # ---------------------------------------------------------------------------------------------------------- inside
 
@@ -569,6 +621,33 @@ class Network:
     async def _cut_off(self, scope: trio.CancelScope) -> None:
         await self._platform.sleep(LEAVE_SECONDS)
         scope.cancel()
+
+
+def _parameter(name: str, value: int) -> bytes:
+    """A setting of the adapter's by name."""
+    text = name.encode("utf-16-le")
+    head = ConfigParameter(
+        name_offset=ConfigParameter.SIZE,
+        name_length=len(text),
+        parameter_type=ParameterType.INTEGER,
+        value_offset=ConfigParameter.SIZE + len(text),
+        value_length=4,
+    )
+    return head.encode() + text + _TYPE.pack(value)
+
+
+def _spread(channels: int) -> bytes:
+    """Receive side scaling: flows go round the channels."""
+    table = struct.pack(f"<{RSS_TABLE_ENTRIES}I", *(index % channels for index in range(RSS_TABLE_ENTRIES)))
+    head = RssParameters(
+        hash_info=HashInfo.TOEPLITZ | HashInfo.IPV4 | HashInfo.TCP_IPV4 | HashInfo.UDP_IPV4,
+        table_size=len(table),
+        table_offset=RssParameters.SIZE,
+        key_size=RSS_KEY_SIZE,
+        key_offset=RssParameters.SIZE + len(table),
+    )
+    # Any key spreads; this one is the same for every guest, so that runs repeat.
+    return head.encode() + table + bytes((73 * index + 41) & 0xFF for index in range(RSS_KEY_SIZE))
 
 
 def _packet_form(size: int) -> struct.Struct:
