@@ -126,6 +126,6 @@ def test_an_independent_reader_agrees(tmp_path: Path) -> None:
     assert judged(tmp_path / "frames.pcap", frames, [*names, "icmp.seq", "vlan.id"]) == [
         ["1", "10.0.0.3", "", "", "", "", "", "", ""],
         ["", "", "10.0.0.2", "40001", "40002", "6f6464", "", "", ""],
-        ["", "", "10.0.0.2", "", "", "00" * 48, "8", "2", ""],
+        ["", "", "10.0.0.2", "", "", "00" * 40, "8", "2", ""],  # it takes the first eight for a time
         ["", "", "10.0.0.2", "1", "2", "", "", "", "42"],
     ]
