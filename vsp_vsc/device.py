@@ -77,6 +77,20 @@ KINDS = (
         ring_bytes=INTEGRATION_RING_BYTES,
     ),
     DeviceKind(
+        name="vss",
+        interface=Guid("35fa2e29-ea23-4236-96ae-3a6ebacba440"),
+        vsp="vsp_vsc.integration.vss.vsp:VssVsp",
+        vsc="vsp_vsc.integration.vss.vsc:open_vss",
+        ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
+        name="file-copy",
+        interface=Guid("34d14be3-dee4-41c8-9ae7-6b174977c192"),
+        vsp="vsp_vsc.integration.file_copy.vsp:FileCopyVsp",
+        vsc="vsp_vsc.integration.file_copy.vsc:open_file_copy",
+        ring_bytes=INTEGRATION_RING_BYTES,
+    ),
+    DeviceKind(
         name="video",
         interface=Guid("da0a7802-e377-4aac-8e77-0558eb1073f8"),
         vsp="vsp_vsc.video.vsp:VideoVsp",

@@ -31,7 +31,7 @@ _DESCRIBE = {
     Component.SHUTDOWN: shutdown.describe,
     Component.TIME_SYNC: time_sync.describe,
     Component.VSS: vss.describe,
-    Component.GUEST_FILE_COPY: file_copy.describe,
+    Component.FILE_COPY: file_copy.describe,
 }
 
 
@@ -87,7 +87,7 @@ def _body(component: int, data: bytes, at: int, end: int) -> Field:
             return _kvp(data, at, end)
         case Component.VSS:
             return decode_vss(data, at, end)
-        case Component.GUEST_FILE_COPY:
+        case Component.FILE_COPY:
             return decode_file_copy(data, at, end)
         case _:
             return raw("body", data, at, end)

@@ -197,7 +197,7 @@ _COMPONENTS: dict[int, str] = {
     Component.SHUTDOWN: "shutdown",
     Component.TIME_SYNC: "time-sync",
     Component.VSS: "vss",
-    Component.GUEST_FILE_COPY: "file-copy",
+    Component.FILE_COPY: "file-copy",
 }
 
 

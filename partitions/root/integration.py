@@ -8,25 +8,44 @@ four more channels at each boot.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypervisor.inspect import Branch
 from hypervisor.trace import Trace
 from partitions.topology_schema import Backend, VmTable
 from partitions.topology_schema import IntegrationName as Name
 from vsp_vsc.integration.component import Contact, IntegrationVsp, NoAnswer, PartitionTime, Unavailable
+from vsp_vsc.integration.file_copy.vsp import FileCopyVsp
 from vsp_vsc.integration.heartbeat.vsp import Heartbeat, HeartbeatVsp
 from vsp_vsc.integration.kvp.protocol import Pool, Value
 from vsp_vsc.integration.kvp.vsp import KvpVsp
 from vsp_vsc.integration.shutdown.protocol import ShutdownFlags
 from vsp_vsc.integration.shutdown.vsp import ShutdownVsp
-from vsp_vsc.integration.time_sync.vsp import TimeSyncVsp
+from vsp_vsc.integration.time_sync.vsp import GuestTime, TimeSyncVsp
+from vsp_vsc.integration.vss.vsp import HOLD_SECONDS, FreezeState, VssVsp
 
 if TYPE_CHECKING:
     from vmbus.server.offers import Device
+    from vsp_vsc.integration.kvp.ip_info import IpInfo
 
-__all__ = ["Contact", "Heartbeat", "Integration", "Kvp", "NoAnswer", "Pool", "ShutdownFlags", "Unavailable", "Value"]
+__all__ = [
+    "HOLD_SECONDS",
+    "Contact",
+    "FreezeState",
+    "GuestTime",
+    "Heartbeat",
+    "Integration",
+    "Kvp",
+    "NoAnswer",
+    "Pool",
+    "ShutdownFlags",
+    "Unavailable",
+    "Value",
+    "need",
+]
+C = TypeVar("C", bound=IntegrationVsp)
 
 
 class Integration:
@@ -40,6 +59,7 @@ class Integration:
         reference_time: Callable[[], int],
         trace: Trace,
         partition_id: int,
+        virtual: bool = False,
     ) -> None:
         wanted = components_of(settings)
         time = PartitionTime(reference_time)
@@ -47,12 +67,14 @@ class Integration:
         self.heartbeat = HeartbeatVsp(*more) if Name.HEARTBEAT in wanted else None
         self.shutdown = ShutdownVsp(*more) if Name.SHUTDOWN in wanted else None
         self.time_sync = TimeSyncVsp(wall_clock, *more) if Name.TIME_SYNC in wanted else None
-        self.kvp = KvpVsp(*more) if Name.KVP in wanted else None
+        self.kvp = KvpVsp(*more, host_items=_host_items(settings.name, virtual)) if Name.KVP in wanted else None
+        self.vss = VssVsp(*more) if Name.VSS in wanted else None
+        self.file_copy = FileCopyVsp(*more) if Name.FILE_COPY in wanted else None
 
     @property
     def components(self) -> tuple[IntegrationVsp, ...]:
         """Those that this VM has."""
-        every = (self.heartbeat, self.shutdown, self.time_sync, self.kvp)
+        every = (self.heartbeat, self.shutdown, self.time_sync, self.kvp, self.vss, self.file_copy)
         return tuple(component for component in every if component is not None)
 
     @property
@@ -75,8 +97,11 @@ class Integration:
             self.time_sync.sync_soon()
 
     async def request_shutdown(self, flags: ShutdownFlags = ShutdownFlags.NONE, text: str = "") -> bool:
-        """Ask the guest to go down; whether it said that it will. False where it has no driver, too."""
-        if self.shutdown is None or not self.shutdown.ready:
+        """Ask the guest to go down; whether it said that it will. False where it has no driver, too.
+
+        `shutdown.outcome` has it in words.
+        """
+        if self.shutdown is None:
             return False
         try:
             await self.shutdown.request(flags, text=text)
@@ -106,6 +131,14 @@ class Kvp:
         """All items of a pool, read now; by default what the guest says of itself."""
         return await self._component().items(pool)
 
+    async def ip_info(self, adapter: str) -> IpInfo | None:
+        """The addresses of a guest's adapter, which Linux knows by its MAC; None if it has none of that name."""
+        return await self._component().ip_info(adapter)
+
+    async def set_ip_info(self, info: IpInfo) -> None:
+        """Have the guest give an adapter these addresses; Linux knows it by the GUID of its device on the bus."""
+        await self._component().set_ip_info(info)
+
     async def get(self, key: str, pool: Pool = Pool.GUEST) -> Value | None:
         """One item, read now; None if the guest has none of that key.
 
@@ -124,9 +157,32 @@ class Kvp:
 
     def _component(self) -> KvpVsp:
         integration = self._find()
-        if integration is None or integration.kvp is None:
-            raise Unavailable("kvp: the VM is off, or has no such component")
-        return integration.kvp
+        return need(None if integration is None else integration.kvp, "kvp")
+
+
+def need(component: C | None, name: str) -> C:
+    """A component that something is asked of. Raises `Unavailable` where the VM has it not."""
+    if component is None:
+        raise Unavailable(f'{name}: the VM is off, or its topology does not name "{name}" under integration')
+    return component
+
+
+@asynccontextmanager
+async def frozen(vss: VssVsp, hold: float) -> AsyncIterator[None]:
+    """A guest whose file systems stand still. Raises as `VssVsp.freeze` and `thaw` do."""
+    number = await vss.freeze(hold)
+    try:
+        yield
+    except BaseException:
+        vss.thaw_soon(number)
+        raise
+    await vss.thaw(number)
+
+
+def _host_items(vm: str, virtual: bool) -> dict[str, Any]:
+    from partitions.root.host_facts import host_items
+
+    return dict(host_items(vm, virtual=virtual))
 
 
 def components_of(settings: VmTable) -> frozenset[Name]:

@@ -372,6 +372,7 @@ class Worker:
     def _offer_all(self, hotplug: HotPlug, more: Sequence[Device]) -> None:
         """What the VM has when it is switched on. Raises `CannotStart`."""
         try:
+            virtual=host.inline_io,
             if self._settings.disk:
                 hotplug.add(CONTROLLER, self._settings.disk)
             for table in self._settings.device:

@@ -72,7 +72,7 @@ async def test_without_the_component_the_button_is_pressed(autojump_clock: trio.
     async with open_guest(wait, None) as host:  # type: ignore[attr-defined]
         vm = await started(host)
         assert vm.integration == {}
-        with pytest.raises(NoAnswer, match="no such component"):
+        with pytest.raises(NoAnswer, match="does not name"):
             await vm.kvp.items()
         assert not await vm.restart()
         assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF

@@ -25,7 +25,7 @@ from vmbus.channel import Channel
 from vmbus.pipe import frame, unframe
 from vmbus.protocol.features import OfferFlag
 from vmbus.server.offers import Offer
-from vsp_vsc.integration.protocol import INTERFACES, MESSAGE_PIPE, Component, status_words
+from vsp_vsc.integration.protocol import INTERFACES, MESSAGE_PIPE, NO_VERSION, Component, Version, status_words
 from vsp_vsc.integration.session import Answer, Session, State
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _INSTANCES: Final = {
     Component.SHUTDOWN: Guid("b6650ff7-33bc-4840-8048-e0676786f393"),
     Component.TIME_SYNC: Guid("2dd1ce17-079e-403c-b352-a1921ee207ee"),
     Component.KVP: Guid("242ff919-07db-4180-9c2e-b86cb68c8c55"),
+    Component.VSS: Guid("2450ee40-33bf-4fbd-892e-9fb06e9214cf"),
+    Component.FILE_COPY: Guid("eb765408-105f-49b6-b4aa-c123b64d17d4"),
 }
 """Hyper-V gives every VM's components the same instances."""
 
@@ -109,7 +111,7 @@ class IntegrationVsp:
     @property
     def words(self) -> str:
         """The component's name for people."""
-        return self.component.name.lower().replace("_", " ")
+        return self.component.words
 
     @property
     def contact(self) -> Contact:
@@ -137,6 +139,11 @@ class IntegrationVsp:
     def version(self) -> str:
         """The agreed version of the component's messages, such as "3.2"; empty while there is none."""
         return str(self._link.session.version) if self.ready and self._link is not None else ""
+
+    @property
+    def agreed(self) -> Version:
+        """The same as numbers; 0.0 while there is none."""
+        return self._link.session.version if self.ready and self._link is not None else NO_VERSION
 
     @property
     def stale(self) -> int:

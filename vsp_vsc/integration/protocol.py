@@ -53,8 +53,13 @@ class Component(enum.IntEnum):
     TIME_SYNC = 4
     VSS = 5
     REMOTE_DESKTOP = 6
-    GUEST_FILE_COPY = 7
+    FILE_COPY = 7
     VM_SESSION = 8
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return self.name.lower().replace("_", " ")
 
 
 class Flags(enum.IntFlag):
@@ -75,8 +80,13 @@ class Status(enum.IntEnum):
     SUCCESS = 0
     FAIL = 0x8000_4005
     NOT_FOUND = 0x8004_1002
+    PATH_NOT_FOUND = 0x8007_0003
     NOT_SUPPORTED = 0x8007_0032
+    ALREADY_EXISTS = 0x8007_0050
+    INVALID_ARGUMENT = 0x8007_0057
+    DISK_FULL = 0x8007_0070
     NO_MORE_ITEMS = 0x8007_0103
+    CANCELLED = 0x8007_04C7
 
 
 def status_words(status: int) -> str:
@@ -104,6 +114,8 @@ VERSIONS: dict[Component, tuple[Version, ...]] = {
     Component.SHUTDOWN: (Version(1, 0), Version(3, 0), Version(3, 1), Version(3, 2)),
     Component.TIME_SYNC: (Version(1, 0), Version(3, 0), Version(4, 0)),
     Component.KVP: (Version(3, 0), Version(4, 0), Version(5, 0)),
+    Component.VSS: (Version(4, 0), Version(5, 0), Version(6, 0), Version(7, 0)),
+    Component.FILE_COPY: (Version(1, 0), Version(1, 1)),
 }
 """What our sides speak, in the order in which the host offers it."""
 
@@ -112,6 +124,8 @@ INTERFACES: dict[Component, Guid] = {
     Component.SHUTDOWN: Guid("0e0b6031-5213-4934-818b-38d90ced39db"),
     Component.TIME_SYNC: Guid("9527e630-d0ae-497b-adce-e80ab0175caf"),
     Component.KVP: Guid("a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"),
+    Component.VSS: Guid("35fa2e29-ea23-4236-96ae-3a6ebacba440"),
+    Component.FILE_COPY: Guid("34d14be3-dee4-41c8-9ae7-6b174977c192"),
 }
 """The interfaces that components are offered under."""
 

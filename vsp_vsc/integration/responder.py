@@ -1,4 +1,4 @@
-"""The guest's end of one component's channel: every question gets an answer, at once. Child side.
+"""The guest's end of one component's channel: every question gets an answer, one after the other. Child side.
 
 A host's message that cannot be read ends the driver (`WireError`); a question of a type that is not this component's is
 answered with "not supported". Nothing is said unasked.
@@ -7,7 +7,7 @@ answered with "not supported". Nothing is said unasked.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from vsp_vsc.integration.protocol import (
     RESPONSE,
     VERSIONS,
     Component,
+    Header,
     Status,
     Version,
     decode_message,
@@ -39,8 +40,8 @@ class Reply(NamedTuple):
     status: int = Status.SUCCESS
 
 
-Answer = Callable[[bytes, Version], Reply]
-"""Answers one question's body, by the agreed version. Raises `WireError`."""
+Answer = Callable[[bytes, Version], Reply | Awaitable[Reply]]
+"""Answers one question's body, by the agreed version; now, or once it knows. Raises `WireError`."""
 
 
 class Responder:
@@ -55,27 +56,27 @@ class Responder:
         self._versions = VERSIONS[component] if versions is None else versions
 
     def take(self, untrusted: bytes) -> bytes:
-        """The answer to a host's message. Raises `WireError`."""
+        """The answer to a host's message, of a component that always knows it. Raises `WireError`."""
+        header, reply = self._read(untrusted)
+        assert isinstance(reply, Reply), "its answers are not waited for"
+        return _message(header, reply)
+
+    async def answer(self, untrusted: bytes) -> bytes:
+        """The answer to a host's message, when it is known. Raises `WireError`."""
+        header, reply = self._read(untrusted)
+        return _message(header, reply if isinstance(reply, Reply) else await reply)
+
+    def _read(self, untrusted: bytes) -> tuple[Header, Reply | Awaitable[Reply]]:
         header, body = decode_message(untrusted)
         if header.flags != REQUEST:
             raise BadValue(f"a message with flags {header.flags:#x} from the host, which may only ask")
         if header.component == Component.NEGOTIATE:
-            reply = self._negotiate(body)
-        elif header.component != self.component:
-            reply = Reply(body, Status.NOT_SUPPORTED)
-        elif self.version == NO_VERSION:
+            return header, self._negotiate(body)
+        if header.component != self.component:
+            return header, Reply(body, Status.NOT_SUPPORTED)
+        if self.version == NO_VERSION:
             raise BadValue("a question before versions were agreed on")
-        else:
-            reply = self._answer(body, self.version)
-        return encode_message(
-            header.component,
-            reply.body,
-            framework=Version(header.framework_major, header.framework_minor),
-            version=Version(header.message_major, header.message_minor),
-            transaction_id=header.transaction_id,
-            flags=RESPONSE,
-            status=reply.status,
-        )
+        return header, self._answer(body, self.version)
 
     def _negotiate(self, body: bytes) -> Reply:
         """The highest of each that both speak; none of either where one is lacking."""
@@ -89,6 +90,18 @@ class Responder:
         return Reply(encode_negotiate((common,), (version,)))
 
 
+def _message(header: Header, reply: Reply) -> bytes:
+    return encode_message(
+        header.component,
+        reply.body,
+        framework=Version(header.framework_major, header.framework_minor),
+        version=Version(header.message_major, header.message_minor),
+        transaction_id=header.transaction_id,
+        flags=RESPONSE,
+        status=reply.status,
+    )
+
+
 @asynccontextmanager
 async def responding(channel: Channel, responder: Responder) -> AsyncIterator[None]:
     """Answer the host beside the block. What ends the answering ends the block: `WireError`, `trio.EndOfChannel`."""
@@ -97,7 +110,7 @@ async def responding(channel: Channel, responder: Responder) -> AsyncIterator[No
         with contextlib.suppress(trio.ClosedResourceError):  # closed at our own end: the driver is being stopped
             while True:
                 packets = await channel.receive_batch()
-                await channel.send_batch([frame(responder.take(unframe(packet))) for packet in packets])
+                await channel.send_batch([frame(await responder.answer(unframe(packet))) for packet in packets])
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer, name=f"{responder.component.name.lower()} driver")

@@ -51,6 +51,7 @@ class SavedComponent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     framework: tuple[int, int]
     version: tuple[int, int]
     transaction: int
+    frozen: bool = False
 
 
 class Session:
@@ -64,6 +65,8 @@ class Session:
         """Of the component's messages, once it is ready."""
         self.stale = 0
         """Answers that came too late."""
+        self.frozen = False
+        """Of the snapshot component: the guest's file systems stand still, or may."""
         self._transaction = 0
         self._asked: Component | None = None
         """What kind of answer is due."""
@@ -80,7 +83,7 @@ class Session:
         """
         if self.state is State.NEGOTIATING and self._asked is None:
             return None
-        record = SavedComponent(self.state.value, self.framework, self.version, self._transaction)
+        record = SavedComponent(self.state.value, self.framework, self.version, self._transaction, self.frozen)
         return msgspec.msgpack.encode(record)
 
     @classmethod
@@ -98,7 +101,7 @@ class Session:
             raise BadValue(f"a saved component of version {record.version}")
         if ready:
             session.framework, session.version = Version(*record.framework), Version(*record.version)
-        session._transaction = record.transaction
+        session._transaction, session.frozen = record.transaction, record.frozen
         if session.state is State.NEGOTIATING:
             session._asked = Component.NEGOTIATE
         return session

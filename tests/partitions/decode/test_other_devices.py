@@ -116,13 +116,13 @@ def test_snapshots_and_file_copy() -> None:
     assert value(field, "body.feature.flags") == 5
     start = file_copy.StartFileCopy("a.txt".encode("utf-16-le"), "/tmp/".encode("utf-16-le"), 3, 99).encode()
     body = file_copy.FileCopyHeader(file_copy.FileCopyOperation.START_FILE_COPY).encode() + start
-    field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
+    field = decoded(encode_message(Component.FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
     assert value(field, "body.start.file_name") == "a.txt"
     assert value(field, "body.start.file_size") == 99
     assert field.words == "start of '/tmp/a.txt', 99 bytes"
     body = file_copy.FileCopyHeader(file_copy.FileCopyOperation.WRITE_TO_FILE).encode()
     body += file_copy.WriteToFile(0, 4096, 5).encode() + b"hello"
-    field = decoded(encode_message(Component.GUEST_FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
+    field = decoded(encode_message(Component.FILE_COPY, body), "file-copy", TO_CHILD, pipe=True)
     assert value(field, "body.data") == b"hello"
     assert field.words == "write 5 bytes at 4096"
     freeze = encode_message(Component.VSS, vss.encode_vss(vss.VssOperation.FREEZE))

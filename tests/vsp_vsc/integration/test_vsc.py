@@ -23,12 +23,12 @@ PLATFORM: Any = SimpleNamespace(reference_time=lambda: 0)
 
 
 def test_94_a_pool_or_an_operation_that_is_none() -> None:
-    """Pools end at 4, operations at 5; addresses are not supported."""
+    """Pools end at 4, operations at 5; an adapter that nobody has cannot be given addresses."""
     driver = KvpDriver()
     body = KvpItem().encode()
     assert driver.answer(encode_request(Operation.GET, 5, body), V).status == Status.FAIL
     assert driver.answer(bytes([6, 0]) + bytes(7430), V).status == Status.FAIL
-    assert driver.answer(encode_request(Operation.SET_IP_INFO, 0, b""), V).status == Status.NOT_SUPPORTED
+    assert driver.answer(encode_request(Operation.SET_IP_INFO, 0, b""), V).status == Status.FAIL
 
 
 def test_94_keys_that_cannot_be() -> None:

@@ -23,7 +23,7 @@ _value = Annotated[bytes, "2048s"]
 
 
 class Operation(enum.IntEnum):
-    """What the host wants. Addresses of adapters are declared and never asked for: no item needs them."""
+    """What the host wants. Those of adapters' addresses are in `ip_info`."""
 
     GET = 0
     SET = 1

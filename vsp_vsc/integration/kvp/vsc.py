@@ -6,8 +6,9 @@ Programs in the guest write to `Pool.GUEST` and read what the host wrote to `Poo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, assert_never
 
 from vmbus.channel import Channel
 from vmbus.client.platform import GuestPlatform
@@ -27,6 +28,9 @@ from vsp_vsc.integration.kvp.protocol import (
 from vsp_vsc.integration.protocol import Component, Status, Version
 from vsp_vsc.integration.responder import Reply, Responder, responding
 
+if TYPE_CHECKING:
+    from vsp_vsc.integration.kvp.ip_info import IpInfo
+
 MAX_ITEMS = 1024
 """Of one pool; a host that sets more is refused."""
 
@@ -36,6 +40,10 @@ class KvpDriver:
 
     def __init__(self) -> None:
         self.pools: dict[Pool, dict[str, Value]] = {pool: {} for pool in Pool}
+        self.adapters: dict[str, IpInfo] = {}
+        """Addresses by adapter, for a host that asks."""
+        self.on_set_addresses: Callable[[IpInfo], bool] | None = None
+        """Hears what the host wants an adapter to have; says whether it has it now. Nobody: refused."""
 
     def tell(self, facts: Mapping[str, Value]) -> None:
         """What the host may know of the guest by itself."""
@@ -51,6 +59,8 @@ class KvpDriver:
         items = self.pools[pool]
         body = KvpHeader.SIZE
         match operation:
+            case Operation.GET_IP_INFO | Operation.SET_IP_INFO:
+                return self._addresses(operation, untrusted, version)
             case Operation.GET:
                 asked = KvpItem.decode(untrusted, body)
                 key = decode_text(asked.key, asked.key_size)
@@ -75,7 +85,19 @@ class KvpDriver:
                 answer = KvpIndex(index).encode() + encode_item(key, items[key])
                 return Reply(encode_request(operation, pool, answer))
             case _:
-                return Reply(untrusted, Status.NOT_SUPPORTED)
+                assert_never(operation)
+
+    def _addresses(self, operation: Operation, untrusted: bytes, version: Version) -> Reply:
+        from vsp_vsc.integration.kvp.ip_info import decode_ip, encode_ip
+
+        told = decode_ip(untrusted, version)
+        if operation is Operation.GET_IP_INFO:
+            info = self.adapters.get(told.adapter)
+            return Reply(untrusted, Status.FAIL) if info is None else Reply(encode_ip(operation, info, version))
+        if self.on_set_addresses is None or not self.on_set_addresses(told):
+            return Reply(untrusted, Status.FAIL)
+        self.adapters[told.adapter] = told
+        return Reply(untrusted)
 
 
 @asynccontextmanager

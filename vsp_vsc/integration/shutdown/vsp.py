@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from hypervisor.inspect import Branch
 from vsp_vsc.integration.component import IntegrationVsp, NoAnswer, Unavailable
-from vsp_vsc.integration.protocol import Component, Status, Version, status_words
+from vsp_vsc.integration.protocol import Component, Status, status_words
 from vsp_vsc.integration.shutdown.protocol import (
     LEAST_VERSION,
     PLANNED,
@@ -36,6 +37,12 @@ class ShutdownVsp(IntegrationVsp):
     component = Component.SHUTDOWN
 
     _under_way = False
+    outcome = ""
+    """What became of the last request, in words; empty before the first."""
+
+    def inspect(self) -> Branch:
+        """The contact, and the last request."""
+        return Branch({**super().inspect().children, "asking": self._under_way, "outcome": self.outcome or None})
 
     async def request(
         self,
@@ -50,13 +57,19 @@ class ShutdownVsp(IntegrationVsp):
         Raises `ShutdownRefused`, `Unavailable` (no driver, a request under way, a flag that its version does not know),
         `NoAnswer` within five seconds.
         """
+        try:
+            await self._request(flags, reason, timeout, text)
+        except NoAnswer as error:
+            self.outcome = str(error)
+            raise
+        self.outcome = "accepted"
+
+    async def _request(self, flags: ShutdownFlags, reason: int, timeout: float, text: str) -> None:
         if self._under_way:
             raise Unavailable("shutdown: already in progress")
-        link = self._link
-        version = link.session.version if link is not None else Version(0, 0)
         for flag, least in LEAST_VERSION.items():
-            if flags & flag and self.ready and version < least:
-                raise Unavailable(f"shutdown: {flag.name} needs version {least}, the guest speaks {version}")
+            if flags & flag and self.ready and self.agreed < least:
+                raise Unavailable(f"shutdown: {flag.name} needs version {least}, the guest speaks {self.agreed}")
         body = ShutdownRequest(reason, round(timeout), int(flags), encode_text(text)).encode()
         self._under_way = True
         try:

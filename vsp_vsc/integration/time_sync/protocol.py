@@ -20,6 +20,10 @@ EPOCH = datetime.datetime(1601, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
+DRIFT_KEY = "ClockDrift"
+"""The item of pool AUTO in which a model guest says how far its clock was off at the last sample, in microseconds."""
+
+
 class SyncFlags(enum.IntFlag):
     """What the guest is to do with it."""
 

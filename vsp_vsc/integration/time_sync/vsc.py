@@ -7,7 +7,7 @@ two, and adds it when somebody asks for the date.
 from __future__ import annotations
 
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from hypervisor.wire import BadValue
@@ -35,6 +35,8 @@ class TimeSyncDriver:
         """By how much the last sample differed from our date, in 100 ns units."""
         self.syncs = 0
         self.samples = 0
+        self.on_told: Callable[[], None] | None = None
+        """Called after each message."""
 
     def now(self) -> datetime.datetime | None:
         """The date; None while the host has told none, or one that no calendar has."""
@@ -57,15 +59,20 @@ class TimeSyncDriver:
             moment_of(parent)
         except OverflowError:
             raise BadValue(f"a date of {parent} units of 100 ns") from None
-        distance = parent - reference
-        if self._distance is not None:
-            self.drift = distance - self._distance
+        distance, before = parent - reference, self._distance
+        if before is not None:
+            self.drift = distance - before
         if flags & SyncFlags.SYNC:
             self._distance = distance
             self.syncs += 1
         elif flags & SyncFlags.SAMPLE:
             self.samples += 1
-        return Reply(untrusted)
+        if self.on_told is not None:
+            self.on_told()
+        if version >= REFERENCE_VERSION:
+            return Reply(untrusted)
+        ours = 0 if before is None else max(0, before + reference)  # our clock as it was when the question came
+        return Reply(TimeMessage(parent, ours, message.round_trip, flags).encode())
 
 
 @asynccontextmanager
