@@ -336,6 +336,7 @@ class Worker:
             reference_time=partition.reference_time.now,
             trace=host.hypervisor.trace,
             partition_id=built.id,
+            virtual=host.inline_io,
         )
         self.input = Input(settings, partition, host.hypervisor.trace)
         ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
@@ -372,7 +373,6 @@ class Worker:
     def _offer_all(self, hotplug: HotPlug, more: Sequence[Device]) -> None:
         """What the VM has when it is switched on. Raises `CannotStart`."""
         try:
-            virtual=host.inline_io,
             if self._settings.disk:
                 hotplug.add(CONTROLLER, self._settings.disk)
             for table in self._settings.device:
