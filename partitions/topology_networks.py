@@ -112,7 +112,7 @@ def check_nic(check: Check, nic: NicTable, switches: Sequence[str], keys: KeyPat
                 check.problem((*place, key), str(error))
         if len(ends) == 2:
             try:
-                Rule(rule.action, rule.direction, *ends)
+                Rule(rule.action, rule.direction, ends[0], ends[1])
             except ValueError as error:
                 check.problem(place, str(error))
 

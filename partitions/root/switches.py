@@ -1,0 +1,255 @@
+"""A host's switches: their uplinks, and the ports of VMs' adapters. Root side.
+
+Made with the host if its topology has switches, and at the first adapter else. An uplink is a TAP device or a socket at
+a port `lan:host` of an internal switch, `lan:uplink` of an external one. A port of an adapter is there as long as its
+VM is on; it may be plugged into another switch, or into none, meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import attrs
+import trio
+
+from hypervisor.inspect import Branch, Many
+from hypervisor.trace import Trace
+from partitions.root.macs import AddressPool
+from partitions.root.nic_state import NicError, NicState
+from partitions.root.tap import open_tap
+from partitions.root.uplinks import StreamLink, TapLink
+from partitions.topology_networks import own_address, port_settings
+from partitions.topology_schema import NicTable, SwitchTable, VmTable, numbers_of
+from vsp_vsc.network.switch.addresses import NO_ADDRESS, mac_words
+from vsp_vsc.network.switch.kinds import SwitchKind
+from vsp_vsc.network.switch.ports import Port, Tap
+from vsp_vsc.network.switch.settings import ALL_VLANS, PortSettings
+from vsp_vsc.network.switch.switch import VirtualSwitch
+
+Link: TypeAlias = TapLink | StreamLink
+PORT_SEPARATOR: Final = "/"
+
+
+def port_name(vm: str, number: int) -> str:
+    """What the port of a VM's adapter is called."""
+    return f"{vm}{PORT_SEPARATOR}{number}"
+
+
+class Switches:
+    """Of one host."""
+
+    def __init__(self, host: str, now: Callable[[], int], trace: Trace) -> None:
+        """`host` is a name by which hosts on one network differ; `now` gives 100 ns units."""
+        self.switches: dict[str, VirtualSwitch] = {}
+        """By name."""
+        self.ports: dict[str, Port] = {}
+        """Of VMs that are on, and of the host; by name, whether plugged in or not."""
+        self._addresses = AddressPool(host)
+        self._now = now
+        self._trace = trace
+        self._links: dict[str, Link] = {}
+        self._taps: dict[str, Tap] = {}
+        """Who watches, by the name of the port, which may come and go."""
+
+    # --- the host's side
+
+    def make(self, table: SwitchTable) -> VirtualSwitch:
+        """A switch without uplinks. Raises `ValueError` for a name that is taken."""
+        if table.name in self.switches:
+            raise ValueError(f"there is a switch {table.name!r} already")
+        made = self.switches[table.name] = VirtualSwitch(table.name, table.kind, self._now)
+        return made
+
+    def reserve(self, vms: Sequence[VmTable]) -> None:
+        """Addresses for all adapters, those first that name their own: who starts first changes nothing."""
+        nics = [(vm, number, nic) for vm in vms for number, nic in zip(numbers_of(vm.nic), vm.nic, strict=True)]
+        for vm, number, nic in sorted(nics, key=lambda one: one[2].mac == ""):
+            self._addresses.take(port_name(vm.name, number), own_address(nic))
+
+    async def open_uplink(self, table: SwitchTable, folder: Path) -> Link | None:
+        """What joins a switch to the host, if anything; `run` it, `close` it. Raises `SwitchError`."""
+        switch = self.switches[table.name]
+        internal = table.kind is SwitchKind.INTERNAL
+        if internal:
+            name, settings = (
+                f"{table.name}:host",
+                PortSettings(mtu=table.mtu, vlan=table.vlan, spoofing=True, storm_limit=0),
+            )
+        elif table.kind is SwitchKind.EXTERNAL:
+            name, settings = (
+                f"{table.name}:uplink",
+                PortSettings(mtu=table.mtu, trunk=ALL_VLANS, spoofing=True, storm_limit=0),
+            )
+        else:
+            return None
+        link: Link
+        if table.listen or table.connect:
+            port = Port(name, NO_ADDRESS, settings)
+            link = StreamLink(port, folder / (table.listen or table.connect), self._trace)
+            try:
+                if table.listen:
+                    link.listen()
+                else:
+                    await link.connect()
+            except BaseException:
+                link.close()
+                raise
+        else:
+            device = open_tap(
+                table.name,
+                name=table.tap,
+                mac=self._addresses.take(name) if internal else None,
+                mtu=table.mtu,
+                address=table.address,
+                bridge=table.bridge,
+            )
+            port = Port(name, device.mac if internal else NO_ADDRESS, settings)
+            link = TapLink(device, port, self._trace)
+        self.ports[name] = port
+        self._links[table.name] = link
+        switch.connect(port)
+        return link
+
+    # --- VMs' side
+
+    def connect(self, vm: str, number: int, table: NicTable) -> Port:
+        """A port for an adapter, plugged in as its table says. Raises `NicError`."""
+        name = port_name(vm, number)
+        try:
+            port = Port(name, self._addresses.take(name, own_address(table)), port_settings(table))
+            port.enabled = table.connected
+            port.tap = self._taps.get(name)
+            if table.switch:
+                self._find(table.switch).connect(port)
+        except ValueError as error:
+            raise NicError(str(error)) from None
+        self.ports[name] = port
+        return port
+
+    def disconnect(self, port: Port) -> None:
+        """Its VM is off, or has lost the adapter."""
+        if port.switch is not None:
+            port.switch.disconnect(port)
+        self.ports.pop(port.name, None)
+
+    @contextlib.contextmanager
+    def connected(self, vm: str, number: int, table: NicTable) -> Iterator[Port]:
+        """A port for an adapter, until the block ends. Raises `NicError`."""
+        port = self.connect(vm, number, table)
+        try:
+            yield port
+        finally:
+            self.disconnect(port)
+
+    def plug(self, vm: str, number: int, switch: str) -> None:
+        """Plug the port of a VM that is on into another switch, or none if `switch` is empty. Raises `NicError`."""
+        port = self.ports.get(port_name(vm, number))
+        if port is None or (port.switch.name if port.switch is not None else "") == switch:
+            return
+        target = self._find(switch) if switch else None
+        if port.switch is not None:
+            port.switch.disconnect(port)
+        if target is not None:
+            try:
+                target.connect(port)
+            except ValueError as error:
+                raise NicError(str(error)) from None
+
+    def check(self, vm: str, number: int, table: NicTable) -> None:
+        """Whether an adapter can be had; its address is its own from then on. Raises `NicError`."""
+        if table.switch:
+            self._find(table.switch)
+        try:
+            self._addresses.take(port_name(vm, number), own_address(table))
+        except ValueError as error:
+            raise NicError(str(error)) from None
+
+    def forget(self, vm: str, number: int) -> None:
+        """An adapter is gone from its VM's settings; its address is free."""
+        self._addresses.give_back(port_name(vm, number))
+
+    def state(self, vm: str, number: int, table: NicTable) -> NicState:
+        """How an adapter is."""
+        name = port_name(vm, number)
+        port = self.ports.get(name)
+        up = table.connected and table.switch != "" if port is None else port.link_up
+        return NicState(
+            number=number,
+            port=name,
+            name=table.name,
+            switch=table.switch,
+            mac=mac_words(self._addresses.take(name, own_address(table))),
+            vlan=table.vlan,
+            mtu=table.mtu,
+            link="up" if up else "down",
+        )
+
+    def _find(self, name: str) -> VirtualSwitch:
+        switch = self.switches.get(name)
+        if switch is None:
+            from partitions.topology_source import nearest
+
+            near = nearest(name, self.switches)
+            hint = f'did you mean "{near}"?' if near else f"there are: {', '.join(self.switches) or 'none'}"
+            raise NicError(f'no switch is called "{name}"; {hint}')
+        return switch
+
+    # --- watching
+
+    def watch(self, name: str, tap: Tap | None) -> None:
+        """Show a port to a tap from now on, also if it comes later; or to none."""
+        if tap is None:
+            self._taps.pop(name, None)
+        else:
+            self._taps[name] = tap
+        port = self.ports.get(name)
+        if port is not None:
+            port.watch(tap)
+
+    def inspect(self) -> Branch:
+        """Switches by name."""
+        return Many(self.switches, str, show=self._show)
+
+    def _show(self, switch: VirtualSwitch) -> Branch:
+        seen = dict(switch.inspect().children)
+        link = self._links.get(switch.name)
+        if link is not None:
+            seen["uplink"] = link.inspect
+        return Branch(seen)
+
+
+@attrs.define(eq=False)
+class Network:
+    """A host's switches, made when somebody wants them."""
+
+    make: Callable[[], Switches]
+    made: Switches | None = None
+
+    def __call__(self) -> Switches:
+        """The switches."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+
+@asynccontextmanager
+async def open_uplinks(switches: Switches, tables: Sequence[SwitchTable], folder: Path) -> AsyncIterator[None]:
+    """All switches of a topology, joined to the host until the block ends. Raises `SwitchError`."""
+    for table in tables:
+        switches.make(table)
+    async with contextlib.AsyncExitStack() as stack:
+        links = []
+        for table in tables:
+            link = await switches.open_uplink(table, folder)
+            if link is not None:
+                stack.callback(link.close)
+                links.append(link)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for link in links:
+            nursery.start_soon(link.run)
+        yield
+        nursery.cancel_scope.cancel()
