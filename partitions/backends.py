@@ -50,7 +50,9 @@ class TopologyBackends:
 
 
 def refuse_threads(topology: Topology) -> None:
-    """Raise `ValueError` for a VM whose backend has threads, which do not go with the virtual clock."""
+    """Raise `ValueError` for a VM that needs real time: its backend has threads, or others reach it by Unix sockets."""
     for vm in topology.vm:
         if vm.backend is not BackendKind.TASK:
             raise ValueError(f"VM {vm.name!r}: the {vm.backend.value} backend cannot run on the virtual clock")
+        if vm.sockets is not None:
+            raise ValueError(f"VM {vm.name!r}: [vm.sockets] cannot be had on the virtual clock, which waits for nobody")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +56,7 @@ from partitions.root.worker import BackendFactory, HostServices
 from partitions.surroundings import is_virtual, raise_descriptor_limit, trio_clock, wall_clock
 from partitions.topology_schema import Topology, VmTable
 from partitions.vm import Vm
+from vmbus.server.sockets import SocketRefused
 
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
@@ -78,6 +79,7 @@ __all__ = [
     "NoAnswer",
     "Pool",
     "ReturnCode",
+    "SocketRefused",
     "StartFailed",
     "UnknownVm",
     "Vm",
@@ -156,9 +158,7 @@ class Host(Mapping[str, Vm]):
 
     def random(self, purpose: str) -> random.Random:
         """Random numbers that a seed makes repeatable; each purpose has its own."""
-        from partitions.determinism import host_random
-
-        return host_random(self.seed, purpose)
+        return _random_of(self.seed)(purpose)
 
     def define(self, settings: VmTable) -> Vm:
         """Add a VM while the host runs. Raises `ValueError` for a name that is taken."""
@@ -220,6 +220,15 @@ class Host(Mapping[str, Vm]):
     def turn_all_off(self) -> None:
         """Cut the power of every VM; `wait_all` waits for it."""
         self.vmms.turn_all_off()
+
+
+def _random_of(seed: int | None) -> Callable[[str], random.Random]:
+    def of(purpose: str) -> random.Random:
+        from partitions.determinism import host_random
+
+        return host_random(seed, purpose)
+
+    return of
 
 
 async def _let_down(vm: Vm, grace: float) -> None:
@@ -289,6 +298,7 @@ async def open_host(
                 folder=topology.folder,
                 wall_clock=wall_clock(now, virtual),
                 inline_io=virtual,
+                new_random=_random_of(topology.host.seed if seed is None else seed),
             )
             vmms = await stack.enter_async_context(open_vmms(services))
             for table in topology.vm:

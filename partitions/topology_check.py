@@ -75,6 +75,10 @@ class Check:
             self.vm(vm, ("vm", index))
         self.memory(file)
         self.images(file)
+        if any(vm.sockets is not None for vm in file.vm):
+            from partitions.topology_sockets import check_sockets
+
+            check_sockets(self, file)
         if file.switch or any(vm.nic for vm in file.vm):
             from partitions.topology_networks import check_networks
 

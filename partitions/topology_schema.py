@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from vmbus.protocol.hvsocket import LARGEST_PORT
 from vsp_vsc.network.switch.kinds import DEFAULT_STORM_LIMIT, MAX_VLAN, Mirroring, SwitchKind
 from vsp_vsc.network.switch.kinds import Action as AclAction
 from vsp_vsc.network.switch.kinds import Direction as AclDirection
@@ -228,6 +229,22 @@ def numbers_of(nics: Sequence[NicTable]) -> list[int]:
     return _numbered([nic.number for nic in nics])
 
 
+class SocketsTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Unix sockets of the host that lead to the VM's Hyper-V sockets. They are there while it is on."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description='A socket whose clients say "CONNECT PORT"; programs that listen beside it, at PATH_PORT, take '
+            "what the guest connects to."
+        ),
+    ] = ""
+    ports: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=LARGEST_PORT)]],
+        Meta(description="Sockets that lead to one port each, without a word: path = port."),
+    ] = msgspec.field(default_factory=dict)
+
+
 class DeviceTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A VMBus device of your own; the guest program brings its VSC."""
 
@@ -273,6 +290,7 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     input: Annotated[list[InputName], Meta(description="Keyboard and mouse; a VM with a screen has both.")] = (
         msgspec.field(default_factory=list)
     )
+    sockets: SocketsTable | None = None
     cpu: CpuTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)
     nic: list[NicTable] = msgspec.field(default_factory=list)

@@ -25,6 +25,9 @@ from partitions.root.management import SHUT_DOWN_GRACE, ManagedVm, Vmms, VmState
 from partitions.root.saving import SavedVm
 from partitions.root.statistics import VmStatistics
 from partitions.topology_schema import DiskTable, DiskType, Size, VmTable
+from vmbus.protocol.hvsocket import parse_service, service_words
+from vmbus.server.socket_stream import HostSocket
+from vmbus.server.sockets import Accept, Listening, SocketRefused
 
 if TYPE_CHECKING:
     from vsp_vsc.keyboard.vsp import KeyboardVsp
@@ -159,6 +162,29 @@ class Vm:
         return self._managed.feed.subscribe(capacity)
 
     # --- what to do with it
+
+    async def connect(self, port: int | str) -> HostSocket:
+        """A stream to a port that its guest listens on, or to a service by its GUID; a `trio.abc.HalfCloseableStream`.
+
+        Raises `SocketRefused`, a `ConnectionError`, where nothing there takes it; `ValueError` for no port.
+        """
+        service = parse_service(str(port))
+        worker = self._managed.worker
+        if worker is None or worker.server is None:
+            await trio.lowlevel.checkpoint()
+            raise SocketRefused(f"{self.name}: {service_words(service)}: it is {self.state.value}")
+        try:
+            return await worker.server.connect(service)
+        except SocketRefused as error:
+            raise SocketRefused(f"{self.name}: {error}") from None
+
+    def listen(self, port: int | str, handler: Accept) -> Listening:
+        """Take what its guests connect to a port of their host, now and after each start; `.close()` ends it.
+
+        `handler(stream)` runs in a task of its own for each connection; the stream is closed when it returns. What it
+        raises, but for the guest having gone, is the end of the VM. ValueError for a port that is taken, or none.
+        """
+        return self._managed.listeners.listen(parse_service(str(port)), handler)
 
     async def start(self) -> None:
         """Turn it on; returns when its guest runs. Raises `StartFailed`, `InvalidTransition`."""

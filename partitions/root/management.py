@@ -42,6 +42,7 @@ from partitions.root.saving_file import read_file, write_file
 from partitions.root.statistics import VmStatistics
 from partitions.root.worker import HostServices, Worker
 from partitions.topology_schema import VmTable
+from vmbus.server.sockets import SocketListeners
 
 SHUT_DOWN_GRACE: Final = 10.0
 """Seconds that a guest has to power off after its power button was pressed."""
@@ -108,6 +109,8 @@ class ManagedVm:
 
     settings: VmTable
     console: Console
+    listeners: SocketListeners
+    """Who takes what its guests connect to."""
     state: VmState = VmState.OFF
     worker: Worker | None = None
     saved: Callable[[], SavedVm] | None = None
@@ -190,7 +193,7 @@ class Vmms:
         """Add a VM, off. Raises `ValueError` for a name that is taken."""
         if settings.name in self.vms:
             raise ValueError(f"a VM {settings.name!r} is defined already")
-        vm = ManagedVm(settings, Console(self._host.hypervisor.clock))
+        vm = ManagedVm(settings, Console(self._host.hypervisor.clock), _listeners(settings, self.folder))
         self.vms[settings.name] = vm
         return vm
 
@@ -306,7 +309,7 @@ class Vmms:
         """A worker for a VM that is Starting; whether its guest ran."""
         vm.run = this
         saved, vm.saved = vm.saved, None
-        vm.worker = Worker(self._host, vm.settings, vm.console, saved)
+        vm.worker = Worker(self._host, vm.settings, vm.console, vm.listeners, saved)
         ran: bool = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {vm.name}")
         return ran
 
@@ -542,6 +545,15 @@ class Vmms:
         while vm.state is state:
             await vm.changed.wait()
         await trio.lowlevel.checkpoint()
+
+
+def _listeners(settings: VmTable, folder: Path) -> SocketListeners:
+    """Those of the host's program, and then other programs, if the VM has a Unix socket that they listen beside."""
+    if settings.sockets is None or not settings.sockets.path:
+        return SocketListeners()
+    from partitions.root.sockets import Outside
+
+    return SocketListeners(Outside(folder / settings.sockets.path).find)
 
 
 def _by(who: str) -> dict[str, Any]:

@@ -83,13 +83,19 @@ async def quiesce(server: VmbusServer) -> None:
     """Until nothing that the guest asked for is unanswered; its processors stand still. Raises `CannotSave`."""
     for _ in range(_PROMPT_TURNS):
         await trio.lowlevel.checkpoint()
-        if not server.unrest():
+        if not _unrest(server):
             return
     deadline = trio.current_time() + QUIESCE_SECONDS
-    while busy := server.unrest():
+    while busy := _unrest(server):
         if trio.current_time() >= deadline:
             raise CannotSave(f"{busy}, for {QUIESCE_SECONDS:g} s already")
         await trio.sleep(_PAUSE)
+
+
+def _unrest(server: VmbusServer) -> str:
+    """What it is still busy with. Sockets have an end outside, which cannot be kept: they are cut, as Hyper-V does."""
+    server.sockets.end_all("its VM is being saved")
+    return server.unrest()
 
 
 def capture(machine: Machine) -> SavedVm:

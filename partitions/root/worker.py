@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
@@ -52,6 +53,10 @@ from partitions.topology_schema import DeviceTable, DiskTable, VmTable
 from vmbus.protocol.hvsocket import is_socket
 from vmbus.server.offers import Device, Offer
 from vmbus.server.service import VmbusServer, open_vmbus_server
+from vmbus.server.sockets import SocketListeners, seeded_endpoints
+
+if TYPE_CHECKING:
+    from partitions.root.sockets import UnixSockets
 
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
 """Makes what executes a VM's processors; called once a start."""
@@ -88,21 +93,32 @@ class HostServices:
     """The date that a guest's CMOS clock shows."""
     inline_io: bool
     """Do disk I/O on the Trio thread: the virtual clock would jump while another thread works."""
+    new_random: Callable[[str], random.Random]
+    """Random numbers for a purpose, which a seed makes repeatable."""
 
 
 class Worker:
     """One start of one VM. Every method but `run` is synchronous and may be called from anywhere on the Trio thread."""
 
     def __init__(
-        self, host: HostServices, settings: VmTable, console: Console, saved: Callable[[], SavedVm] | None = None
+        self,
+        host: HostServices,
+        settings: VmTable,
+        console: Console,
+        listeners: SocketListeners,
+        saved: Callable[[], SavedVm] | None = None,
     ) -> None:
-        """`saved` gives the state to go on from, in place of a boot; it may raise `CannotRestore`."""
+        """`listeners` take the guest's sockets. `saved` gives the state to go on from, in place of a boot; it may raise
+        `CannotRestore`.
+        """
         self._host = host
         self._saved = saved
         self._backend: Backend | None = None
         self._machine: Machine | None = None
         self._settings = settings
         self._console = console
+        self._listeners = listeners
+        self._unix_sockets: UnixSockets | None = None
         self._report: Report = _nobody
         self.ran = False
         """The guest has been let go at least once."""
@@ -205,7 +221,8 @@ class Worker:
         if backend is not None:
             seen |= {"backend": lambda: shown(backend)}
         if server is not None:
-            seen |= {"vmbus": server.inspect}
+            unix = None if self._unix_sockets is None else self._unix_sockets.inspect
+            seen |= {"vmbus": server.inspect, "sockets": functools.partial(server.sockets.inspect, unix)}
         if hotplug is not None:
             seen |= {"devices": Many(hotplug.devices, str)}
         if integration is not None:
@@ -291,8 +308,24 @@ class Worker:
                     raise CannotStart(f"cannot restore: {error}") from error
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow_plan, hotplug, self._settings.device)
-                await self._rounds(backend, built, chipset, server)
+                async with self._outer_sockets(server, nursery):
+                    await self._rounds(backend, built, chipset, server)
                 nursery.cancel_scope.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _outer_sockets(self, server: VmbusServer, nursery: trio.Nursery) -> AsyncIterator[None]:
+        """Its Unix sockets, if it has any. Raises `CannotStart`."""
+        if self._settings.sockets is None:
+            yield
+            return
+        from partitions.root.sockets import SocketsError, open_unix_sockets
+
+        try:
+            opening = open_unix_sockets(self._settings.sockets, self._host.folder, server.sockets, nursery)
+            async with opening as self._unix_sockets:
+                yield
+        except SocketsError as error:
+            raise CannotStart(f"sockets: {error}") from None
 
     def _open_partition(self, stack: contextlib.AsyncExitStack) -> VmPartition:
         """Without software, and suspended. Raises what `Vid.open_partition` does."""
@@ -350,6 +383,8 @@ class Worker:
                 trace=host.hypervisor.trace,
                 shared=settings.backend is not BackendKind.TASK,
                 device_names=offered_name,
+                listeners=self._listeners,
+                new_endpoint=seeded_endpoints(lambda: host.new_random(f"sockets of {settings.name}")),
             )
         )
         self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)

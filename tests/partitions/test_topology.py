@@ -91,7 +91,8 @@ def test_all_keys(folder: Path) -> None:
         (
             VM + "zzz = 2\n",
             'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, '
-            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, input, cpu, disk, nic, device",
+            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, input, sockets, cpu, disk, "
+            "nic, device",
         ),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
@@ -435,6 +436,7 @@ def test_documented_topology(folder: Path) -> None:
     (folder / "data.img").unlink()
     parse_topology(document.split("```toml\n")[1].split("```")[0], folder)
     later = {"cpu", "iops", "pool"}
-    for kind in ("HostTable", "VmTable", "DiskTable", "NicTable", "AclTable", "SwitchTable", "DeviceTable"):
-        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "nic", "acl", "device"}:
+    kinds = "HostTable", "VmTable", "DiskTable", "NicTable", "AclTable", "SwitchTable", "SocketsTable", "DeviceTable"
+    for kind in kinds:
+        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "nic", "acl", "device", "sockets"}:
             assert f"| `{key}` |" in document, key

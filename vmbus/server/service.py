@@ -50,7 +50,8 @@ from vmbus.server.saved import SavedBus
 from vmbus.server.saved_capture import LiveBus, capture, unrest
 from vmbus.server.saved_replay import replay
 from vmbus.server.slots import ChannelSlots, OfferedChannel
-from vmbus.server.sockets import HostSockets, SocketListeners, random_endpoint
+from vmbus.server.socket_stream import HostSocket
+from vmbus.server.sockets import Accept, HostSockets, Listening, SocketListeners, random_endpoint
 from vmbus.server.state import ServerState
 
 __all__ = ["Device", "Offer", "OfferedChannel", "OpenedChannel", "VmbusServer", "open_vmbus_server"]
@@ -252,6 +253,14 @@ class VmbusServer:
         self._offered[handle] = offered
         self._perform(actions)
         return offered
+
+    def listen(self, service: Guid, accept: Accept) -> Listening:
+        """Take what the guest connects to a service, until the result is closed. ValueError for one that is taken."""
+        return self.sockets.listeners.listen(service, accept)
+
+    async def connect(self, service: Guid) -> HostSocket:
+        """A stream to a service that the guest listens on. Raises `SocketRefused`."""
+        return await self.sockets.connect(service)
 
     def rescind(self, offered: OfferedChannel) -> None:
         """Take a device off the bus, its subchannels first. KeyError for one that is not there any longer."""

@@ -41,14 +41,17 @@ class HostSocket(BytePipe):
     comes as an end of the stream, or as `trio.BrokenResourceError`.
     """
 
-    def __init__(self, channel: Channel, *, service: Guid, broken: Callable[[str], None]) -> None:
+    def __init__(self, channel: Channel, *, service: Guid, endpoint: Guid, broken: Callable[[str], None]) -> None:
         """`broken` hears what is wrong with the guest's packets."""
         super().__init__(channel)
         self.service = service
+        self.endpoint = endpoint
         self.bytes_sent = 0
         self.bytes_received = 0
         self.closing = trio.Event()
         """The host's user has closed it."""
+        self.gone = trio.Event()
+        """The channel has ended; what the guest had sent may still be there to be received."""
         self._broken = broken
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -113,6 +116,7 @@ class HostSocket(BytePipe):
     def guest_is_gone(self) -> None:
         """The channel ends: receivers get what the guest had sent, and then the end."""
         self.channel.close(by_peer=True, keep=LATE_BYTES)
+        self.gone.set()
 
     def _check(self) -> None:
         if self.closing.is_set():

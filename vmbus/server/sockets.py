@@ -11,10 +11,11 @@ device task does no more than to hold the channel; whoever uses the stream may t
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import trio
@@ -46,7 +47,19 @@ HOST_CONNECTS_WITHIN: Final = 5.0
 
 Accept = Callable[[HostSocket], Awaitable[None]]
 """Serves one connection, in a task of its own; the stream is closed when it returns."""
-Reach = Callable[[], Awaitable[Accept]]
+
+
+class Reached(Protocol):
+    """Somebody in the host who is ready for one connection."""
+
+    async def serve(self, stream: HostSocket) -> None:
+        """Until it is done with the stream, which is closed then."""
+
+    def close(self) -> None:
+        """It is over, whether or not it came to a connection."""
+
+
+Reach = Callable[[], Awaitable[Reached]]
 """Reaches whoever is behind a listener. Raises `OSError` where nobody is."""
 
 
@@ -57,6 +70,18 @@ class SocketRefused(ConnectionError):
 def random_endpoint() -> Guid:
     """An endpoint that nobody has."""
     return Guid(uuid.uuid4().bytes_le)
+
+
+def seeded_endpoints(new_random: Callable[[], random.Random]) -> Callable[[], Guid]:
+    """What makes endpoints of the numbers of a generator, which is made when the first is wanted."""
+    made: list[random.Random] = []
+
+    def endpoint() -> Guid:
+        if not made:
+            made.append(new_random())
+        return Guid(uuid.UUID(int=made[0].getrandbits(128), version=4).bytes_le)
+
+    return endpoint
 
 
 class SocketListeners:
@@ -81,19 +106,31 @@ class SocketListeners:
     def find(self, service: Guid) -> Reach | None:
         """How to reach the listener of a service; None if there is none."""
         accept = self._accepts.get(service)
-        if accept is None:
-            return self._elsewhere(service)
-
-        async def here() -> Accept:
-            await trio.lowlevel.checkpoint()
-            return accept
-
-        return here
+        return self._elsewhere(service) if accept is None else _Here(accept).reach
 
     @property
     def services(self) -> list[Guid]:
         """Those that are listened on in this process."""
         return list(self._accepts)
+
+
+@attrs.frozen
+class _Here:
+    """A listener in this process."""
+
+    _accept: Accept
+
+    async def reach(self) -> Reached:
+        """At once."""
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def serve(self, stream: HostSocket) -> None:
+        """Its part."""
+        await self._accept(stream)
+
+    def close(self) -> None:
+        """The stream is closed by whoever has made it."""
 
 
 @attrs.frozen
@@ -126,7 +163,7 @@ class SocketConnection:
     partition_id: int
     reach: Reach | None = None
     """Reaches its listener; None where the host connects."""
-    accept: Accept | None = None
+    reached: Reached | None = None
     state: SocketState = SocketState.OFFERED
     stream: HostSocket | None = None
     why: str = ""
@@ -148,22 +185,23 @@ class SocketConnection:
         self.state = SocketState.REACHING
         try:
             with trio.fail_after(HOST_CONNECTS_WITHIN):
-                self.accept = await self.reach()
+                self.reached = await self.reach()
         except trio.TooSlowError:
             self.end(f"its listener could not be reached within {HOST_CONNECTS_WITHIN:g} s")
         except OSError as error:
             self.end(f"its listener cannot be reached: {error.strerror or error}")
         finally:
-            if self.accept is None:
+            if self.reached is None:
                 self.end("its guest gave it up")
-        return self.accept is not None and not self.ended.is_set()
+        return self.reached is not None and not self.ended.is_set()
 
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Hold the channel until one of the ends is done with it."""
         if self.ended.is_set():
             return
         self.channel_id = opened.channel_id
-        self.stream = HostSocket(channel, service=self.offer.interface, broken=self._broken)
+        offer = self.offer
+        self.stream = HostSocket(channel, service=offer.interface, endpoint=offer.instance, broken=self._broken)
         self.state = SocketState.OPEN
         self.decided.set()
         try:
@@ -309,8 +347,8 @@ class HostSockets:
             return "a socket of its guest's is being connected"
         return next((f"{one.offer} is open" for one in self.live.values() if not one.ended.is_set()), "")
 
-    def inspect(self) -> Branch:
-        """Live connections, listeners and how often what happened."""
+    def inspect(self, unix: Callable[[], Branch] | None = None) -> Branch:
+        """Live connections, listeners and how often what happened; `unix` shows how others reach them from outside."""
         return Branch(
             {
                 "live": len(self.live),
@@ -320,6 +358,7 @@ class HostSockets:
                 "refused": self._counters["sockets_refused"],
                 "listeners": lambda: Branch({service_words(one): True for one in self.listeners.services}),
                 "connections": Many(self.live, int, show=SocketConnection.inspect),
+                "unix": unix,
             }
         )
 
@@ -362,8 +401,8 @@ class HostSockets:
                 return
             self._counters["sockets_made"] += 1
             async with trio.open_nursery() as nursery:
-                if connection.accept is not None:
-                    nursery.start_soon(_serve, connection.accept, stream)
+                if connection.reached is not None:
+                    nursery.start_soon(_serve, connection.reached, stream)
                 await connection.ended.wait()
                 self._withdraw(offered)  # though a listener that has more to do than to listen may go on
         finally:
@@ -371,6 +410,8 @@ class HostSockets:
             self._withdraw(offered)
             if connection.stream is not None:
                 connection.stream.guest_is_gone()
+            if connection.reached is not None:
+                connection.reached.close()
             del self.live[connection.number]
 
     def _never_opened(self, connection: SocketConnection, seconds: float) -> str:
@@ -381,10 +422,10 @@ class HostSockets:
         return f"nothing in its guest took it within {seconds:g} s"
 
 
-async def _serve(accept: Accept, stream: HostSocket) -> None:
+async def _serve(reached: Reached, stream: HostSocket) -> None:
     """A listener's part. That the guest has gone is no mistake of its."""
     try:
         async with stream:
-            await accept(stream)
+            await reached.serve(stream)
     except* trio.BrokenResourceError:
         pass
