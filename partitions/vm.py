@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,17 @@ from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.exits import ExitRecord
 from partitions.root.feed import Subscription
 from partitions.root.hotplug import HotPlug, HotPlugError, Pluggable
-from partitions.root.integration import Contact, Heartbeat, Integration, Kvp
+from partitions.root.integration import (
+    HOLD_SECONDS,
+    Contact,
+    FreezeState,
+    GuestTime,
+    Heartbeat,
+    Integration,
+    Kvp,
+    frozen,
+    need,
+)
 from partitions.root.management import SHUT_DOWN_GRACE, ManagedVm, Vmms, VmStateChange
 from partitions.root.saving import SavedVm
 from partitions.root.statistics import VmStatistics
@@ -121,6 +132,20 @@ class Vm:
     def kvp(self) -> Kvp:
         """Its key-value pairs: `await vm.kvp.items()`."""
         return Kvp(self._integration)
+
+    @property
+    def clock(self) -> GuestTime:
+        """What the host knows of its guest's clock: how often it was set, and by how much it has gone wrong."""
+        integration = self._integration()
+        component = None if integration is None else integration.time_sync
+        return GuestTime() if component is None else component.time
+
+    @property
+    def shutdown_outcome(self) -> str:
+        """What its guest's driver said to the last request to power off, restart or hibernate; empty before one."""
+        integration = self._integration()
+        component = None if integration is None else integration.shutdown
+        return "" if component is None else component.outcome
 
     @property
     def integration(self) -> dict[str, Contact]:
@@ -226,19 +251,75 @@ class Vm:
         """Cut its power. Raises `InvalidTransition` if it is off."""
         await self._vmms.turn_off(self.name)
 
-    async def shut_down(self, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
+    async def shut_down(
+        self, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False
+    ) -> ExitRecord:
         """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.
 
-        The shutdown component asks where the guest drives it, the power button where it does not.
+        The shutdown component asks where the guest drives it, the power button where it does not. The guest's people
+        are told the `reason`; with `insist`, its programs may not object.
         """
-        return await self._vmms.shut_down(self.name, grace)
+        return await self._vmms.shut_down(self.name, grace, reason=reason, insist=insist)
 
-    async def restart(self, grace: float = SHUT_DOWN_GRACE) -> bool:
+    async def restart(self, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False) -> bool:
         """Ask its guest to boot again; whether it did within `grace` seconds. Raises `InvalidTransition`.
 
-        Only the shutdown component can ask for that; a guest without a driver for it is left alone.
+        Only the shutdown component can ask for that; a guest without a driver for it is left alone. If it did not,
+        `shutdown_outcome` has what it answered.
         """
-        return await self._vmms.restart(self.name, grace)
+        return await self._vmms.restart(self.name, grace, reason=reason, insist=insist)
+
+    async def hibernate(self, grace: float = SHUT_DOWN_GRACE, *, reason: str = "") -> bool:
+        """Ask its guest to write its memory to its own disk and power off; whether it did within `grace` seconds.
+
+        Otherwise as `restart`. What `save` does needs no guest's help, and is the host's own file.
+        """
+        return await self._vmms.hibernate(self.name, grace, reason=reason)
+
+    # --- its files
+
+    async def copy_file(
+        self, source: str | os.PathLike[str], path: str, *, overwrite: bool = False, create_path: bool = False
+    ) -> int:
+        """Copy a file of the host's into its guest, which must drive the file-copy component; how many bytes it has.
+
+        A `path` that ends in a slash is a folder, for the file's own name. Raises `NoAnswer` with the guest's reason,
+        `OSError` for the source, `ValueError` for a path that cannot be.
+        """
+        from partitions.root.file_source import copy_into
+
+        integration = self._integration()
+        component = need(None if integration is None else integration.file_copy, "file-copy")
+        return await copy_into(component, source, path, overwrite=overwrite, create_path=create_path)
+
+    def frozen(self, hold: float = HOLD_SECONDS) -> AbstractAsyncContextManager[None]:
+        """Hold its file systems still, as they would be on a disk that can be copied, until the block ends.
+
+            async with vm.frozen():
+                shutil.copy("data.img", "backup.img")
+
+        After `hold` seconds of the guest's time it thaws in any case, and the end of the block raises `NoAnswer`. Other
+        things that raise it: a guest without a driver, one that refuses, one that is reset meanwhile.
+        """
+        integration = self._integration()
+        return frozen(need(None if integration is None else integration.vss, "vss"), hold)
+
+    async def freeze(self, hold: float = HOLD_SECONDS) -> None:
+        """The beginning of `frozen`, for those whose block has no end in sight; `thaw` is the end."""
+        integration = self._integration()
+        await need(None if integration is None else integration.vss, "vss").freeze(hold)
+
+    async def thaw(self) -> None:
+        """Let its file systems go on. Raises `NoAnswer` where they are not frozen, or the guest does not say so."""
+        integration = self._integration()
+        await need(None if integration is None else integration.vss, "vss").thaw()
+
+    @property
+    def freeze_state(self) -> FreezeState:
+        """How its file systems are, as far as the host knows."""
+        integration = self._integration()
+        component = None if integration is None else integration.vss
+        return FreezeState.THAWED if component is None else component.state
 
     async def add_device(self, name: str, device: Pluggable) -> None:
         """Plug a device in while it is on, until it is off; its guest is told at once.

@@ -342,11 +342,14 @@ class Vmms:
         self._turn_off(vm)
         await self._while(vm, VmState.TURNING_OFF)
 
-    async def shut_down(self, name: str, grace: float = SHUT_DOWN_GRACE) -> ExitRecord:
+    async def shut_down(
+        self, name: str, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False
+    ) -> ExitRecord:
         """Ask the guest to power off; turn the VM off if it is still on after `grace` seconds. `InvalidTransition`.
 
         The shutdown component asks where the guest has a driver for it; where it has none, refuses or keeps silent, the
-        power button does. A model guest's kernel cancels its program; a guest that knows neither is turned off.
+        power button does. A model guest's kernel cancels its program; a guest that knows neither is turned off, and the
+        record's detail has what it had answered.
         """
         vm = self.find(name)
         self._move(vm, VmEvent.SHUT_DOWN)
@@ -354,15 +357,19 @@ class Vmms:
         assert this is not None, "it has a worker"
         this.ask_to_end()
         with trio.move_on_after(grace):
-            asked = worker.integration is not None and await worker.integration.request_shutdown()
+            flags = ShutdownFlags.FORCE if insist else ShutdownFlags.NONE
+            asked = worker.integration is not None and await worker.integration.request_shutdown(flags, reason)
             if not asked and vm.state is VmState.SHUTTING_DOWN:
                 worker.press_power_button()
             await this.ended.wait()
         if not this.ended.is_set() and vm.state is not VmState.TURNING_OFF:
-            await self.turn_off(name)
+            self._turn_off(vm, _unheard(worker, grace))
+            await self._while(vm, VmState.TURNING_OFF)
         return await this.wait()
 
-    async def restart(self, name: str, grace: float = SHUT_DOWN_GRACE) -> bool:
+    async def restart(
+        self, name: str, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False
+    ) -> bool:
         """Ask the guest to boot again; whether it did within `grace` seconds. The VM goes on either way.
 
         Raises `InvalidTransition` unless it is running.
@@ -374,13 +381,33 @@ class Vmms:
         before = worker.resets
         if worker.integration is None:
             return False
+        flags = ShutdownFlags.RESTART | (ShutdownFlags.FORCE if insist else ShutdownFlags.NONE)
         with trio.move_on_after(grace):
-            if not await worker.integration.request_shutdown(ShutdownFlags.RESTART):
+            if not await worker.integration.request_shutdown(flags, reason):
                 return False
             while vm.worker is worker and worker.resets == before:
                 await vm.changed.wait()
             await self._while(vm, VmState.RESETTING)
         return worker.resets > before
+
+    async def hibernate(self, name: str, grace: float = SHUT_DOWN_GRACE, *, reason: str = "") -> bool:
+        """Ask the guest to write its memory to its own disk and power off; whether it did within `grace` seconds.
+
+        The VM goes on otherwise. Raises `InvalidTransition` unless it is running.
+        """
+        vm = self.find(name)
+        if vm.state is not VmState.RUNNING:
+            raise InvalidTransition(vm.state, VmEvent.SHUT_DOWN)
+        this, worker = vm.run, _worker(vm)
+        assert this is not None, "it has a worker"
+        with trio.move_on_after(grace):
+            if worker.integration is None or not await worker.integration.request_shutdown(
+                ShutdownFlags.HIBERNATE, reason
+            ):
+                return False
+            this.ask_to_end()
+            await this.ended.wait()
+        return this.ended.is_set()
 
     async def request_state_change(self, name: str, requested_state: int) -> ReturnCode:
         """RequestStateChange of Msvm_ComputerSystem. It waits for the end of what Hyper-V would answer "job" to.
@@ -426,13 +453,13 @@ class Vmms:
             if vm.state not in (VmState.OFF, VmState.SAVED, VmState.TURNING_OFF):
                 self._turn_off(vm)
 
-    def _turn_off(self, vm: ManagedVm) -> None:
+    def _turn_off(self, vm: ManagedVm, detail: str = "") -> None:
         self._move(vm, VmEvent.TURN_OFF)
         vm.saved = None
         if vm.worker is not None:
             assert vm.run is not None, "it has a worker"
             vm.run.ask_to_end()
-            vm.worker.end(ExitReason.TURNED_OFF)
+            vm.worker.end(ExitReason.TURNED_OFF, detail)
 
     async def wait_off(self, vm: ManagedVm) -> None:
         """Until the VM is off, or saved; at once if it is."""
@@ -559,6 +586,14 @@ def _listeners(settings: VmTable, folder: Path) -> SocketListeners:
 def _by(who: str) -> dict[str, Any]:
     """The field of an event that says who asked, where somebody did."""
     return {"by": who} if who else {}
+
+
+def _unheard(worker: Worker, grace: float) -> str:
+    """Why the power was cut of a guest that was asked first."""
+    shutdown = None if worker.integration is None else worker.integration.shutdown
+    answer = "" if shutdown is None else shutdown.outcome
+    said = f" ({answer})" if answer else ""
+    return f"it was still on {grace:g} s after it had been asked to power off{said}"
 
 
 def _worker(vm: ManagedVm) -> Worker:
