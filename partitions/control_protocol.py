@@ -88,6 +88,10 @@ class Save(VmRequest, tag="save"):
     """From the topology's folder if relative; the VM's name with `.saved` by default."""
 
 
+class Screenshot(VmRequest, tag="screenshot"):
+    """What its screen shows now: its size, and a PNG file in base64."""
+
+
 class AddDisk(VmRequest, tag="add-disk"):
     """Give it another disk; the members are the keys of `[[vm.disk]]`. The answer has its LUN."""
 
@@ -152,7 +156,7 @@ class Down(Request, tag="down"):
 
 
 AnyRequest = (
-    *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, AddDisk, RemoveDisk, Down),
+    *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
     *(Inspect, Update, Events, Trace, ConsoleOf),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)

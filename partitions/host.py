@@ -23,6 +23,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -37,6 +38,7 @@ from partitions.root.console import Console, ConsoleLine
 from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
+from partitions.root.host_network import HostNetwork
 from partitions.root.hotplug import HotPlugError
 from partitions.root.integration import Contact, Heartbeat, Kvp, NoAnswer, Pool
 from partitions.root.management import (
@@ -48,6 +50,7 @@ from partitions.root.management import (
     VmStateChange,
     open_vmms,
 )
+from partitions.root.nic_state import NicError, NicState, SwitchError
 from partitions.root.saving import CannotSave
 from partitions.root.statistics import VmStatistics
 from partitions.root.vid import Vid
@@ -55,12 +58,13 @@ from partitions.root.winhv import WinHv
 from partitions.root.worker import BackendFactory, HostServices
 from partitions.surroundings import is_virtual, raise_descriptor_limit, trio_clock, wall_clock
 from partitions.topology_schema import Topology, VmTable
-from partitions.vm import Vm
+from partitions.vm import NoScreen, Vm
 from vmbus.server.sockets import SocketRefused
 
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
     from partitions.recording.file import FileRecording
+    from vsp_vsc.network.switch.switch import VirtualSwitch
 
 __all__ = [
     "CannotSave",
@@ -76,11 +80,15 @@ __all__ = [
     "HotPlugError",
     "InvalidTransition",
     "Kvp",
+    "NicError",
+    "NicState",
     "NoAnswer",
+    "NoScreen",
     "Pool",
     "ReturnCode",
     "SocketRefused",
     "StartFailed",
+    "SwitchError",
     "UnknownVm",
     "Vm",
     "VmEvent",
@@ -94,6 +102,8 @@ ROOT_PROCESSORS: Final = 4
 """Root virtual processors: 4 x 2,047 event flags are enough for 1,024 children with seven channels each."""
 ROOT_MEMORY: Final = 256 << 20
 """What the host's own structures may take beside the VMs' memory, in bytes; used as needed."""
+SCREEN_MEMORY: Final = 8 << 20
+"""The same, for each VM with a screen: a kernel has its pixels in memory of the host's."""
 MAX_PROCESSORS: Final = 64
 
 
@@ -108,6 +118,7 @@ class Host(Mapping[str, Vm]):
         vid: Vid,
         vmms: Vmms,
         seed: int | None,
+        network: HostNetwork,
     ) -> None:
         self.topology = topology
         self.hypervisor = hypervisor
@@ -115,6 +126,7 @@ class Host(Mapping[str, Vm]):
         self.winhv = winhv
         self.vid = vid
         self.vmms = vmms
+        self.network = network
         self.seed = seed
         self.started = 0
         """Unix time in seconds when the host's clock began; 0 on the virtual clock."""
@@ -140,6 +152,12 @@ class Host(Mapping[str, Vm]):
     def trace(self) -> Trace:
         """The tap on everything: `host.trace.add_sink(print)`."""
         return self.hypervisor.trace
+
+    @property
+    def switches(self) -> Mapping[str, VirtualSwitch]:
+        """The topology's switches by name, each with its ports and what it has learned. For looking at."""
+        made = self.network.made
+        return {} if made is None else MappingProxyType(made.switches)
 
     @contextmanager
     def record(self, path: str | os.PathLike[str]) -> Iterator[FileRecording]:
@@ -261,7 +279,8 @@ async def open_host(
     - `sinks`: functions that get every trace event.
     - `backends`: makes what executes each VM's processors, for those who bring guests of their own.
 
-    Raises `TopologyError`, and `ValueError` where clock and backend do not go together.
+    Raises `TopologyError`, `SwitchError` for a switch that this machine cannot have, and `ValueError` where clock and
+    backend do not go together.
     """
     if not isinstance(topology, Topology):
         from partitions.topology import load_topology
@@ -274,7 +293,7 @@ async def open_host(
     hypervisor = Hypervisor(
         now,
         Trace(now),
-        memory_bytes=topology.host.memory + ROOT_MEMORY,
+        memory_bytes=topology.host.memory + ROOT_MEMORY + sum(SCREEN_MEMORY for vm in topology.vm if vm.screen),
         root_vps=ROOT_PROCESSORS,
         max_vps=MAX_PROCESSORS,
         logical_processors=topology.host.logical_processors,
@@ -290,6 +309,12 @@ async def open_host(
             stack.callback(winhv.close)
             vid = Vid(hypervisor, winhv, vm_memory=topology.host.memory)
             stack.callback(vid.close)
+            network = HostNetwork(topology, now, hypervisor.trace)
+            if topology.switch:
+                from partitions.root.switches import open_uplinks
+
+                switches = network.switches()
+                await stack.enter_async_context(open_uplinks(switches, topology.switch, topology.folder))
             services = HostServices(
                 hypervisor=hypervisor,
                 winhv=winhv,
@@ -298,12 +323,14 @@ async def open_host(
                 folder=topology.folder,
                 wall_clock=wall_clock(now, virtual),
                 inline_io=virtual,
+                network=network,
                 new_random=_random_of(topology.host.seed if seed is None else seed),
             )
             vmms = await stack.enter_async_context(open_vmms(services))
             for table in topology.vm:
                 vmms.define(table)
-            host = Host(topology, hypervisor, winhv, vid, vmms, topology.host.seed if seed is None else seed)
+            seed = topology.host.seed if seed is None else seed
+            host = Host(topology, hypervisor, winhv, vid, vmms, seed, network)
             if not virtual:
                 host.started = round(services.wall_clock().timestamp() - seconds(now()))
             yield host

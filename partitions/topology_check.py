@@ -18,6 +18,7 @@ from partitions.topology_schema import (
     Backend,
     DiskTable,
     DiskType,
+    ScreenTable,
     Topology,
     TopologyFile,
     VmTable,
@@ -39,6 +40,11 @@ from partitions.topology_words import (
 
 KERNEL_SCRIPT = "get-kernel"
 """A file of this name beside a topology fetches what no topology can carry with it."""
+BYTES_A_PIXEL = 4
+VIDEO_MEMORY = 8 << 20
+"""What Hyper-V gives a screen."""
+LEAST_WITH_SCREEN = 1 << 20
+"""The rings of screen, keyboard and mouse, besides the pixels."""
 LEAST_MEMORY = 1 << 20
 """A model guest's kernel needs its low pages, a heap for rings and a little more."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -163,6 +169,8 @@ class Check:
             self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
         if vm.cpu is not None:
             self.problem((*keys, "cpu"), "processor controls come later: remove cpu")
+        if vm.screen is not None:
+            self.screen(vm, vm.screen, (*keys, "screen"))
         self.disk_count(vm.disk, keys)
         for index, disk in enumerate(vm.disk):
             self.disk(disk, (*keys, "disk", index))
@@ -205,6 +213,17 @@ class Check:
             return f"; get it with: {os.path.relpath(script)}"
         near = nearest(path.name, siblings(path))
         return f'; did you mean "{near}"?' if near else ""
+
+    def screen(self, vm: VmTable, screen: ScreenTable, keys: KeyPath) -> None:
+        """Its pixels have room where they are kept: in the guest's own memory, but with a kernel in the host's."""
+        wanted = screen.width * screen.height * BYTES_A_PIXEL
+        if wanted > VIDEO_MEMORY:
+            size = f"{screen.width}x{screen.height} pixels take {wanted} bytes"
+            self.problem((*keys, "height"), f"{size}, and a screen has {size_words(VIDEO_MEMORY)}: make it smaller")
+        elif vm.backend is Backend.TASK and vm.memory < LEAST_MEMORY + LEAST_WITH_SCREEN + wanted:
+            least = -(-(LEAST_MEMORY + LEAST_WITH_SCREEN + wanted) >> 20) << 20
+            words = f"must be at least {size_words(least)} for a guest with a screen of this size"
+            self.problem((*keys[:-1], "memory"), f"{words}, is {size_words(vm.memory)}")
 
     def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
         """One controller's worth, each at a place of its own."""

@@ -229,6 +229,19 @@ def numbers_of(nics: Sequence[NicTable]) -> list[int]:
     return _numbered([nic.number for nic in nics])
 
 
+class ScreenTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A screen for the VM, with keyboard and mouse."""
+
+    width: Annotated[int, Meta(ge=640, le=1920, description="Pixels across that its guest is asked to show.")] = 1024
+    height: Annotated[int, Meta(ge=480, le=1200, description="Pixels down.")] = 768
+    vnc: (
+        Annotated[
+            int, Meta(ge=0, le=65535, description="Port of its VNC server on loopback, 0 for any; by default none.")
+        ]
+        | None
+    ) = None
+
+
 class SocketsTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Unix sockets of the host that lead to the VM's Hyper-V sockets. They are there while it is on."""
 
@@ -290,6 +303,7 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     input: Annotated[list[InputName], Meta(description="Keyboard and mouse; a VM with a screen has both.")] = (
         msgspec.field(default_factory=list)
     )
+    screen: ScreenTable | None = None
     sockets: SocketsTable | None = None
     cpu: CpuTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)

@@ -43,6 +43,11 @@ from vmbus.server.sockets import Accept, Listening, SocketRefused
 if TYPE_CHECKING:
     from vsp_vsc.keyboard.vsp import KeyboardVsp
     from vsp_vsc.mouse.vsp import MouseVsp
+    from vsp_vsc.video.framebuffer import Framebuffer
+
+
+class NoScreen(Exception):
+    """There is nothing to look at; the text says why, and what to do."""
 
 
 class Vm:
@@ -165,6 +170,23 @@ class Vm:
         worker = self._managed.worker
         return None if worker is None or worker.input is None else worker.input.mouse
 
+    @property
+    def screen(self) -> Framebuffer | None:
+        """What its guest shows in this run; None while it is off, or if it has no `[vm.screen]`."""
+        worker = self._managed.worker
+        return None if worker is None or worker.screen is None else worker.screen.framebuffer
+
+    async def screenshot(self) -> bytes:
+        """What its guest shows now, read afresh, as a PNG file. Raises `NoScreen`."""
+        if self.settings.screen is None:
+            raise NoScreen(f'VM "{self.name}" has no screen: give it a [vm.screen] table in its topology')
+        screen = self.screen
+        if screen is None:
+            raise NoScreen(f'VM "{self.name}" is {self.state.value}: start it, and its guest can show something')
+        from partitions.root.screen import take_png
+
+        return await take_png(screen)
+
     def _integration(self) -> Integration | None:
         worker = self._managed.worker
         return None if worker is None else worker.integration
@@ -251,9 +273,7 @@ class Vm:
         """Cut its power. Raises `InvalidTransition` if it is off."""
         await self._vmms.turn_off(self.name)
 
-    async def shut_down(
-        self, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False
-    ) -> ExitRecord:
+    async def shut_down(self, grace: float = SHUT_DOWN_GRACE, *, reason: str = "", insist: bool = False) -> ExitRecord:
         """Ask its guest to power off, and cut its power after `grace` seconds. Raises `InvalidTransition`.
 
         The shutdown component asks where the guest drives it, the power button where it does not. The guest's people

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vsp_vsc.network.vsc import Network
     from vsp_vsc.storage.disk import Disk
     from vsp_vsc.storage.vsc import DiskChange
+    from vsp_vsc.video.vsc import Screen
 
 GuestMain = Callable[["Guest"], Awaitable[object]]
 """A guest program's `main`. None or 0 is success; another integer is its exit code; an exception is a crash."""
@@ -209,6 +210,11 @@ class Guest:
         """Where people point: `async for report in mouse`. `NoSuchDevice` without one."""
         mouse: Mouse = await self._devices.driver("mouse")
         return mouse
+
+    async def screen(self) -> Screen:
+        """What people look at: `screen.fill(...)`, `screen.text(...)`, `await screen.flush()`; or `NoSuchDevice`."""
+        screen: Screen = await self._devices.driver("video")
+        return screen
 
     async def settled(self) -> None:
         """Wait until each device that was offered so far has its driver, or has been given up."""

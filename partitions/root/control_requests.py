@@ -6,6 +6,7 @@ A request that was begun is finished, whether or not its peer waits for the answ
 from __future__ import annotations
 
 import difflib
+import struct
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -22,6 +23,7 @@ from partitions.host import (
     DiskError,
     Host,
     InvalidTransition,
+    NoScreen,
     StartFailed,
     UnknownVm,
     Vm,
@@ -173,6 +175,8 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
             case protocol.Save():
                 path = await vm.save(request.path)
                 return {**msgspec.structs.asdict(figures_of(vm)), "path": str(path)}
+            case protocol.Screenshot():
+                return await _screenshot(vm)
             case protocol.AddDisk():
                 lun = await vm.add_disk(
                     request.path,
@@ -190,9 +194,16 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
                 raise AssertionError(f"{request} is not decoded")
     except InvalidTransition as error:
         raise Denied("wrong_state", wrong_state(vm.name, error.state, error.event)) from None
-    except (StartFailed, CannotSave, DiskError, ValueError) as error:
+    except (StartFailed, CannotSave, NoScreen, DiskError, ValueError) as error:
         raise Denied("refused", str(error)) from None
     return figures_of(vm)
+
+
+async def _screenshot(vm: Vm) -> dict[str, Any]:
+    """The picture's own size, which the screen's may not be any more."""
+    png = await vm.screenshot()
+    width, height = struct.unpack_from(">II", png, 16)
+    return {"vm": vm.name, "width": width, "height": height, "png": png}
 
 
 def greeting(control: ControlSocket) -> protocol.Greeting:

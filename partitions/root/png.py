@@ -1,7 +1,7 @@
 """A screen's pixels as a PNG file. Root side.
 
-Source: PNG specification (ISO/IEC 15948), clauses 5 and 11: signature, IHDR, IDAT, IEND; 8 bits a channel, RGB. Rows are
-not filtered: screens are made of runs, which the compressor finds as they are.
+Source: PNG specification (ISO/IEC 15948), clauses 5 and 11: signature, IHDR, IDAT, IEND; 8 bits a channel, RGB. Rows
+are not filtered: screens are made of runs, which the compressor finds as they are.
 """
 
 from __future__ import annotations

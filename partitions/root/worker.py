@@ -39,8 +39,9 @@ from partitions.root.chipset.cmos import CmosClock
 from partitions.root.chipset.com1 import Com1
 from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
-from partitions.root.devices import CONTROLLER, CountedDevice, open_devices
+from partitions.root.devices import CONTROLLER, CountedDevice, nic_name, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
+from partitions.root.host_network import HostNetwork
 from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
 from partitions.root.input import Input
 from partitions.root.integration import Integration
@@ -49,13 +50,14 @@ from partitions.root.statistics import VmStatistics, take_statistics
 from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
-from partitions.topology_schema import DeviceTable, DiskTable, VmTable
+from partitions.topology_schema import DeviceTable, DiskTable, NicTable, VmTable, numbers_of
 from vmbus.protocol.hvsocket import is_socket
 from vmbus.server.offers import Device, Offer
 from vmbus.server.service import VmbusServer, open_vmbus_server
 from vmbus.server.sockets import SocketListeners, seeded_endpoints
 
 if TYPE_CHECKING:
+    from partitions.root.screen import Screen
     from partitions.root.sockets import UnixSockets
 
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
@@ -93,6 +95,8 @@ class HostServices:
     """The date that a guest's CMOS clock shows."""
     inline_io: bool
     """Do disk I/O on the Trio thread: the virtual clock would jump while another thread works."""
+    network: HostNetwork
+    """The switches."""
     new_random: Callable[[str], random.Random]
     """Random numbers for a purpose, which a seed makes repeatable."""
 
@@ -141,6 +145,8 @@ class Worker:
         """Heartbeat, shutdown and the like, while there is a partition."""
         self.input: Input | None = None
         """Keyboard and mouse, while there is a partition."""
+        self.screen: Screen | None = None
+        """While there is a partition that has one."""
         self._devices: list[CountedDevice] = []
         """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
@@ -388,7 +394,14 @@ class Worker:
             )
         )
         self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
-        self._offer_all(hotplug, [*self.integration.devices, *self.input.devices])
+        more: list[Device] = [*self.integration.devices, *self.input.devices]
+        if settings.screen is not None:
+            from partitions.root.screen import Screen
+
+            self.screen = Screen(settings, built, host.vid, host.hypervisor.trace)
+            stack.callback(self.screen.close)
+            more.append(self.screen.device)
+        self._offer_all(hotplug, more)
         return server, hotplug
 
     async def _read_saved(self, backend: Backend) -> SavedVm | None:
@@ -410,6 +423,8 @@ class Worker:
         try:
             if self._settings.disk:
                 hotplug.add(CONTROLLER, self._settings.disk)
+            for number, nic in zip(numbers_of(self._settings.nic), self._settings.nic, strict=True):
+                hotplug.add(nic_name(number), msgspec.structs.replace(nic, number=number))
             for table in self._settings.device:
                 if not table.arrives:
                     hotplug.add(table.vsp, table)
@@ -423,16 +438,22 @@ class Worker:
             self.hotplug.close()
 
     def _open_more(
-        self, partition_id: int, name: str, disks: Sequence[DiskTable], tables: Sequence[DeviceTable]
+        self,
+        partition_id: int,
+        name: str,
+        disks: Sequence[DiskTable],
+        tables: Sequence[DeviceTable],
+        nics: Sequence[NicTable],
     ) -> contextlib.AbstractContextManager[list[CountedDevice]]:
         """Some devices; a controller's name makes its instance its own."""
-        more = msgspec.structs.replace(self._settings, disk=list(disks), device=list(tables))
+        more = msgspec.structs.replace(self._settings, disk=list(disks), device=list(tables), nic=list(nics))
         return open_devices(
             more,
             folder=self._host.folder,
             inline_io=self._host.inline_io,
             trace=self._host.hypervisor.trace,
             partition_id=partition_id,
+            network=self._host.network,
             controller_name=name,
         )
 
@@ -506,6 +527,7 @@ class Worker:
         self.hotplug = None
         self.integration = None
         self.input = None
+        self.screen = None
 
 
 def vm_privileges(settings: VmTable) -> int:

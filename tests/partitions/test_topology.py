@@ -21,7 +21,7 @@ from partitions.topology import (
     schema,
     size_words,
 )
-from partitions.topology_schema import DiskType, luns_of
+from partitions.topology_schema import DiskType, ScreenTable, VmTable, luns_of
 from partitions.topology_source import line_of
 
 PROGRAM = "async def main(guest):\n    pass\n"
@@ -41,6 +41,7 @@ def problems(folder: Path, text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
+KEYS = VmTable.__struct_fields__
 VM = '[[vm]]\nname = "web"\nprogram = "web.py"\n'
 
 
@@ -51,6 +52,16 @@ def test_smallest(folder: Path) -> None:
     assert (vm.name, vm.backend, vm.memory, vm.processors, vm.disk) == ("web", Backend.TASK, 64 << 20, 1, [])
     assert (topology.host.logical_processors, topology.host.memory, topology.host.seed) == (4, 8 << 30, None)
     assert topology.folder == folder
+
+
+def test_a_screen(folder: Path) -> None:
+    """An empty table is a screen of the usual size without a server; a kernel's pixels are not in its own memory."""
+    assert parse_topology(VM, folder).vm[0].screen is None
+    assert parse_topology(VM + "[vm.screen]\n", folder).vm[0].screen == ScreenTable(width=1024, height=768, vnc=None)
+    wide = "[vm.screen]\nwidth = 1920\nheight = 1080\nvnc = 0\n"
+    assert parse_topology(VM + wide, folder).vm[0].screen == ScreenTable(width=1920, height=1080, vnc=0)
+    kernel = '[[vm]]\nname = "web"\nbackend = "kvm"\nkernel = "data.img"\nmemory = "4MiB"\n'
+    assert parse_topology(kernel + wide, folder).vm[0].screen is not None
 
 
 def test_all_keys(folder: Path) -> None:
@@ -90,10 +101,21 @@ def test_all_keys(folder: Path) -> None:
         (VM + "procesors = 2\n", 'line 4: vm[0] "web".procesors: unknown key; did you mean "processors"?'),
         (
             VM + "zzz = 2\n",
-            'line 4: vm[0] "web".zzz: unknown key; known are name, backend, program, args, kernel, '
-            "initrd, cmdline, memory, processors, restart, integration, synthetic_timers, input, sockets, cpu, disk, "
-            "nic, device",
+            f'line 4: vm[0] "web".zzz: unknown key; known are {", ".join(KEYS)}',
         ),
+        (VM + "[vm.screen]\nwidth = 639\n", 'line 5: vm[0] "web".screen.width: must be at least 640, is 639'),
+        (VM + "[vm.screen]\nheight = 1201\n", 'line 5: vm[0] "web".screen.height: must be at most 1200, is 1201'),
+        (
+            VM + "[vm.screen]\nwidth = 1920\nheight = 1200\n",
+            'line 6: vm[0] "web".screen.height: 1920x1200 pixels take 9216000 bytes, and a screen has 8 MiB: '
+            "make it smaller",
+        ),
+        (
+            VM + 'memory = "4MiB"\n[vm.screen]\n',
+            'line 4: vm[0] "web".memory: must be at least 5 MiB for a guest with a screen of this size, is 4 MiB',
+        ),
+        (VM + "[vm.screen]\nvnc = 65536\n", 'line 5: vm[0] "web".screen.vnc: must be at most 65535, is 65536'),
+        (VM + "screen = 3\n", 'line 4: vm[0] "web".screen: must be a table, is 3'),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),
         ("", "vm: no virtual machine: add a [[vm]] table"),
         ("vm = []", "line 1: vm: no virtual machine: add a [[vm]] table"),
@@ -437,6 +459,7 @@ def test_documented_topology(folder: Path) -> None:
     parse_topology(document.split("```toml\n")[1].split("```")[0], folder)
     later = {"cpu", "iops", "pool"}
     kinds = "HostTable", "VmTable", "DiskTable", "NicTable", "AclTable", "SwitchTable", "SocketsTable", "DeviceTable"
-    for kind in kinds:
-        for key in schema()["$defs"][kind]["properties"].keys() - later - {"disk", "nic", "acl", "device", "sockets"}:
+    tables = {"disk", "nic", "acl", "device", "screen", "sockets"}
+    for kind in (*kinds, "ScreenTable"):
+        for key in schema()["$defs"][kind]["properties"].keys() - later - tables:
             assert f"| `{key}` |" in document, key
