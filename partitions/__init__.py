@@ -23,12 +23,15 @@ if TYPE_CHECKING:
         HotPlugError,
         InvalidTransition,
         Kvp,
+        NicError,
+        NicState,
         NoAnswer,
         NoScreen,
         Pool,
         ReturnCode,
         SocketRefused,
         StartFailed,
+        SwitchError,
         UnknownVm,
         Vm,
         VmEvent,
@@ -39,11 +42,11 @@ if TYPE_CHECKING:
     )
     from partitions.inspect import InspectError
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
-    from partitions.topology_schema import DeviceTable, DiskTable
+    from partitions.topology_schema import DeviceTable, DiskTable, NicTable
 
 _HOMES = {
     **dict.fromkeys(("Topology", "TopologyError", "VmTable", "load_topology"), "topology"),
-    **dict.fromkeys(("DeviceTable", "DiskTable"), "topology_schema"),
+    **dict.fromkeys(("DeviceTable", "DiskTable", "NicTable"), "topology_schema"),
     "InspectError": "inspect",
 }
 """Where names come from that are not `partitions.host`'s."""
@@ -65,12 +68,16 @@ __all__ = [
     "InspectError",
     "InvalidTransition",
     "Kvp",
+    "NicError",
+    "NicState",
+    "NicTable",
     "NoAnswer",
     "NoScreen",
     "Pool",
     "ReturnCode",
     "SocketRefused",
     "StartFailed",
+    "SwitchError",
     "Topology",
     "TopologyError",
     "UnknownVm",

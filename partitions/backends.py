@@ -8,6 +8,7 @@ import attrs
 
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import Topology, VmTable
+from vsp_vsc.network.switch.kinds import SwitchKind
 
 if TYPE_CHECKING:
     from hypervisor.backend.base import Backend
@@ -56,3 +57,9 @@ def refuse_threads(topology: Topology) -> None:
             raise ValueError(f"VM {vm.name!r}: the {vm.backend.value} backend cannot run on the virtual clock")
         if vm.sockets is not None:
             raise ValueError(f"VM {vm.name!r}: [vm.sockets] cannot be had on the virtual clock, which waits for nobody")
+    for switch in topology.switch:
+        if switch.kind is not SwitchKind.PRIVATE:
+            raise ValueError(
+                f"switch {switch.name!r}: of kind {switch.kind.value!r} it cannot be on the virtual clock, which waits "
+                "for nobody; make it private"
+            )

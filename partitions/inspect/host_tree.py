@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 def host_tree(host: Host) -> Branch:
     """Everything, made as far as somebody walks."""
+    made = host.network.made
     return Branch(
         {
             "host": lambda: _host(host),
             "hypervisor": host.hypervisor.inspect,
             "vm": Many(host.vmms.vms, str),
+            **({} if made is None else {"switch": made.inspect}),
             "trace": host.trace.inspect,
         }
     )

@@ -15,18 +15,22 @@ from hypervisor.inspect import Branch, Gone, shown
 from hypervisor.trace import Trace
 from hypervisor.wire import Guid
 from partitions.root.disk_state import DeviceError
-from partitions.topology_schema import DeviceTable, VmTable
+from partitions.root.nic_state import NicError
+from partitions.topology_schema import DeviceTable, VmTable, numbers_of
 from vmbus.channel import ChannelStatistics
 from vmbus.server.offers import Device, InspectableDevice, LeavingDevice, Offer, SavableDevice
 from vmbus.server.saved import CannotRestore, CannotSave
 
 if TYPE_CHECKING:
     from partitions.root.disks import VmDisks
+    from partitions.root.host_network import HostNetwork
     from vmbus.channel import Channel
     from vmbus.server.opened import OpenedChannel
 
 CONTROLLER: Final = "storage"
 """The name of the controller with the topology's disks."""
+MAX_NIC_SUB_CHANNELS: Final = 7
+"""Eight channels an adapter, as Linux's driver opens at most by itself."""
 _module_numbers: Final = itertools.count(1)
 
 
@@ -97,9 +101,16 @@ def instance_of(vm: str, device: str) -> Guid:
 
 @contextlib.contextmanager
 def open_devices(
-    vm: VmTable, *, folder: Path, inline_io: bool, trace: Trace, partition_id: int, controller_name: str = CONTROLLER
+    vm: VmTable,
+    *,
+    folder: Path,
+    inline_io: bool,
+    trace: Trace,
+    partition_id: int,
+    network: HostNetwork,
+    controller_name: str = CONTROLLER,
 ) -> Iterator[list[CountedDevice]]:
-    """Open the images, load the VSPs; close the images at the end. Raises `DeviceError`.
+    """Open the images, plug in the adapters, load the VSPs; until the end. Raises `DeviceError`.
 
     Each controller of a VM needs a name of its own.
     """
@@ -120,9 +131,34 @@ def open_devices(
                 max_sub_channels=min(vm.processors - 1, MAX_SUB_CHANNELS),  # one for each processor, as on Hyper-V
             )
             devices.append(CountedDevice(controller, disks))
+        if vm.nic:
+            from vsp_vsc.device import BY_NAME
+
+            make_vsp = BY_NAME["network"].load_vsp()
+            switches = network.switches()
+            for number, nic in zip(numbers_of(vm.nic), vm.nic, strict=True):
+                name = nic_name(number)
+                try:
+                    port = stack.enter_context(switches.connected(vm.name, number, nic))
+                except NicError as error:
+                    raise DeviceError(f"{name}: {error}") from error
+                vsp = make_vsp(
+                    port,
+                    instance_of(vm.name, name),
+                    trace,
+                    partition_id,
+                    f"{vm.name} {name}",
+                    max_sub_channels=min(vm.processors - 1, MAX_NIC_SUB_CHANNELS),
+                )
+                devices.append(CountedDevice(vsp))
         for table in vm.device:
             devices.append(CountedDevice(load_vsp(table, folder)))
         yield devices
+
+
+def nic_name(number: int) -> str:
+    """What an adapter is called on the bus."""
+    return f"nic{number}"
 
 
 def load_vsp(table: DeviceTable, folder: Path) -> Device:

@@ -14,18 +14,19 @@ import trio
 from hypervisor.inspect import Branch, counters
 from partitions.root.devices import CountedDevice
 from partitions.root.disk_state import DeviceError
-from partitions.topology_schema import DeviceTable, DiskTable
+from partitions.topology_schema import DeviceTable, DiskTable, NicTable
 from vmbus.server.offers import Device
 
 if TYPE_CHECKING:
     from vmbus.server.service import VmbusServer
     from vmbus.server.slots import OfferedChannel
 
-Pluggable: TypeAlias = Device | DeviceTable | DiskTable | Sequence[DiskTable]
-"""A VSP, or the table of one; or the disks of a SCSI controller of their own, the first at LUN 0."""
+Pluggable: TypeAlias = Device | DeviceTable | DiskTable | NicTable | Sequence[DiskTable]
+"""A VSP, or the table of one; an adapter; or the disks of a SCSI controller of their own, the first at LUN 0."""
 
 OpenTables: TypeAlias = Callable[
-    [str, Sequence[DiskTable], Sequence[DeviceTable]], contextlib.AbstractContextManager[list[CountedDevice]]
+    [str, Sequence[DiskTable], Sequence[DeviceTable], Sequence[NicTable]],
+    contextlib.AbstractContextManager[list[CountedDevice]],
 ]
 """Makes the devices of tables; `DeviceError`. The text makes the controller's instance its own."""
 
@@ -118,11 +119,14 @@ class HotPlug:
     def _make(self, name: str, what: Pluggable, opened: contextlib.ExitStack) -> CountedDevice:
         disks: Sequence[DiskTable] = ()
         tables: Sequence[DeviceTable] = ()
+        nics: Sequence[NicTable] = ()
         match what:
             case DiskTable():
                 disks = [what]
             case DeviceTable():
                 tables = [what]
+            case NicTable():
+                nics = [what]
             case Sequence() if all(isinstance(one, DiskTable) for one in what):
                 disks = what
             case _ if hasattr(what, "offer") and hasattr(what, "serve"):
@@ -131,7 +135,7 @@ class HotPlug:
                 kinds = "a DeviceTable, DiskTables or a VSP with an offer and a serve"
                 raise HotPlugError(f"device {name!r}: must be {kinds}, is {what!r}")
         try:
-            made = opened.enter_context(self._open_tables(name, disks, tables))
+            made = opened.enter_context(self._open_tables(name, disks, tables, nics))
         except DeviceError as error:
             raise HotPlugError(str(error)) from error
         if not made:

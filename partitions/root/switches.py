@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import attrs
 import trio
 
 from hypervisor.inspect import Branch, Many
@@ -220,20 +219,6 @@ class Switches:
         if link is not None:
             seen["uplink"] = link.inspect
         return Branch(seen)
-
-
-@attrs.define(eq=False)
-class Network:
-    """A host's switches, made when somebody wants them."""
-
-    make: Callable[[], Switches]
-    made: Switches | None = None
-
-    def __call__(self) -> Switches:
-        """The switches."""
-        if self.made is None:
-            self.made = self.make()
-        return self.made
 
 
 @asynccontextmanager
