@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -146,10 +146,7 @@ class Ip:
             began = self._platform.reference_time()
             self.stack.send_echo(began, ping.destination, *key, payload)
             await self._after()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_after, timeout, nursery.cancel_scope)
-                await ping.done.wait()
-                nursery.cancel_scope.cancel()
+            await self.within(timeout, ping.done.wait)
         finally:
             del self._pings[key]
         if ping.problem:
@@ -267,10 +264,7 @@ class Ip:
             self._sleeping_until = deadline
             wait = max(0, deadline - self._platform.reference_time()) / TICKS_PER_SECOND
             if wait:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._cancel_after, wait, nursery.cancel_scope)
-                    await self._earlier.wait()
-                    nursery.cancel_scope.cancel()
+                await self.within(wait, self._earlier.wait)
             self._sleeping_until = -math.inf
             self.stack.tick(self._platform.reference_time())
             await self._after()
@@ -282,9 +276,17 @@ class Ip:
                 self.stack.start(self._platform.reference_time())
                 await self._after()
 
-    async def _cancel_after(self, seconds: float, scope: trio.CancelScope) -> None:
-        await self._platform.sleep(seconds)
-        scope.cancel()
+    async def within(self, seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
+        """Wait for something, but no longer than so many seconds of the guest's clock."""
+        async with trio.open_nursery() as nursery:
+
+            async def cut_off() -> None:
+                await self._platform.sleep(seconds)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cut_off)
+            await wait()
+            nursery.cancel_scope.cancel()
 
     def _free_port(self) -> int:
         for _ in range(FIRST_EPHEMERAL_PORT, LAST_PORT + 1):
@@ -337,21 +339,29 @@ class UdpSocket:
             raise ValueError(f"{port} is no UDP port")
         await self._ip.send(self.port, parse_address(address), port, bytes(data))
 
-    async def receive_from(self) -> tuple[bytes, Peer]:
-        """The next datagram and whose it is.
+    async def receive_from(self, *, timeout: float | None = None) -> tuple[bytes, Peer]:
+        """The next datagram and whose it is. `TimeoutError` if none comes in `timeout` seconds of the guest's clock.
 
         `HostUnreachable` where one that this socket has sent was refused: once for each, as sockets everywhere do it.
         """
+        if timeout is None:
+            await self._wait()
+        else:
+            await self._ip.within(timeout, self._wait)
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._kept:
+            return self._kept.popleft()
+        if self._problems:
+            raise HostUnreachable(self._problems.popleft())
+        if self._ended is not None:
+            raise HostUnreachable(self._ended)
+        raise TimeoutError(f"no datagram came to port {self.port} within {timeout:g} s")
+
+    async def _wait(self) -> None:
+        """Until there is something to say."""
         await trio.lowlevel.checkpoint()
-        while True:
-            if self._closed:
-                raise trio.ClosedResourceError
-            if self._kept:
-                return self._kept.popleft()
-            if self._problems:
-                raise HostUnreachable(self._problems.popleft())
-            if self._ended is not None:
-                raise HostUnreachable(self._ended)
+        while not (self._closed or self._kept or self._problems or self._ended is not None):
             await self._arrived.wait()
 
     def close(self) -> None:
