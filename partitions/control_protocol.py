@@ -1,9 +1,9 @@
 """What may be said on a host's control socket, line by line. Root side.
 
-Requests come in, one JSON object a line with `op`; each gets exactly one answer, in order, with the same `id`. Four
+Requests come in, one JSON object a line with `op`; each gets exactly one answer, in order, with the same `id`. Five
 operations make a stream of the connection: after their answer come JSON lines (`events`), a tree as text (`inspect`), a
-pcapng recording (`trace`) or raw bytes both ways (`console`), until one end closes. docs/control.md has every
-operation.
+pcapng recording (`trace`) or raw bytes both ways (`console`, `connect`), until one end closes. docs/control.md has
+every operation.
 """
 
 from __future__ import annotations
@@ -148,6 +148,13 @@ class ConsoleOf(VmRequest, tag="console"):
     """Lines to begin with that it has printed already."""
 
 
+class ConnectTo(VmRequest, tag="connect"):
+    """A stream: bytes both ways to a port that its guest listens on, until both ends have said all."""
+
+    port: Annotated[int, Meta(ge=0)] | Text
+    """Or the GUID of a service."""
+
+
 class Down(Request, tag="down"):
     """End every VM as `stop` does, and with them the run; answered when all are off."""
 
@@ -157,7 +164,7 @@ class Down(Request, tag="down"):
 
 AnyRequest = (
     *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
-    *(Inspect, Update, Events, Trace, ConsoleOf),
+    *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)
 

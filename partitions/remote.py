@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -172,6 +173,20 @@ class Stream:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise HostGone("the host has ended") from None
+
+    async def end(self) -> None:
+        """No more is sent; what comes is still received. Raises `HostGone`."""
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise HostGone("the host has ended") from None
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the host has closed the connection both ways."""
+        poll = select.poll()
+        poll.register(self._stream.socket.fileno(), 0)
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
     def lines(self) -> AsyncIterator[bytes]:
         """Line by line, until the end."""

@@ -131,6 +131,8 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             return
         case "target":
             offered = _examples()
+        case "port":
+            return  # the guest's to know
         case _:
             offered = []
     found = list(_matching(offered, start))

@@ -24,6 +24,7 @@ from partitions.host import (
     Host,
     InvalidTransition,
     NoScreen,
+    SocketRefused,
     StartFailed,
     UnknownVm,
     Vm,
@@ -423,9 +424,29 @@ async def _console(link: Link, request: protocol.Request, lines: protocol.Lines)
             nursery.cancel_scope.cancel()
 
 
+async def _connect(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
+    from partitions.root.sockets import join
+
+    assert isinstance(request, protocol.ConnectTo)
+    vm = find(link.control.host, request.vm)
+    try:
+        inside = await vm.connect(request.port)
+    except SocketRefused as error:
+        raise Denied("refused", str(error)) from None
+    except ValueError as error:
+        raise Denied("bad_line", f"port: {error}") from None
+    async with inside:
+        if await link.answer(protocol.encode(protocol.Answer(id=request.id))):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_at_closing, link.control, nursery.cancel_scope.cancel)
+                await join(link.stream, inside, lines.take())
+                nursery.cancel_scope.cancel()
+
+
 STREAMS: Final[dict[type, Callable[[Link, Any, protocol.Lines], Awaitable[None]]]] = {
     protocol.Events: _events,
     protocol.Trace: _trace,
     protocol.Inspect: _inspect,
     protocol.ConsoleOf: _console,
+    protocol.ConnectTo: _connect,
 }

@@ -61,7 +61,7 @@ class Link:
     """One connection. It raises nothing over a peer that has gone: sending says False, receiving gives nothing."""
 
     def __init__(self, stream: trio.SocketStream, control: ControlSocket, peer: Peer | None) -> None:
-        self._stream = stream
+        self.stream = stream
         self.control = control
         self.peer = "control socket" if peer is None else str(peer)
         self.answered = 0
@@ -70,7 +70,7 @@ class Link:
     async def send(self, data: bytes) -> bool:
         """All of it, however long the peer takes; whether it is still there."""
         try:
-            await self._stream.send_all(data)
+            await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
@@ -85,7 +85,7 @@ class Link:
     async def receive(self) -> bytes:
         """What has come, at least a byte; nothing when the peer has closed its end."""
         try:
-            return await self._stream.receive_some(_RECEIVE)
+            return await self.stream.receive_some(_RECEIVE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
