@@ -22,7 +22,8 @@ from typing import Final
 import trio
 
 from hypervisor.trace import Sink, Trace
-from partitions.recording.recorder import BUFFER_BYTES, Dropped, Recorder
+from partitions.recording.buffer import BUFFER_BYTES, BlockBuffer, Dropped
+from partitions.recording.recorder import Recorder
 
 STANDARD_OUTPUT: Final = "-"
 PAUSE_SECONDS: Final = 0.0005
@@ -46,6 +47,9 @@ INLINE_STALL_SECONDS: Final = 10.0
 """How long a run on the virtual clock stands still for a reader that takes nothing."""
 _TOTAL = struct.Struct("<4xI").unpack_from
 
+MakeBuffer = Callable[[Callable[[], None], int, bool], BlockBuffer]
+"""Given `ready`, `ready_at`, and whether the other end may be a program that reads along."""
+
 
 def open_output(name: str) -> int:
     """A descriptor to record to: a new file, or standard output for `-`. Raises `OSError`."""
@@ -54,24 +58,18 @@ def open_output(name: str) -> int:
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
-class FileRecording:
-    """Records from now on until `close`. Made in the Trio thread, which its owner calls it from."""
+class FileWriter:
+    """Writes what a buffer gets until `close`. Made in the Trio thread, which its owner calls it from."""
 
     def __init__(
         self,
-        trace: Trace,
         descriptor: int,
+        make: MakeBuffer,
         *,
-        started: int,
         inline: bool,
         tell: Callable[[str], object] = lambda text: None,
-        select_from: Callable[[Sink], Sink] | None = None,
-        limit: int = BUFFER_BYTES,
     ) -> None:
-        """The descriptor is closed at the end. `started`: Unix seconds when the host's clock began.
-
-        `tell` gets what a person should know at once, each thing once. `select_from` puts a filter before a sink.
-        """
+        """The descriptor is closed at the end. `tell` gets what a person should know at once, each thing once."""
         self.error: OSError | None = None
         """Why the file ends before the run does."""
         self.stalled = False
@@ -90,14 +88,7 @@ class FileRecording:
         self._closed = False
         self._something, self._closing = threading.Event(), threading.Event()
         ready = self._write_all if inline else self._something.set
-        self.recorder = Recorder(
-            trace,
-            started=started,
-            limit=limit,
-            ready=ready,
-            ready_at=INLINE_BYTES if inline else 1,
-            hidden=hidden,
-        )
+        self.recorder = make(ready, INLINE_BYTES if inline else 1, hidden)
         self.recorder.overflow = self._overflow
         self._thread: threading.Thread | None = None
         if not inline:
@@ -105,7 +96,6 @@ class FileRecording:
             self._token = trio.lowlevel.current_trio_token()
             self._thread = threading.Thread(target=self._work, name="recording", daemon=True)
             self._thread.start()
-        self.recorder.attach(select_from)
 
     @property
     def dropped(self) -> Dropped:
@@ -214,6 +204,31 @@ class FileRecording:
 
     def _overflow(self) -> None:
         self._tell("is written too slowly; what does not fit into the buffer is left out and counted")
+
+
+class FileRecording(FileWriter):
+    """Records a host's trace from now on."""
+
+    recorder: Recorder
+
+    def __init__(
+        self,
+        trace: Trace,
+        descriptor: int,
+        *,
+        started: int,
+        inline: bool,
+        tell: Callable[[str], object] = lambda text: None,
+        select_from: Callable[[Sink], Sink] | None = None,
+        limit: int = BUFFER_BYTES,
+    ) -> None:
+        """`started`: Unix seconds when the host's clock began. `select_from` puts a filter before a sink."""
+
+        def make(ready: Callable[[], None], ready_at: int, hidden: bool) -> BlockBuffer:
+            return Recorder(trace, started=started, limit=limit, ready=ready, ready_at=ready_at, hidden=hidden)
+
+        super().__init__(descriptor, make, inline=inline, tell=tell)
+        self.recorder.attach(select_from)
 
 
 def record_to(path: str | os.PathLike[str], trace: Trace, *, started: int = 0, inline: bool) -> FileRecording:

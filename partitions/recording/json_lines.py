@@ -14,8 +14,8 @@ import msgspec
 from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.trace import Layer, Level, TraceEvent
 from partitions.logs import JSON_KEYS, ROOT_NAME, ROOT_PARTITION
+from partitions.recording.buffer import Dropped
 from partitions.recording.reader import RecordingError
-from partitions.recording.recorder import Dropped
 
 _MADE_UP: Final = 1 << 40
 _LEVELS: Final = {level.name.lower(): level for level in Level}

@@ -22,10 +22,10 @@ from hypervisor.trace import Layer, Level, TraceEvent
 from partitions.decode.message import row_of
 from partitions.decode.summary import event_of_message, summary
 from partitions.recording import pcapng
+from partitions.recording.buffer import Dropped
 from partitions.recording.event_codec import DROPPED, STARTED, decode_event
 from partitions.recording.link import DIRECTIONS, LINK_TYPE, LINK_VERSION, NAMES, Kind, LinkHeader
 from partitions.recording.pcapng import BlockType, Opt
-from partitions.recording.recorder import Dropped
 from vmbus.ring import packet_words
 
 CHUNK_BYTES: Final = 1 << 20

@@ -14,7 +14,6 @@ and dropped, and a `recording_dropped` event stands in its place. Nothing here w
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,43 +23,18 @@ from hypervisor.inspect import Branch, data
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, PacketBatch, Sink, Trace, TraceEvent
 from partitions.logs import ROOT_NAME, vm_name
 from partitions.recording import pcapng
+from partitions.recording.buffer import BUFFER_BYTES, BlockBuffer, Dropped
 from partitions.recording.event_codec import DROPPED, STARTED, encode_event
 from partitions.recording.link import DIRECTIONS, LINK_TYPE, LINK_VERSION, Kind, LinkHeader, device_code
 from partitions.recording.pcapng import BlockType
 from vmbus.protocol.messages import MessageType
 
-BUFFER_BYTES: Final = 32 << 20
-"""What may wait to be written: at a million packets in a second about a quarter of one."""
-PAUSE_BYTES: Final = 1 << 20
-"""How much is added to a buffer that is half full between two calls of `behind`."""
-PIECE_BYTES: Final = 1 << 20
-"""About what `take` gives at a time."""
 APPLICATION: Final = "Partita"
 """What a capture's properties name as its maker."""
 _KEPT_LINKS: Final = 4096
 _DESCRIPTOR_HEAD = struct.Struct("<HHHH")
 _MESSAGE_TYPE = struct.Struct("<I").unpack_from
 _NAMES: Final = {int(kind): kind.name.lower() for kind in MessageType}
-
-
-class Dropped(msgspec.Struct):
-    """What is not in a recording."""
-
-    packets: int = 0
-    """Channel messages and ring packets."""
-    events: int = 0
-    """All others."""
-
-    def __bool__(self) -> bool:
-        return bool(self.packets or self.events)
-
-    def __str__(self) -> str:
-        parts = []
-        if self.packets:
-            parts.append("1 packet" if self.packets == 1 else f"{self.packets} packets")
-        if self.events:
-            parts.append("1 event" if self.events == 1 else f"{self.events} events")
-        return " and ".join(parts) or "nothing"
 
 
 class _Interface:
@@ -74,7 +48,7 @@ class _Interface:
         self.dropped = 0
 
 
-class Recorder:
+class Recorder(BlockBuffer):
     """Make it, `attach` it, and `take` what there is; `finish` after the last event."""
 
     def __init__(
@@ -92,35 +66,12 @@ class Recorder:
 
         `ready` is called once each time `ready_at` bytes wait, not again before `take`; in the middle of guests' traps.
         """
-        self.dropped = Dropped()
-        """So far."""
-        self.written = Dropped()
-        """What is in the recording, in the same terms."""
+        super().__init__(limit=limit, ready=ready, ready_at=ready_at)
         self._trace = trace
         self._started = started
-        self._limit = limit
-        self._ready = ready
-        self._ready_at = ready_at
         self._custom = BlockType.HIDDEN if hidden else BlockType.CUSTOM
-        self._told = False
-        self.overflow: Callable[[], None] = lambda: None
-        """Called when something is dropped for the first time."""
-        self.behind: Callable[[], None] = lambda: None
-        """Called now and then while more than half of the buffer waits: the last moment to do something about it."""
-        self._pause_at = 0
-        self._blocks: deque[tuple[bytes, int, int]] = deque()
-        """Bytes, and how many packets and other events they are."""
-        self._given = 0, 0
-        """Packets and events of the last piece that was taken."""
-        # Two counters, each with one writer, so that they need no lock.
-        self._in = 0
-        self._out = 0
         self._interfaces: dict[str, _Interface] = {}
         self._links: dict[tuple[int, int, str, str, int], bytes] = {}
-        self._lost = Dropped()
-        """Since the last event that said so."""
-        self._lost_at = 0
-        self._full = False
         self._remove: Callable[[], None] | None = None
         self._last = 0
         facts = encode_event(self._start_event())
@@ -151,7 +102,7 @@ class Recorder:
         """Say at the end what was dropped, and each interface's counts. These always fit."""
         self.detach()
         if self._lost:
-            self._put(self._gap())
+            self._put(self.gap())
         for each in self._interfaces.values():
             self._put(pcapng.statistics(each.id, self._last, each.received, each.dropped))
 
@@ -266,76 +217,7 @@ class Recorder:
             self._put(pcapng.interface(LINK_TYPE, name, self._started))
         return known
 
-    # ----------------------------------------------------------------------------------------------------- the buffer
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that nobody has taken yet."""
-        return self._in - self._out
-
-    def take(self, size: int = PIECE_BYTES) -> bytes:
-        """Whole blocks that wait, `size` bytes of them or a little more; empty if none do. For one thread, any."""
-        self._told = False
-        blocks, taken = self._blocks, []
-        length = packets = events = 0
-        while length < size:
-            try:
-                data, some, others = blocks.popleft()
-            except IndexError:
-                break
-            taken.append(data)
-            length += len(data)
-            packets += some
-            events += others
-        self._out += length
-        self._given = packets, events
-        return b"".join(taken)
-
-    def abandon(self) -> None:
-        """The last piece that was taken is lost, and nobody will take the rest: count it all as dropped."""
-        packets, events = self._given
-        while self._blocks:
-            data, some, others = self._blocks.popleft()
-            self._out += len(data)
-            packets += some
-            events += others
-        self._given = 0, 0
-        self.written = Dropped(self.written.packets - packets, self.written.events - events)
-        self.dropped = Dropped(self.dropped.packets + packets, self.dropped.events + events)
-
-    def _drop(self, packets: int, events: int) -> None:
-        first = not self.dropped
-        for count in (self.dropped, self._lost):
-            count.packets += packets
-            count.events += events
-        if first:
-            self.overflow()
-
-    def _fits(self, time: int, data: bytes, packets: int, events: int) -> bool:
-        """Put it into the buffer, if there is room."""
-        waiting = self._in - self._out
-        # Once full it has to become half empty, or each event would be followed by one that says what is missing.
-        if waiting + len(data) > (self._limit >> 1 if self._full else self._limit) or len(data) > self._limit:
-            self._full = True
-            self._lost_at = time
-            return False
-        if self._full:
-            self._full = False
-            self._put(self._gap())
-        self._put(data, packets, events)
-        return True
-
-    def _put(self, data: bytes, packets: int = 0, events: int = 0) -> None:
-        self._blocks.append((data, packets, events))
-        self._in += len(data)
-        if self._in - self._out > self._limit >> 1 and self._in >= self._pause_at:
-            self._pause_at = self._in + PAUSE_BYTES
-            self.behind()
-        if not self._told and self._in - self._out >= self._ready_at:
-            self._told = True
-            self._ready()
-
-    def _gap(self) -> bytes:
+    def gap(self) -> bytes:
         """What stands where something is missing."""
         lost, self._lost = self._lost, Dropped()
         event = TraceEvent(

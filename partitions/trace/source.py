@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypervisor.trace import TraceEvent
 from partitions.recording.json_lines import JsonLinesReader
 from partitions.recording.reader import RecordingReader, Wanted
-from partitions.recording.recorder import Dropped
+from partitions.recording.buffer import Dropped
 
 
 class TraceReader:

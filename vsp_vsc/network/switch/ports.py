@@ -61,7 +61,7 @@ class Tap(Protocol):
         """The adapter sent it; why it went no further, if so."""
         ...
 
-    def received(self, frames: Sequence[bytes], taken: int) -> None:
+    def received_frames(self, frames: Sequence[bytes], taken: int) -> None:
         """They came out at the port, and the adapter took the first `taken`."""
         ...
 

@@ -167,7 +167,7 @@ class VirtualSwitch:
             return
         taken = adapter.deliver(frames)
         if receiver.tap is not None:
-            receiver.tap.received(frames, taken)
+            receiver.tap.received_frames(frames, taken)
         if taken < len(frames):
             receiver.drop(Drop.ADAPTER_FULL, len(frames) - taken)
             frames = frames[:taken]
