@@ -63,10 +63,19 @@ class Start(VmRequest, tag="start"):
 
 
 class Stop(VmRequest, tag="stop"):
-    """Ask its guest to power off and cut the power after `grace` seconds; with `force`, cut it now."""
+    """Ask its guest to power off and cut the power after `grace` seconds; with `force`, cut it now.
+
+    With `restart` or `hibernate` it is asked for that instead, and its power stays on if it does not.
+    """
 
     force: bool = False
     grace: Seconds = 10.0
+    restart: bool = False
+    hibernate: bool = False
+    insist: bool = False
+    """Its programs may not object."""
+    reason: Text = ""
+    """For its people."""
 
 
 class Pause(VmRequest, tag="pause"):
@@ -107,6 +116,38 @@ class RemoveDisk(VmRequest, tag="remove-disk"):
     """Take a disk away, whatever its guest is doing with it."""
 
     lun: int
+
+
+class Kvp(VmRequest, tag="kvp"):
+    """Its key-value pairs: all of them, those with a key, or, with a value or `delete`, a change to one.
+
+    The answer is a list of items, each with pool, key and value.
+    """
+
+    key: Text | None = None
+    value: str | int | None = None
+    pool: Literal["external", "guest", "auto", "auto-external", "auto-internal"] | None = None
+    """By default all where items are read, and the host's own, `external`, where one is changed."""
+    delete: bool = False
+
+
+class Copy(VmRequest, tag="copy"):
+    """Copy a file of the host's into its guest. The answer has the number of bytes."""
+
+    source: str
+    path: Text
+    overwrite: bool = False
+    create_path: bool = False
+
+
+class Freeze(VmRequest, tag="freeze"):
+    """Hold its file systems still, for so many seconds of its time at most."""
+
+    seconds: Annotated[float, Meta(gt=0, le=MAX_GRACE)] = 60.0
+
+
+class Thaw(VmRequest, tag="thaw"):
+    """Let its file systems go on."""
 
 
 class Events(Request, tag="events"):
@@ -164,6 +205,7 @@ class Down(Request, tag="down"):
 
 AnyRequest = (
     *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
+    *(Kvp, Copy, Freeze, Thaw),
     *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)

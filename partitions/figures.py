@@ -27,7 +27,7 @@ class VmFigures(msgspec.Struct, frozen=True, kw_only=True):
     uptime: float
     """Seconds since its start, or of its last run."""
     heartbeat: str
-    """Whether its kernel answers: no contact, ok, lost contact."""
+    """Whether its kernel answers: no contact, ok, lost contact; with what it says of its programs, if it does."""
     restarts: int
     """By its restart policy."""
     exit: str | None
@@ -84,7 +84,7 @@ def figures_of(vm: Vm) -> VmFigures:
         memory=int(vm.settings.memory),
         partition=vm.partition_id,
         uptime=round(vm.uptime, 7),
-        heartbeat=vm.heartbeat.state.value,
+        heartbeat=str(vm.heartbeat),
         restarts=vm.restarts,
         exit=None if record is None else record.reason.value,
         exit_code=None if record is None else record.exit_code,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from partitions.child.keeping import Keeper
     from partitions.child.net.ip import Ip
+    from partitions.child.told import Told
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
     from vsp_vsc.keyboard.vsc import Keyboard
@@ -86,6 +87,7 @@ class Guest:
         nursery: trio.Nursery,
         keeper: Keeper,
         restart: Callable[[], None],
+        told: Told,
     ) -> None:
         self.name = name
         """The VM's name in its topology."""
@@ -100,6 +102,7 @@ class Guest:
         self.console = console
         """COM1; `console.print` takes what Python's `print` takes."""
         self._restart = restart
+        self._told = told
         self._winhv = winhv
         self._keeper = keeper
         self._devices = devices
@@ -176,6 +179,7 @@ class Guest:
 
         driver = await self.network(nic)
         ip = Ip(driver, self.platform, new_stack(driver, address, gateway, vlan))
+        self._told.address(driver.mac, address, gateway)
         self.nursery.start_soon(ip.run, name=f"{self.name}: {address}")
         return ip
 
@@ -195,8 +199,10 @@ class Guest:
         await self._devices.rescan_disks()
 
     async def driver(self, name: str) -> Any:
-        """What a driver gives to programs, by its device's name: "kvp" has `.pools`, "time-sync" has `.now()`.
+        """What a driver gives to programs, by its device's name.
 
+        "kvp" has `.pools`, "time-sync" has `.now()`, "file-copy" has `.files` and `await .receive()`, "vss" calls the
+        `.on_freeze` and `.on_thaw` that it is given, "heartbeat" tells the host of its `.application`.
         `NoSuchDevice` where the host does not offer it, or where its driver gave up.
         """
         return await self._devices.driver(name)

@@ -46,6 +46,7 @@ from partitions.child.keeping import Keeper
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
 from partitions.child.timers import Timers
+from partitions.child.told import Told
 from partitions.child.winhv import Platform, WinHv
 from vmbus.client.service import open_vmbus_client
 from vsp_vsc.integration.shutdown.protocol import ShutdownFlags
@@ -143,6 +144,7 @@ class _Kernel:
         self.features: Features | None = None
         self.crash_page = 0
         self.exit_code = 0
+        self.told = Told(name)
         self.restart = False
         """The host or the program asked for a restart: the way back ends in a reset."""
 
@@ -281,7 +283,9 @@ class _Kernel:
             if kind == "shutdown":
                 driver.on_request = asked
             elif kind == "kvp":
-                driver.tell(self.facts())
+                self.told.bind(driver)
+            elif kind == "time-sync":
+                self.told.follow_clock(driver)
 
         return bind
 
@@ -295,15 +299,6 @@ class _Kernel:
         """The program wants it."""
         self.restart = True
         self.go_down(tasks, platform)
-
-    def facts(self) -> dict[str, str]:
-        """What the host may know of this guest, under the names that Linux's daemon uses."""
-        return {
-            "FullyQualifiedDomainName": self.name,
-            "OSName": "Partita guest kernel",
-            "OSVersion": "0.1",
-            "ProcessorArchitecture": "model",
-        }
 
     # The program
 
@@ -327,6 +322,7 @@ class _Kernel:
                         nursery=background,
                         keeper=self.keeper,
                         restart=restart,
+                        told=self.told,
                     )
                     result = await self.main(guest)
                     background.cancel_scope.cancel()

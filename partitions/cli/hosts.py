@@ -188,7 +188,8 @@ def _ending(row: Row) -> str:
         return ""
     code = "" if row["exit_code"] is None else f" ({row['exit_code']})"
     by = f", by {row['by']}" if row["by"] else ""
-    return f"{row['exit']}{code}{by}"
+    why = f": {row['detail']}" if row["detail"] and row["exit"] == "turned off" else ""
+    return f"{row['exit']}{code}{by}{why}"
 
 
 def _restarts(row: Row) -> str:
@@ -208,6 +209,7 @@ VM_COLUMNS: Final = [
     ("VPS", plain("processors")),
     ("HEARTBEAT", _heartbeat),
     ("RESTARTS", _restarts),
+    ("FILE SYSTEMS", plain("file_systems")),
     ("EXIT", _ending),
     ("FILE", plain("path")),
 ]

@@ -23,6 +23,7 @@ VERBS = (
     *("ps", "stats", "inspect", "events", "console", "connect", "screenshot"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk"),
+    *("kvp", "copy", "freeze", "thaw"),
     *("doctor", "boundary", "schema", "dissector", "completion"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""

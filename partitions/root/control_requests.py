@@ -165,8 +165,14 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
                 # One that waits for its restart has no guest to ask.
                 if request.force or vm.state is VmState.WAITING:
                     await vm.turn_off()
+                elif request.restart or request.hibernate:
+                    await _stop_otherwise(vm, request)
                 else:
-                    await vm.shut_down(request.grace)
+                    await vm.shut_down(request.grace, reason=request.reason, insist=request.insist)
+            case protocol.Kvp() | protocol.Copy() | protocol.Freeze() | protocol.Thaw():
+                from partitions.root.control_integration import ask_guest
+
+                return await ask_guest(vm, request)
             case protocol.Pause():
                 await vm.pause()
             case protocol.Resume():
@@ -205,6 +211,21 @@ async def _screenshot(vm: Vm) -> dict[str, Any]:
     png = await vm.screenshot()
     width, height = struct.unpack_from(">II", png, 16)
     return {"vm": vm.name, "width": width, "height": height, "png": png}
+
+
+async def _stop_otherwise(vm: Vm, request: protocol.Stop) -> None:
+    """Restart or hibernate. Raises `Denied` with the guest's words."""
+    if request.restart and request.hibernate:
+        raise Denied("bad_line", "restart and hibernate exclude each other")
+    if request.restart:
+        done = await vm.restart(request.grace, reason=request.reason, insist=request.insist)
+    else:
+        done = await vm.hibernate(request.grace, reason=request.reason)
+    if not done:
+        what = "restart" if request.restart else "hibernate"
+        why = vm.shutdown_outcome or 'its topology does not name "shutdown" under integration'
+        said = f"it said that it would, and has not within {request.grace:g} s" if why == "accepted" else why
+        raise Denied("refused", f"{vm.name} did not {what}: {said}")
 
 
 def greeting(control: ControlSocket) -> protocol.Greeting:

@@ -56,6 +56,12 @@ class Heartbeat(msgspec.Struct, frozen=True):
     missed: int = 0
     application: ApplicationState = ApplicationState.UNKNOWN
 
+    def __str__(self) -> str:
+        """For people: what the guest says of its programs is told while it says anything."""
+        if self.state is HeartbeatState.OK and self.application is not ApplicationState.UNKNOWN:
+            return f"{self.state.value} (applications {self.application.name.lower()})"
+        return self.state.value
+
 
 class HeartbeatVsp(IntegrationVsp):
     """One VM's heartbeat."""
