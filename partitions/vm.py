@@ -165,6 +165,12 @@ class Vm:
         return None if worker is None or worker.input is None else worker.input.keyboard
 
     @property
+    def vnc_port(self) -> int | None:
+        """Where its VNC server listens on 127.0.0.1, from its first start on; None if it has none."""
+        server = self._managed.vnc
+        return None if server is None else server.port or None
+
+    @property
     def mouse(self) -> MouseVsp | None:
         """Its mouse in this run; None while it is off, or if it has none."""
         worker = self._managed.worker

@@ -14,7 +14,7 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
@@ -43,6 +43,9 @@ from partitions.root.statistics import VmStatistics
 from partitions.root.worker import HostServices, Worker
 from partitions.topology_schema import VmTable
 from vmbus.server.sockets import SocketListeners
+
+if TYPE_CHECKING:
+    from partitions.root.vnc.server import VncServer
 
 SHUT_DOWN_GRACE: Final = 10.0
 """Seconds that a guest has to power off after its power button was pressed."""
@@ -128,6 +131,8 @@ class ManagedVm:
     feed: Feed[VmStateChange] = attrs.field(factory=Feed, repr=False)
     highest_lun: int = -1
     """That a disk had which was added or removed while the host ran."""
+    vnc: VncServer | None = None
+    """Its VNC server, from its first start on."""
 
     @restarts.default
     def _restarts(self) -> Restarts:
@@ -147,6 +152,8 @@ class ManagedVm:
             "settings": lambda: data(self.settings),
             "statistics": self._statistics,
         }
+        if self.vnc is not None:
+            seen["vnc"] = self.vnc.inspect
         return Branch(seen if worker is None else seen | worker.inspect())
 
     def _statistics(self) -> Branch:
@@ -202,6 +209,8 @@ class Vmms:
         vm = self.find(name)
         self._move(vm, VmEvent.DESTROY)
         del self.vms[name]
+        if vm.vnc is not None:
+            vm.vnc.scope.cancel()
         vm.console.close()
         vm.feed.close()
 
@@ -310,8 +319,22 @@ class Vmms:
         vm.run = this
         saved, vm.saved = vm.saved, None
         vm.worker = Worker(self._host, vm.settings, vm.console, vm.listeners, saved)
+        vm.worker.prepare = functools.partial(self._open_vnc, vm)
         ran: bool = await self._nursery.start(self._run, vm, this, vm.worker, name=f"worker {vm.name}")
         return ran
+
+    def _open_vnc(self, vm: ManagedVm) -> None:
+        """Have its VNC server, if it is to have one and has none yet. Raises `CannotStart`.
+
+        On the virtual clock there is none: time would jump while a person looks.
+        """
+        screen = vm.settings.screen
+        if screen is None or screen.vnc is None or vm.vnc is not None or self._host.inline_io:
+            return
+        from partitions.root.vnc.opening import open_vnc
+
+        vm.vnc = open_vnc(vm, screen, screen.vnc, self._host.hypervisor.trace)
+        self._nursery.start_soon(vm.vnc.run, name=f"VNC server of {vm.name}")
 
     async def pause(self, name: str) -> None:
         """Running to Paused: every processor suspended, and with them the partition's time. `InvalidTransition`."""
@@ -611,6 +634,9 @@ async def open_vmms(host: HostServices) -> AsyncIterator[Vmms]:
         finally:
             with asked_by("the end of the host"):
                 vmms.turn_all_off()
+            for vm in vmms.vms.values():
+                if vm.vnc is not None:
+                    vm.vnc.scope.cancel()
     for vm in vmms.vms.values():
         vm.console.close()
         vm.feed.close()

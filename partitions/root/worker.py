@@ -121,6 +121,8 @@ class Worker:
         self._machine: Machine | None = None
         self._settings = settings
         self._console = console
+        self.prepare: Callable[[], None] | None = None
+        """Called first of all; may raise `CannotStart`."""
         self._listeners = listeners
         self._unix_sockets: UnixSockets | None = None
         self._report: Report = _nobody
@@ -285,6 +287,8 @@ class Worker:
         )
 
     async def _run(self) -> None:
+        if self.prepare is not None:
+            self.prepare()
         try:
             backend = self._host.make_backend(self._host.hypervisor, self._settings)
         except (OSError, SyntaxError, ValueError, NotImplementedError) as error:  # the guest's program, mostly

@@ -28,7 +28,7 @@ from vsp_vsc.keyboard.protocol import (
     decode_message,
     encode_message,
 )
-from vsp_vsc.keyboard.scan_codes import E0, E1, PAUSE, PAUSE_SECOND
+from vsp_vsc.keyboard.scan_codes import CAPS_LOCK, E0, E1, PAUSE, PAUSE_SECOND
 
 MAX_EVENTS: Final = 256
 """Strokes that wait for the guest before keys that go down are refused."""
@@ -48,6 +48,7 @@ class SavedKeyboard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ready: bool
     leds: int
+    caps_lock: bool
     held: tuple[int, ...]
     """Keys that the guest has seen go down, and not up."""
 
@@ -63,6 +64,9 @@ class KeyboardSession:
         """To be sent, in order; whoever sends takes from its front."""
         self.blocked = False
         """The first of it is on its way."""
+        self.caps_lock = False
+        """Whether letters come out large without shift, as far as the host can tell: a guest may show its lamps, and
+        one that does not is taken to do with the key as all do."""
         self.strokes = 0
         """Key events that were queued."""
         self.refused = 0
@@ -90,6 +94,7 @@ class KeyboardSession:
                     self.state = State.READY
             case KeyboardType.LED_INDICATORS, State.READY:
                 self.leds = Leds(LedIndicators.decode(body).leds & _LEDS)
+                self.caps_lock = Leds.CAPS_LOCK in self.leds
             case _:
                 raise BadValue(f"keyboard message {kind} from the guest, {self.state.value}")
 
@@ -106,6 +111,8 @@ class KeyboardSession:
         if self.room < len(strokes):
             self.refused += 1
             return False
+        if code == CAPS_LOCK and code not in self._held:
+            self.caps_lock = not self.caps_lock
         self._held[code] = None
         self._queue(strokes)
         return True
@@ -144,7 +151,7 @@ class KeyboardSession:
         """The session as a record. What waits for room is forgotten; keys that are down, or were, come up later."""
         waiting = (_code_of(packet) for packet in self.outbox)
         held = tuple(dict.fromkeys([*self._held, *(code for code in waiting if code is not None)]))
-        return msgspec.msgpack.encode(SavedKeyboard(self.ready, int(self.leds), held))
+        return msgspec.msgpack.encode(SavedKeyboard(self.ready, int(self.leds), self.caps_lock, held))
 
     @classmethod
     def load(cls, untrusted: bytes) -> KeyboardSession:
@@ -158,6 +165,7 @@ class KeyboardSession:
         session = cls()
         session.state = State.READY if record.ready else State.VERSION
         session.leds = Leds(record.leds & _LEDS)
+        session.caps_lock = record.caps_lock
         if record.ready:
             session._held = dict.fromkeys(record.held)
             session.release_all()

@@ -55,6 +55,16 @@ class KeyboardVsp(InputVsp[KeyboardSession]):
         return Leds(0) if self._session is None else self._session.leds
 
     @property
+    def caps_lock(self) -> bool:
+        """Whether letters come out large without shift, as far as the host can tell."""
+        return self._session is not None and self._session.caps_lock
+
+    @property
+    def takes_unicode(self) -> bool:
+        """Whether this guest takes characters that no key has."""
+        return self._takes_unicode()
+
+    @property
     def held(self) -> tuple[int, ...]:
         """Scan codes of the keys that are down."""
         return () if self._session is None else self._session.held
@@ -104,11 +114,18 @@ class KeyboardVsp(InputVsp[KeyboardSession]):
         """Keys by name, held down together: `ctrl-alt-del`. Raises `UnknownKey`, a `ValueError`."""
         self.tap(*chord_codes(name))
 
+    def character(self, character: str) -> None:
+        """A character that no key has, for a guest that takes such. Raises `CannotType`, `InputRefused`."""
+        self.check_text(character)
+        if not self._ready_session().unicode(character):
+            raise InputRefused(f"{self.offer}: the guest does not read its keys; {character!r} is lost")
+        self._send_soon()
+
     def check_text(self, text: str) -> None:
         """Raises `CannotType` with the first character that would not reach the guest."""
         if len(text) > MAX_TEXT:
             raise CannotType(f"a text of {len(text)} characters; {MAX_TEXT} are typed at once at most")
-        if self._takes_unicode():
+        if self.takes_unicode:
             return
         for place, character in enumerate(text, 1):
             if character not in TYPED:
@@ -122,7 +139,7 @@ class KeyboardVsp(InputVsp[KeyboardSession]):
 
         Characters that no key has go as they are to guests that take them, and are `CannotType` for others, before
         anything is typed. Raises `InputRefused` when the guest has read nothing for `patience` seconds; the text says
-        how far it came. Caps lock is undone by shift as far as the guest shows its lamps.
+        how far it came. Caps lock is undone by shift.
         """
         self._ready_session()
         self.check_text(text)
@@ -142,11 +159,10 @@ class KeyboardVsp(InputVsp[KeyboardSession]):
     def _type(self, character: str) -> None:
         key = TYPED.get(character)
         if key is None:
-            self._ready_session().unicode(character)
-            self._send_soon()
+            self.character(character)
             return
         code, shifted = key
-        if character.isalpha() and Leds.CAPS_LOCK in self.leds:
+        if character.isalpha() and self.caps_lock:
             shifted = not shifted
         codes: Sequence[int] = (LEFT_SHIFT, code) if shifted and LEFT_SHIFT not in self.held else (code,)
         self.tap(*codes)
