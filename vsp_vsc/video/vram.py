@@ -84,9 +84,10 @@ class Vram:
 
     def locate(self, untrusted_gpa: int) -> None:
         """The guest has it there from now on. Raises `VramRefused`, and all is as before then."""
-        if self._window is not None and self._window.contains(untrusted_gpa, VRAM_BYTES):
-            if untrusted_gpa & PAGE_MASK:
-                raise VramRefused(f"a frame buffer at {untrusted_gpa:#x}, which is in the middle of a page")
+        if self._window is not None and self._window.contains(untrusted_gpa, 1):
+            # What is mapped there is ours, and no RAM of the guest's.
+            if untrusted_gpa & PAGE_MASK or not self._window.contains(untrusted_gpa, VRAM_BYTES):
+                raise VramRefused(f"a frame buffer at {untrusted_gpa:#x}: no page begins there, or it would not fit")
             try:
                 self._window.map(untrusted_gpa)
             except MemoryError as error:
