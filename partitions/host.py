@@ -63,7 +63,7 @@ from vmbus.server.sockets import SocketRefused
 
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
-    from partitions.recording.file import FileRecording
+    from partitions.recording.file import FileRecording, FileWriter
     from vsp_vsc.network.switch.switch import VirtualSwitch
 
 __all__ = [
@@ -173,6 +173,18 @@ class Host(Mapping[str, Vm]):
             yield recording
         finally:
             recording.close()
+
+    @contextmanager
+    def capture(self, path: str | os.PathLike[str], *ports: str) -> Iterator[FileWriter]:
+        """Ethernet at ports of switches, as pcapng to a new file while the block runs: `host.capture(path, "web/0")`.
+
+        A port is a VM and the number of its adapter, on or off; `lan:host` and `lan:uplink` are the host's own. Raises
+        `NicError` for one that there is not, `OSError`. What could not be written fast enough is in `dropped`.
+        """
+        from partitions.root.captures import captured
+
+        with captured(self, path, ports) as writer:
+            yield writer
 
     def random(self, purpose: str) -> random.Random:
         """Random numbers that a seed makes repeatable; each purpose has its own."""

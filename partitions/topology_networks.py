@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from partitions.topology_schema import MAX_NICS, NicTable, SwitchTable, TopologyFile
+from partitions.topology_schema import MAX_NICS, NicTable, SwitchTable, TopologyFile, numbers_of
 from partitions.topology_source import KeyPath, nearest
 from vsp_vsc.network.switch.acl import AccessList, Rule, parse_end
 from vsp_vsc.network.switch.addresses import NO_ADDRESS, is_group, mac_words, parse_mac
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 _DEVICE: Final = re.compile(r"[^\s/:%]{1,15}")
 """What Linux takes for a network device's name."""
 _OUTSIDE: Final = ("tap", "listen", "connect", "bridge", "address")
+
+
+def ports_of(topology: TopologyFile) -> list[str]:
+    """The names of all ports: of VMs' adapters, and of the host."""
+    ports = [port_name(vm.name, number) for vm in topology.vm for number in numbers_of(vm.nic)]
+    for switch in topology.switch:
+        if switch.kind is not SwitchKind.PRIVATE:
+            ports.append(host_port_name(switch))
+    return ports
+
+
+def port_name(vm: str, number: int) -> str:
+    """What the port of a VM's adapter is called."""
+    return f"{vm}/{number}"
+
+
+def host_port_name(switch: SwitchTable) -> str:
+    """What the host's own port of a switch is called."""
+    return f"{switch.name}:{'host' if switch.kind is SwitchKind.INTERNAL else 'uplink'}"
 
 
 def port_settings(nic: NicTable) -> PortSettings:

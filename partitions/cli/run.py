@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from partitions.cli import boundary_runs
+from partitions.cli import boundary_runs, capturing
 from partitions.cli.common import (
     FAILED,
     INTERRUPTED,
@@ -81,6 +81,14 @@ def add_parser(verbs: Verbs) -> None:
         "`-w - | tshark -r -`, and what is printed there goes to standard error",
     )
     parser.add_argument(
+        "--capture",
+        action="append",
+        default=[],
+        metavar="PORT=FILE",
+        help="record Ethernet at a switch port as pcapng, for Wireshark: web/0 is the first adapter of VM web, "
+        "lan:host or lan:uplink the host's side of a switch",
+    )
+    parser.add_argument(
         "--timeline", metavar="FILE", help="draw the run on a time axis: Chrome trace events, for Perfetto"
     )
     parser.add_argument(
@@ -151,6 +159,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
     # What not every verb offers that runs a topology.
     parser.set_defaults(stay=False, control=None, no_control=True, metrics=None, watch=None, record=None, replay=None)
+    parser.set_defaults(capture={})
 
 
 def _port(text: str) -> int:
@@ -166,6 +175,7 @@ def call(options: argparse.Namespace) -> int:
     names = [vm.name for vm in topology.vm]
     options.save = _files("--save", options.save, names)
     options.restore = _files("--restore", options.restore, names)
+    options.capture = capturing.parse(options.capture, topology)
     _check_saves(options.save)
     _check_restores(options.restore)
     if options.save_after is not None and not (options.save and options.save_after >= 0):

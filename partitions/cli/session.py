@@ -20,12 +20,13 @@ import trio
 
 from hypervisor.clock import seconds
 from hypervisor.trace import Level
+from partitions.cli.capturing import capturing
 from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_json
 from partitions.cli.outlets import Outlets
 from partitions.cli.reachable import reachable
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
 from partitions.cli.terminal import Terminal, Wish
-from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, Vm, open_host
+from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, SwitchError, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
 from partitions.root.asking import asked_by
 from partitions.topology_schema import Backend
@@ -357,7 +358,7 @@ async def run(
     with trio.open_signal_receiver(*_signals()) as received:
         async with (
             trio.open_nursery() as readers,
-            open_host(topology, clock=options.clock, seed=seed, backends=backends) as host,
+            _open_host(topology, viewer, seed, backends) as host,
         ):
             viewer.attach(host)
             # A record and its replay have the same tasks, whatever is shown of either.
@@ -385,6 +386,21 @@ async def run(
     for problem in problems:
         viewer.note(problem)
     return outcome
+
+
+@contextlib.asynccontextmanager
+async def _open_host(
+    topology: Topology, viewer: Viewer, seed: int | None, backends: BackendFactory | None
+) -> AsyncIterator[Host]:
+    """The host, with captures at its switches' ports. Raises `Refusal` for what cannot be had here, or on this clock."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            opening = open_host(topology, clock=viewer.options.clock, seed=seed, backends=backends)
+            host = await stack.enter_async_context(opening)
+        except (SwitchError, ValueError) as error:
+            raise Refusal(str(error)) from None
+        with capturing(host, viewer.options.capture, viewer.note):
+            yield host
 
 
 async def _watch(

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import trio
 
@@ -21,7 +21,7 @@ from partitions.root.macs import AddressPool
 from partitions.root.nic_state import NicError, NicState
 from partitions.root.tap import open_tap
 from partitions.root.uplinks import StreamLink, TapLink
-from partitions.topology_networks import own_address, port_settings
+from partitions.topology_networks import host_port_name, own_address, port_name, port_settings
 from partitions.topology_schema import NicTable, SwitchTable, VmTable, numbers_of
 from vsp_vsc.network.switch.addresses import NO_ADDRESS, mac_words
 from vsp_vsc.network.switch.kinds import SwitchKind
@@ -30,12 +30,6 @@ from vsp_vsc.network.switch.settings import ALL_VLANS, PortSettings
 from vsp_vsc.network.switch.switch import VirtualSwitch
 
 Link: TypeAlias = TapLink | StreamLink
-PORT_SEPARATOR: Final = "/"
-
-
-def port_name(vm: str, number: int) -> str:
-    """What the port of a VM's adapter is called."""
-    return f"{vm}{PORT_SEPARATOR}{number}"
 
 
 class Switches:
@@ -72,19 +66,13 @@ class Switches:
     async def open_uplink(self, table: SwitchTable, folder: Path) -> Link | None:
         """What joins a switch to the host, if anything; `run` it, `close` it. Raises `SwitchError`."""
         switch = self.switches[table.name]
-        internal = table.kind is SwitchKind.INTERNAL
-        if internal:
-            name, settings = (
-                f"{table.name}:host",
-                PortSettings(mtu=table.mtu, vlan=table.vlan, spoofing=True, storm_limit=0),
-            )
-        elif table.kind is SwitchKind.EXTERNAL:
-            name, settings = (
-                f"{table.name}:uplink",
-                PortSettings(mtu=table.mtu, trunk=ALL_VLANS, spoofing=True, storm_limit=0),
-            )
-        else:
+        if table.kind is SwitchKind.PRIVATE:
             return None
+        internal, name = table.kind is SwitchKind.INTERNAL, host_port_name(table)
+        if internal:
+            settings = PortSettings(mtu=table.mtu, vlan=table.vlan, spoofing=True, storm_limit=0)
+        else:
+            settings = PortSettings(mtu=table.mtu, trunk=ALL_VLANS, spoofing=True, storm_limit=0)
         link: Link
         if table.listen or table.connect:
             port = Port(name, NO_ADDRESS, settings)
@@ -200,9 +188,11 @@ class Switches:
     # --- watching
 
     def watch(self, name: str, tap: Tap | None) -> None:
-        """Show a port to a tap from now on, also if it comes later; or to none."""
+        """Show a port to a tap from now on, also if it comes later; or to none. Raises `NicError` if there is one."""
         if tap is None:
             self._taps.pop(name, None)
+        elif name in self._taps:
+            raise NicError(f"{name} is captured already")
         else:
             self._taps[name] = tap
         port = self.ports.get(name)
