@@ -297,7 +297,7 @@ class ChannelSlots:
             if slot.port is not None:
                 slot.port.close()
             if slot.channel is not None:
-                slot.channel.close()
+                slot.channel.close(by_peer=True)
             if slot.events is not None:
                 slot.events.close()
         self._slots.clear()

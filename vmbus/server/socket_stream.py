@@ -53,6 +53,7 @@ class HostSocket(BytePipe):
         self.gone = trio.Event()
         """The channel has ended; what the guest had sent may still be there to be received."""
         self._broken = broken
+        self._nonsensical = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send it, and wait for room where there is none."""
@@ -95,6 +96,8 @@ class HostSocket(BytePipe):
 
         Or until it has taken nothing for `STALLED_AFTER` seconds. Never raises over what the guest does.
         """
+        if self._nonsensical:
+            return  # it does not speak our language
         try:
             with trio.fail_after(STALLED_AFTER):
                 await super().send_eof()
@@ -123,5 +126,6 @@ class HostSocket(BytePipe):
             raise trio.ClosedResourceError
 
     def _nonsense(self, error: WireError) -> trio.BrokenResourceError:
+        self._nonsensical = True
         self._broken(str(error))
         return trio.BrokenResourceError(f"the guest's end of this stream: {error}")
