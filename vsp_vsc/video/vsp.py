@@ -101,7 +101,7 @@ class VideoVsp:
 
     async def _take(self, link: _Link, untrusted: bytes) -> None:
         session, before = link.session, self._state(link)
-        link.busy = True
+        link.busy += 1
         try:
             answer = session.take(untrusted)
             if self._trace.on and (after := self._state(link)) != before:
@@ -110,7 +110,7 @@ class VideoVsp:
                 async with link.sending:
                     await link.channel.send(frame(answer))
         finally:
-            link.busy = False
+            link.busy -= 1
         if self.framebuffer.watched:
             link.viewers.ring()
 
@@ -123,7 +123,11 @@ class VideoVsp:
                         if self._trace.on:
                             words = "somebody looks" if self.framebuffer.watched else "nobody looks any more"
                             self._emit(TO_CHILD, words, link)
-                        await link.channel.send(frame(change))
+                        link.busy += 1
+                        try:
+                            await link.channel.send(frame(change))
+                        finally:
+                            link.busy -= 1
                 await link.viewers.wait()
         except WireError as fault:
             link.fault = link.fault or fault
@@ -190,6 +194,6 @@ class _Link:
     viewers: Bell = attrs.field(factory=Bell)
     """Rung when viewers have come or gone, or the guest can hear of them now."""
     sending: trio.Lock = attrs.field(factory=trio.Lock)
-    busy: bool = False
-    """A message is off the ring, and its answer not yet on it."""
+    busy: int = 0
+    """Messages that are off the ring, with an answer that is not on it yet, or made and not sent."""
     fault: WireError | None = None
