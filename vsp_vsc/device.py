@@ -49,6 +49,12 @@ KINDS = (
         vsc="vsp_vsc.storage.vsc:open_storage",
     ),
     DeviceKind(
+        name="network",
+        interface=Guid("f8615163-df3e-46c5-913f-f2d2f965ed0e"),
+        vsp="vsp_vsc.network.vsp:NetworkVsp",
+        vsc="vsp_vsc.network.vsc:open_network",
+    ),
+    DeviceKind(
         name="heartbeat",
         interface=Guid("57164f39-9115-4e78-ab55-382f3bd5422d"),
         vsp="vsp_vsc.integration.heartbeat.vsp:HeartbeatVsp",

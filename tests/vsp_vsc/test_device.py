@@ -10,6 +10,7 @@ import pytest
 from hypervisor.wire import Guid
 from vsp_vsc.device import BY_INTERFACE, BY_NAME, KINDS, DeviceKind, name_of
 from vsp_vsc.integration.protocol import INTERFACES, RING_BYTES
+from vsp_vsc.network.protocol import NETWORK_INTERFACE
 from vsp_vsc.storage.protocol import STORAGE_INTERFACE
 
 
@@ -26,6 +27,7 @@ def test_interfaces_are_the_protocols() -> None:
     """The table spells them out so that it loads no protocol; they must not drift apart."""
     assert BY_NAME["storage"].interface == STORAGE_INTERFACE
     assert name_of(STORAGE_INTERFACE) == "storage"
+    assert BY_NAME["network"].interface == NETWORK_INTERFACE
     for component, interface in INTERFACES.items():
         kind = BY_INTERFACE[interface]
         assert kind.name == component.name.lower().replace("_", "-")
