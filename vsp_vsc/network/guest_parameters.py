@@ -24,6 +24,7 @@ from vsp_vsc.network.ndis import (
 
 OFFLOAD_QUESTION: Final = ObjectHeader(ObjectType.OFFLOAD, 3, Offload.SIZE).encode().ljust(Offload.SIZE, b"\0")
 """As Linux asks: an object of the revision that it knows, empty."""
+_HASHED = HashInfo.IPV4 | HashInfo.TCP_IPV4 | HashInfo.UDP_IPV4 | HashInfo.IPV6 | HashInfo.TCP_IPV6
 SCALING_QUESTION: Final = (
     ObjectHeader(ObjectType.RSS_CAPABILITIES, 2, RssCapabilities.SIZE).encode().ljust(RssCapabilities.SIZE, b"\0")
 )
@@ -68,7 +69,7 @@ def spread_over(channels: int) -> bytes:
     """Receive side scaling: flows go round the channels."""
     table = struct.pack(f"<{RSS_TABLE_ENTRIES}I", *(index % channels for index in range(RSS_TABLE_ENTRIES)))
     head = RssParameters(
-        hash_info=HashInfo.TOEPLITZ | HashInfo.IPV4 | HashInfo.TCP_IPV4 | HashInfo.IPV6 | HashInfo.TCP_IPV6,
+        hash_info=HashInfo.TOEPLITZ | _HASHED,
         table_size=len(table),
         table_offset=RssParameters.SIZE,
         key_size=RSS_KEY_SIZE,

@@ -290,15 +290,20 @@ class Network:
         await self.set_filter(USUAL_FILTER)
 
     async def leave(self) -> None:
-        """Stop the adapter, take the buffers back, and close the channels. Nothing is under way afterwards."""
+        """Stop the adapter, take the buffers back, and close the channels. Nothing is under way afterwards.
+
+        One that was cancelled may be called again, and does the rest.
+        """
         if not self._primary.ended:
-            with contextlib.suppress(NetworkError, WireError):
+            try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cut_off, nursery.cancel_scope)
                     await self.set_filter(PacketFilter(0))
                     await self._sender.settled()
                     await self._control.halt()
                     nursery.cancel_scope.cancel()
+            except* (NetworkError, WireError, MemoryError):
+                pass  # it is on its way out
             with contextlib.suppress(NetworkError):
                 if self._receive_buffer is not None:
                     await self._tell(NvspType.REVOKE_RECEIVE_BUFFER, RevokeBuffer(RECEIVE_BUFFER_ID).encode())
@@ -307,9 +312,12 @@ class Network:
         for channel in reversed(self._sender.channels[:]):
             await self._bus.close(channel.channel)
             channel.forget()
-        for buffer in (self._send_buffer, self._receive_buffer):
-            if buffer is not None:
-                await buffer.destroy()
+        if self._send_buffer is not None:
+            await self._send_buffer.destroy()
+            self._send_buffer = None
+        if self._receive_buffer is not None:
+            await self._receive_buffer.destroy()
+            self._receive_buffer = None
         self._sender.close()
 
     async def _agree(self) -> None:
@@ -320,7 +328,7 @@ class Network:
                 self._message_size = message_size(version)
                 self._sender.set_nvsp_size(self._message_size)
                 return
-        spoken = ", ".join(NvspVersion(version).name for version in self._settings.versions)
+        spoken = ", ".join(f"{version >> 16}.{version & 0xFFFF}" for version in self._settings.versions)
         raise NetworkError(f"the network adapter speaks none of the versions {spoken}")
 
     async def _share_receive_buffer(self) -> None:
@@ -487,13 +495,14 @@ async def open_network(
             try:
                 await network.connect()
                 yield network
-            except trio.Cancelled:
-                bus.start_soon(network.leave)  # which nobody waits for; it is nothing where the guest is switched off
-                raise
-            except BaseException:
-                await network.leave()
-                raise
-            await network.leave()
-            nursery.cancel_scope.cancel()
+            finally:
+                left = False
+                try:
+                    await network.leave()
+                    left = True
+                finally:
+                    if not left:  # the driver was cancelled; where that is because the guest is off, so is this
+                        bus.start_soon(network.leave)
+                nursery.cancel_scope.cancel()
     except* (NetworkError, VmbusError, MemoryError, WireError) as group:
         raise group.exceptions[0] from None
