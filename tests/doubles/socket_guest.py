@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
@@ -17,6 +17,7 @@ from hypervisor.wire import Guid
 from tests.doubles.vmbus_ports import FakePorts
 from vmbus.channel import Channel
 from vmbus.gpadl import encode_gpadl, page_range
+from vmbus.pipe import BytePipe
 from vmbus.protocol import messages as m
 from vmbus.protocol.hvsocket import is_socket
 from vmbus.protocol.identifiers import event_connection_id
@@ -186,3 +187,67 @@ async def socket_guest(
         assert ports.open == []
         assert not ports.message_handlers
         assert not ports.event_handlers
+
+
+class _Posted(list[bytes]):
+    """Messages to the guest, with a bell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = trio.Event()
+
+    def append(self, message: bytes) -> None:
+        super().append(message)
+        self.more.set()
+        self.more = trio.Event()
+
+
+class AcceptingGuest:
+    """Opens what the host connects to some services, on its own, and lets go of the rest; a task runs it."""
+
+    def __init__(self, guest: SocketGuest, handlers: dict[Guid, Callable[[BytePipe], Awaitable[None]]]) -> None:
+        self.guest = guest
+        self.handlers = handlers
+        self._posted = _Posted()
+        self._posted.extend(guest.ports.posted)
+        guest.ports.posted = self._posted
+        self._place = len(self._posted)
+        self.failures: list[str] = []
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                more = self._posted.more
+                if self._place == len(self._posted):
+                    await more.wait()
+                for message in self.guest.heard(self._place):
+                    self._place += 1
+                    await self._hear(message, nursery)
+
+    async def _hear(self, message: Message, nursery: trio.Nursery) -> None:
+        match message:
+            case m.OfferChannel() if is_socket(message.flags) and message.user_defined[4]:
+                if message.interface in self.handlers:
+                    await self.guest.open(message.channel_id)
+                    self._serve(message, nursery)
+                else:
+                    await self.guest.say(m.RelIdReleased(channel_id=message.channel_id))
+            case m.RescindChannelOffer(channel_id=channel_id):
+                channel = self.guest.channels.get(channel_id)
+                if channel is not None:
+                    channel.close(by_peer=True, keep=1 << 20)
+                    await self.guest.say(*self.guest._letting_go(channel_id))
+                    self.guest.channels.pop(channel_id, None)
+
+    def _serve(self, offer: m.OfferChannel, nursery: trio.Nursery) -> None:
+        pipe = BytePipe(self.guest.channels[offer.channel_id])
+
+        async def serve() -> None:
+            try:
+                await self.handlers[offer.interface](pipe)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self.failures.append(repr(error))
+
+        nursery.start_soon(serve)
