@@ -48,7 +48,7 @@ class FrameReader:
         """`longest`: bytes that a frame may have."""
         self._longest = longest
         self._counters = counters
-        self._known: dict[bytes, tuple[int, int, int]] = {}
+        self.known: dict[bytes, tuple[int, int, int]] = {}
         """By header, where the frame begins and ends and where the message does; without per-packet information."""
 
     def read(self, data: bytes, frames: list[bytes], borders: Sequence[int] = ()) -> None:
@@ -57,7 +57,7 @@ class FrameReader:
         Raises `WireError`; then nothing has been added.
         """
         head = data[:PACKET_HEADER_SIZE]
-        known = self._known.get(head)
+        known = self.known.get(head)
         if known is not None and not borders:
             start, stop, length = known
             size = len(data)
@@ -126,9 +126,9 @@ class FrameReader:
         if data_length > self._longest:
             raise BadValue(f"a frame of {data_length} bytes, {self._longest} are the limit")
         frames.append(data[start:stop])
-        if len(self._known) >= _KEPT_HEADERS:
-            self._known.clear()
-        self._known[data[position : position + PACKET_HEADER_SIZE]] = start - position, stop - position, length
+        if len(self.known) >= _KEPT_HEADERS:
+            self.known.clear()
+        self.known[data[position : position + PACKET_HEADER_SIZE]] = start - position, stop - position, length
         return end
 
     def _offloaded(self, frame: bytes, information: bytes) -> list[bytes]:

@@ -42,7 +42,7 @@ from vsp_vsc.network.protocol import (
     SubchannelRequest,
     message_size,
 )
-from vsp_vsc.network.rndis import RndisStatus, RndisType
+from vsp_vsc.network.rndis import PACKET_HEADER_SIZE, RndisStatus, RndisType
 from vsp_vsc.network.to_guest import FrameWriter
 
 QUEUE_FRAMES = 2048
@@ -55,7 +55,8 @@ _FRAME_COST = 512
 _COMPLETION, _INBAND, _GPA_DIRECT = int(PacketType.COMPLETION), int(PacketType.INBAND), int(PacketType.GPA_DIRECT)
 _RNDIS = int(NvspType.SEND_RNDIS_PACKET)
 _DONE = int(NvspType.SEND_RNDIS_PACKET_COMPLETE)
-_PACKET = int(RndisType.PACKET)
+_PACKET = struct.pack("<I", RndisType.PACKET)
+_NO_VIEW = memoryview(b"")
 _send = struct.Struct("<IIII").unpack_from
 _SEND_SIZE = 16
 _u32 = struct.Struct("<I").unpack_from
@@ -120,29 +121,57 @@ class NetworkSession:
     def take(self, packets: Sequence[Packet]) -> Sequence[Packet]:
         """Work through a batch; returns what is left of it once `TURN_COST` is spent."""
         frames: list[bytes] = []
-        cost = 0
+        cost = messages = 0
+        adapter, append, known = self._adapter, self.outbox.append, self._reader.known
+        flat, limit, good = self._lent
         try:
             for position, packet in enumerate(packets, 1):
                 kind = packet.type
-                if kind == _COMPLETION:
-                    self._completed(packet)
-                elif kind in (_INBAND, _GPA_DIRECT):
-                    body, offset = packet.body, packet.data_offset
-                    if self._ready and len(body) >= offset + _SEND_SIZE:
-                        message, _, section, size = _send(body, offset)
-                        if message == _RNDIS:
-                            cost += self._rndis(packet, section, size, frames)
-                            if cost >= TURN_COST:
-                                return packets[position:]
+                if kind == _INBAND:
+                    # The usual case, without a call: a frame of a kind that is known, in the send buffer.
+                    body = packet.body
+                    if len(body) >= _SEND_SIZE and not packet.data_offset:
+                        message, _, section, size = _send(body)
+                        start = section * SECTION_SIZE
+                        if message == _RNDIS and start + size <= limit and size <= SECTION_SIZE:
+                            data = bytes(flat[start : start + size])
+                            found = known.get(data[:PACKET_HEADER_SIZE])
+                            if found is not None and found[2] == size:
+                                frames.append(data[found[0] : found[1]])
+                                cost += size + _FRAME_COST
+                                messages += 1
+                            else:
+                                cost += self._rndis(packet, data, 0, 0, frames)
+                                if cost >= TURN_COST:
+                                    return packets[position:]
+                                continue
+                            if packet.flags & COMPLETION_REQUESTED:
+                                append(Packet(_COMPLETION, 0, packet.transaction_id, 0, good))
                             continue
-                    self._other(packet, body[offset:] if offset else body, frames)
-                else:
+                elif kind == _COMPLETION:
+                    self._completed(packet)
+                    continue
+                elif kind != _GPA_DIRECT:
                     raise BadValue(f"a packet of type {kind} from a network driver")
+                cost += self._other(packet, frames)
+                flat, limit, good = self._lent
+                if cost >= TURN_COST:
+                    return packets[position:]
         finally:
+            adapter.counters.sent_messages += messages
             if frames:
                 self._transmit(frames)
             self.proceed()
         return ()
+
+    @property
+    def _lent(self) -> tuple[memoryview, int, bytes]:
+        """The send buffer where it is contiguous, else none, its size, and a good completion."""
+        send = self._adapter.send
+        good = _completion(self._adapter.version, NvspStatus.SUCCESS)
+        if not self._ready or send is None or send.flat is None:
+            return _NO_VIEW, -1, good
+        return send.flat, send.size, good
 
     def _transmit(self, frames: list[bytes]) -> None:
         adapter = self._adapter
@@ -154,19 +183,20 @@ class NetworkSession:
             self._emit_frames(frames, size, TO_ROOT)
         adapter.port.transmit(frames)
 
-    def _rndis(self, packet: Packet, section: int, size: int, frames: list[bytes]) -> int:
-        """An NVSP message that carries RNDIS. Returns what it cost."""
+    def _rndis(self, packet: Packet, data: bytes | None, section: int, size: int, frames: list[bytes]) -> int:
+        """An NVSP message that carries RNDIS, `data` if it has been fetched. Returns what it cost."""
         before = len(frames)
         status = NvspStatus.SUCCESS
         borders: Sequence[int] = ()
         cost = 0
         try:
-            if packet.type == _GPA_DIRECT:
-                data, borders = self._gather(packet, section, size)
-            else:
-                data = self._section(section, size)
+            if data is None:
+                if packet.type == _GPA_DIRECT:
+                    data, borders = self._gather(packet, section, size)
+                else:
+                    data = self._section(section, size)
             cost = len(data)
-            if data[:4] == b"\1\0\0\0":
+            if data[:4] == _PACKET:
                 self._reader.read(data, frames, borders)
             else:
                 self._control_message(data)
@@ -261,7 +291,9 @@ class NetworkSession:
         elif len(payload) >= 8 and _u32(payload, 4)[0] != NvspStatus.SUCCESS:
             counters.unwell_completions += 1
 
-    def _other(self, packet: Packet, untrusted: bytes, frames: list[bytes]) -> None:
+    def _other(self, packet: Packet, frames: list[bytes]) -> int:
+        """Anything but the usual. Returns what it cost."""
+        untrusted = packet.payload
         if len(untrusted) < 4:
             raise ShortMessage("NVSP message", 4, len(untrusted))
         kind = _u32(untrusted)[0]
@@ -269,12 +301,12 @@ class NetworkSession:
         if kind == _RNDIS:
             if len(untrusted) < _SEND_SIZE:
                 raise ShortMessage("NVSP SEND_RNDIS_PACKET", _SEND_SIZE, len(untrusted))
-            assert negotiation is not None, "a subchannel is ready from the start"
-            negotiation.begin()
-            self._became_ready()
+            if not self._ready:
+                assert negotiation is not None, "a subchannel is ready from the start"
+                negotiation.begin()
+                self._became_ready()
             _, _, section, size = _send(untrusted)
-            self._rndis(packet, section, size, frames)
-            return
+            return self._rndis(packet, None, section, size, frames)
         body = None
         words = ""
         if self._ready and kind == NvspType.OID_QUERY_EX and self._adapter.version >= NvspVersion.V5:
@@ -299,6 +331,7 @@ class NetworkSession:
             self._say(f"{_NAMES[kind]} {words}".rstrip(), TO_ROOT)
         if packet.flags & COMPLETION_REQUESTED and body is not None:
             self.outbox.append(Packet(_COMPLETION, 0, packet.transaction_id, 0, body))
+        return 0
 
     def _became_ready(self) -> None:
         self._ready = True

@@ -23,6 +23,8 @@ _message_header = struct.Struct("<11I")
 _info = struct.Struct("<IIII")
 _INFO_VALUE = 12
 _IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
+_LOOKED_AT = frozenset((TAG, _IPV4, _IPV6))
+"""Ethernet types of frames that per-packet information may go with."""
 _TCP, _UDP = 6, 17
 _PADDING = [bytes(-size & 7) for size in range(8)]
 
@@ -91,7 +93,7 @@ class FrameWriter:
         if receive is None or not adapter.filter:
             adapter.counters.filtered += len(frames)
             return []
-        longest = receive.usable - MOST_HEADERS
+        longest = receive.usable - MOST_HEADERS - 7  # and padding
         if adapter.filter == _USUAL:
             address = adapter.address
             wanted = [frame for frame in frames if frame[:6] == address or frame[0] & 1]
@@ -162,7 +164,10 @@ class FrameWriter:
         ranges: list[int] = []
         plain = not adapter.marks_good and not adapter.capabilities & Capability.IEEE8021Q
         for piece, frame in zip(pieces, frames, strict=False):
-            data = _PLAIN[len(frame)] + frame if plain else self._message(frame)
+            if plain or frame[12:14] not in _LOOKED_AT:
+                data = _PLAIN[len(frame)] + frame
+            else:
+                data = b"".join(self._dressed(frame, 1))
             offset = piece * size
             length = len(data)
             if view is not None:
@@ -178,34 +183,38 @@ class FrameWriter:
         adapter, free, usable = self._adapter, receive.free, receive.usable
         pieces: list[int] = []
         ranges: list[int] = []
+        parts: list[bytes] = []
+        used = 0
         plain = not adapter.marks_good and not adapter.capabilities & Capability.IEEE8021Q
         position, last = start, len(frames)
-        while position < last and free and len(pieces) < MAX_RANGES:
-            parts: list[bytes] = []
-            used = 0
-            while position < last:
-                frame = frames[position]
-                size = len(frame)
-                if plain:
-                    total = (PACKET_HEADER_SIZE + 7 + size) & ~7
-                    if used + total > usable:
-                        break
-                    parts += (_PADDED[size], frame, _PADDING[(PACKET_HEADER_SIZE + size) & 7])
-                else:
-                    message = self._message(frame, 8)
-                    total = len(message)
-                    if used + total > usable:
-                        break
-                    parts.append(message)
-                used += total
-                position += 1
-            piece = free.pop()
-            offset = piece * receive.piece_size
-            receive.buffer.write(offset, b"".join(parts))
-            pieces.append(piece)
-            ranges += (used, offset)
+        while position < last:
+            frame = frames[position]
+            if plain or frame[12:14] not in _LOOKED_AT:
+                head = _PADDED[len(frame)]
+            else:
+                head, frame = self._dressed(frame, 8)
+            size = len(frame)
+            total = (len(head) + 7 + size) & ~7
+            if used + total > usable:
+                self._fill(receive, parts, used, pieces, ranges)
+                parts, used = [], 0
+                if not free or len(pieces) == MAX_RANGES:
+                    break
+            parts += (head, frame, _PADDING[(PACKET_HEADER_SIZE + size) & 7])
+            used += total
+            position += 1
+        if parts:
+            self._fill(receive, parts, used, pieces, ranges)
         self._tell(receive, pieces, ranges, ChannelType.DATA)
         return position - start
+
+    @staticmethod
+    def _fill(receive: ReceiveBuffer, parts: list[bytes], used: int, pieces: list[int], ranges: list[int]) -> None:
+        piece = receive.free.pop()
+        offset = piece * receive.piece_size
+        receive.buffer.write(offset, b"".join(parts))
+        pieces.append(piece)
+        ranges += (used, offset)
 
     def _tell(self, receive: ReceiveBuffer, pieces: list[int], ranges: list[int], kind: ChannelType) -> None:
         """A packet about pieces that are filled."""
@@ -220,20 +229,26 @@ class FrameWriter:
         self._outbox.append(Packet(_TRANSFER_PAGES, COMPLETION_REQUESTED, transaction_id, len(extended), body))
         self._adapter.counters.received_packets += 1
 
-    def _message(self, frame: bytes, alignment: int = 1) -> bytes:
-        """A frame as a data message, with per-packet information where there is any."""
-        information = b""
+    def _dressed(self, frame: bytes, alignment: int) -> tuple[bytes, bytes]:
+        """What stands in front of a frame, per-packet information included, and the frame without its tag."""
         adapter = self._adapter
+        tag = -1
         if frame[12:14] == TAG and len(frame) >= 18 and adapter.capabilities & Capability.IEEE8021Q:
             frame, tag = remove_tag(frame)
-            information = _info.pack(INFO_SIZE, PacketInfo.IEEE_8021Q, _INFO_VALUE, tag)
-        if adapter.marks_good:
-            good = checked(frame, adapter.offloads.receive)
-            if good:
-                information += _info.pack(INFO_SIZE, PacketInfo.TCPIP_CHECKSUM, _INFO_VALUE, good)
-        unpadded = PACKET_HEADER_SIZE + len(information) + len(frame)
-        length = (unpadded + alignment - 1) & ~(alignment - 1)
-        return _header(len(frame), len(information), length) + information + frame + bytes(length - unpadded)
+        good = checked(frame, adapter.offloads.receive) if adapter.marks_good else 0
+        return _informed(len(frame), tag, good, alignment), frame
+
+
+@lru_cache(maxsize=1024)
+def _informed(size: int, tag: int, good: int, alignment: int) -> bytes:
+    """A header with the per-packet information that there is."""
+    information = b""
+    if tag >= 0:
+        information = _info.pack(INFO_SIZE, PacketInfo.IEEE_8021Q, _INFO_VALUE, tag)
+    if good:
+        information += _info.pack(INFO_SIZE, PacketInfo.TCPIP_CHECKSUM, _INFO_VALUE, good)
+    length = (PACKET_HEADER_SIZE + len(information) + size + alignment - 1) & -alignment
+    return _header(size, len(information), length) + information
 
 
 def checked(frame: bytes, tasks: Task) -> int:
