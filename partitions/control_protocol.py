@@ -150,6 +150,39 @@ class Thaw(VmRequest, tag="thaw"):
     """Let its file systems go on."""
 
 
+class AddNic(VmRequest, tag="add-nic"):
+    """Give it another network adapter; the members are the keys of `[[vm.nic]]`. The answer has its number."""
+
+    switch: Text | None = None
+    name: Text | None = None
+    number: int | None = None
+    mac: Text | None = None
+    vlan: int | None = None
+    trunk: Text | None = None
+    mtu: int | None = None
+    connected: bool | None = None
+    spoofing: bool | None = None
+    dhcp_guard: bool | None = None
+    router_guard: bool | None = None
+    isolated: bool | None = None
+    mirroring: Text | None = None
+    storm_limit: int | None = None
+    acl: Annotated[list[dict[str, Text]], Meta(max_length=1000)] | None = None
+
+
+class RemoveNic(VmRequest, tag="remove-nic"):
+    """Take a network adapter away, whatever its guest is doing with it."""
+
+    number: int
+
+
+class ConnectNic(VmRequest, tag="connect-nic"):
+    """Plug an adapter's cable into a switch, or pull it out."""
+
+    number: int
+    switch: Text | None = None
+
+
 class Events(Request, tag="events"):
     """A stream: changes of VMs' states from now on as JSON lines, each a `Change`."""
 
@@ -206,6 +239,7 @@ class Down(Request, tag="down"):
 AnyRequest = (
     *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
     *(Kvp, Copy, Freeze, Thaw),
+    *(AddNic, RemoveNic, ConnectNic),
     *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)

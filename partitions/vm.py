@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
@@ -33,6 +33,8 @@ from partitions.root.integration import (
     need,
 )
 from partitions.root.management import SHUT_DOWN_GRACE, ManagedVm, Vmms, VmStateChange
+from partitions.root.nic_desk import NicDesk
+from partitions.root.nic_state import NicState
 from partitions.root.saving import SavedVm
 from partitions.root.statistics import VmStatistics
 from partitions.topology_schema import DiskTable, DiskType, Size, VmTable
@@ -437,6 +439,36 @@ class Vm:
     @property
     def _desk(self) -> DiskDesk:
         return DiskDesk(self._managed, self._vmms.folder)
+
+    # --- its network adapters, on or off
+
+    @property
+    def nics(self) -> Mapping[int, NicState]:
+        """Its network adapters by number: address, switch, link."""
+        return self._nic_desk.states()
+
+    async def add_nic(self, switch: str | None = None, **keys: Any) -> int:
+        """Give it another network adapter, now or for its next start; its number, by default one that none had before.
+
+        The keywords are the keys of `[[vm.nic]]`; without a switch its link is down. A guest that runs is told, and
+        looks. Raises `NicError`.
+        """
+        await trio.lowlevel.checkpoint()
+        return self._nic_desk.add({**keys, "switch": switch or ""})
+
+    async def remove_nic(self, number: int) -> None:
+        """Take an adapter away, whatever its guest is doing with it. Raises `NicError`."""
+        await self._nic_desk.remove(number)
+        await trio.lowlevel.checkpoint()
+
+    async def connect_nic(self, number: int, switch: str | None) -> None:
+        """Plug its cable into a switch, or pull it out for None; its guest sees the link. Raises `NicError`."""
+        await trio.lowlevel.checkpoint()
+        self._nic_desk.plug(number, switch or "")
+
+    @property
+    def _nic_desk(self) -> NicDesk:
+        return NicDesk(self._managed, self._vmms.network)
 
     async def request_state_change(self, requested_state: int) -> ReturnCode:
         """The same by Hyper-V's numbers: 2 start or resume, 3 turn off, 4 shut down, 6 save, 9 pause, 11 reset.

@@ -131,6 +131,8 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             return
         case "target":
             offered = _examples()
+        case "switch":
+            offered = [(path.split("/")[1], "") for path, _ in _paths(_host_in(given), "switch/")]
         case "port":
             return  # the guest's to know
         case _:

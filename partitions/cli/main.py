@@ -22,7 +22,7 @@ VERBS = (
     *("run", "explain", "trace", "decode", "watch", "validate", "examples"),
     *("ps", "stats", "inspect", "events", "console", "connect", "screenshot"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
-    *("add-disk", "remove-disk"),
+    *("add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),
     *("kvp", "copy", "freeze", "thaw"),
     *("doctor", "boundary", "schema", "dissector", "completion"),
 )

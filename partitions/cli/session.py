@@ -392,7 +392,7 @@ async def run(
 async def _open_host(
     topology: Topology, viewer: Viewer, seed: int | None, backends: BackendFactory | None
 ) -> AsyncIterator[Host]:
-    """The host, with captures at its switches' ports. Raises `Refusal` for what cannot be had here, or on this clock."""
+    """The host, with captures at its switches' ports. Raises `Refusal` for what cannot be had here or on this clock."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             opening = open_host(topology, clock=viewer.options.clock, seed=seed, backends=backends)

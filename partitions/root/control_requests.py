@@ -23,6 +23,7 @@ from partitions.host import (
     DiskError,
     Host,
     InvalidTransition,
+    NicError,
     NoScreen,
     SocketRefused,
     StartFailed,
@@ -197,11 +198,21 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
             case protocol.RemoveDisk():
                 await vm.remove_disk(request.lun)
                 return list(vm.disks.values())
+            case protocol.AddNic():
+                asked = msgspec.structs.asdict(request)
+                keys = {key: asked[key] for key in asked.keys() - {"id", "vm"} if asked[key] is not None}
+                return vm.nics[await vm.add_nic(**keys)]
+            case protocol.RemoveNic():
+                await vm.remove_nic(request.number)
+                return list(vm.nics.values())
+            case protocol.ConnectNic():
+                await vm.connect_nic(request.number, request.switch)
+                return vm.nics[request.number]
             case _:
                 raise AssertionError(f"{request} is not decoded")
     except InvalidTransition as error:
         raise Denied("wrong_state", wrong_state(vm.name, error.state, error.event)) from None
-    except (StartFailed, CannotSave, NoScreen, DiskError, ValueError) as error:
+    except (StartFailed, CannotSave, NoScreen, DiskError, NicError, ValueError) as error:
         raise Denied("refused", str(error)) from None
     return figures_of(vm)
 

@@ -35,6 +35,7 @@ from partitions.root.asking import asked_by, asker
 from partitions.root.console import Console
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
+from partitions.root.host_network import HostNetwork
 from partitions.root.integration import ShutdownFlags
 from partitions.root.restarts import LIMIT, Restarts, Wish
 from partitions.root.saving import CannotSave, SavedVm
@@ -129,6 +130,8 @@ class ManagedVm:
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """Set, and replaced, at each change of state."""
     feed: Feed[VmStateChange] = attrs.field(factory=Feed, repr=False)
+    highest_nic: int = -1
+    """As `highest_lun`, of adapters' numbers."""
     highest_lun: int = -1
     """That a disk had which was added or removed while the host ran."""
     vnc: VncServer | None = None
@@ -193,6 +196,11 @@ class Vmms:
     def folder(self) -> Path:
         """Where relative paths of images start."""
         return self._host.folder
+
+    @property
+    def network(self) -> HostNetwork:
+        """The host's switches."""
+        return self._host.network
 
     # --- definitions
 

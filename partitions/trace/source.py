@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hypervisor.trace import TraceEvent
+from partitions.recording.buffer import Dropped
 from partitions.recording.json_lines import JsonLinesReader
 from partitions.recording.reader import RecordingReader, Wanted
-from partitions.recording.buffer import Dropped
 
 
 class TraceReader:

@@ -60,7 +60,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("words", "expected"),
     [
         (["sto"], ["stop"]),
-        (["re"], ["resume", "reset", "remove-disk"]),
+        (["re"], ["resume", "reset", "remove-disk", "remove-nic"]),
         (["--v"], ["--version"]),
         (["run", "--clo"], ["--clock"]),
         (["run", "--clock", ""], ["real", "virtual"]),
