@@ -53,6 +53,7 @@ KINDS = (
         interface=Guid("f8615163-df3e-46c5-913f-f2d2f965ed0e"),
         vsp="vsp_vsc.network.vsp:NetworkVsp",
         vsc="vsp_vsc.network.vsc:open_network",
+        wants_bus=True,
     ),
     DeviceKind(
         name="heartbeat",

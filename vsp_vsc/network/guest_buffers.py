@@ -9,6 +9,10 @@ from vmbus.client.driver_bus import DriverBus
 from vmbus.client.platform import GuestPlatform
 
 
+MAX_SECTIONS = 0xFFFF
+"""What is beyond is not used: a section's number is part of a transaction ID."""
+
+
 @attrs.define(eq=False)
 class SharedBuffer:
     """Guest pages that the host knows by a GPADL."""
@@ -50,7 +54,7 @@ class SendSections:
         """Sections of `size` bytes, which the host has chosen."""
         self.view = view
         self.size = size
-        self.count = len(view) // size
+        self.count = min(len(view) // size, MAX_SECTIONS)
         self.free = list(range(self.count - 1, -1, -1))
         """Numbers of sections that nobody uses. Whoever takes one says so by `taken`."""
         self._taken = bytearray(self.count)

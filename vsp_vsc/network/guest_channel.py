@@ -25,6 +25,8 @@ from vsp_vsc.network.guest_control import NetworkGone
 from vsp_vsc.network.guest_frames import take_messages
 from vsp_vsc.network.protocol import NvspStatus, NvspType, RndisPacketComplete
 
+FIRST_ID = 0x10000
+"""Of transactions that are no sections."""
 _COMPLETION, _TRANSFER_PAGES, _INBAND = (
     int(PacketType.COMPLETION),
     int(PacketType.TRANSFER_PAGES),
@@ -84,7 +86,7 @@ class NetworkChannel:
         self._on_room = on_room
         self._sending = trio.Lock()
         self._pending: dict[int, DmaBuffer | _Request] = {}
-        self._next = 1 << 32
+        self._next = FIRST_ID
         self._unsent: list[Packet] = []
         """Completions that had no room."""
 

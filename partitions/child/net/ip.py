@@ -116,7 +116,8 @@ class Ip:
         self._platform = platform
         self._sockets: dict[int, UdpSocket] = {}
         self._pings: dict[tuple[int, int], _Ping] = {}
-        self._next_ping = 0
+        self._next_ping = 1 << 16
+        """Identifier and sequence number of the last ping."""
         self._next_port = FIRST_EPHEMERAL_PORT
         self._earlier = Bell()
         self._sleeping_until = math.inf
