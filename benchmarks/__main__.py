@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import host, ring_channel, scale, trace
+from benchmarks import host, network, ring_channel, scale, trace
 
 LATEST = Path(__file__).with_name("latest.json")
 
@@ -36,6 +36,10 @@ BARS = {
     "storage.randread4k_qd32.vs_trio_open_file": Bar(8, at_least=True),
     "storage.randread4k_qd32.vs_preadv": Bar(round(1 / 12, 4), at_least=True),
     "storage.seqread256k_qd8.vs_preadv": Bar(0.35, at_least=True),
+    "network.frames64.vs_unix_dgram": Bar(1, at_least=True),
+    "network.frames1500.vs_unix_dgram": Bar(1, at_least=True),
+    "network.multi64.vs_unix_dgram": Bar(2, at_least=True),
+    "network.multi1500.vs_unix_dgram": Bar(2, at_least=True),
     "root.rss_mib": Bar(48, at_least=False),
     "boot.idle_child_ms": Bar(5, at_least=False),
     "scale.1024.start_s": Bar(5, at_least=False),
@@ -51,7 +55,7 @@ BARS = {
 
 def main() -> int:
     """Measure, print, write the file; 1 where a bar is missed."""
-    figures = ring_channel.measure() | host.measure() | scale.measure() | trace.measure()
+    figures = ring_channel.measure() | host.measure() | network.measure() | scale.measure() | trace.measure()
     machine = f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.machine()}"
     print(f"\n{machine}; ratios are medians of interleaved rounds, higher is better unless the bar says otherwise\n")
     width = max(map(len, figures))

@@ -8,7 +8,6 @@ from hypervisor.pages import PAGE_SHIFT, pages_for
 from vmbus.client.driver_bus import DriverBus
 from vmbus.client.platform import GuestPlatform
 
-
 MAX_SECTIONS = 0xFFFF
 """What is beyond is not used: a section's number is part of a transaction ID."""
 
