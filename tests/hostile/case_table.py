@@ -136,7 +136,6 @@ NOT_HERE: Final = (
         "a model guest has no privilege levels; on KVM the processor itself refuses the hypercall page's OUT",
     ),
     NotHere(64, 80, "network: NVSP, RNDIS, frames", _DEVICES),
-    NotHere(98, 98, "video: resolutions, VRAM, dirty rectangles", _DEVICES),
     NotHere(99, 100, "keyboard and mouse", _DEVICES),
     NotHere(101, 101, "IDE programmed I/O", "no emulated IDE: disks are synthetic from the first read on"),
     NotHere(
@@ -268,6 +267,60 @@ ELSEWHERE: Final = (
         "dates before and after all calendars",
         "nothing is set; the host sends dates, and takes none",
         "tests/vsp_vsc/integration/test_vsc.py::test_97_dates_before_and_after_all_calendars",
+    ),
+    Elsewhere(
+        98,
+        "resolutions 0x0 and 65535x65535, sizes, depths, pitches and offsets that overflow",
+        "no acknowledgement, counted; what was shown before stays",
+        "tests/vsp_vsc/video/test_session.py::test_98_a_mode_that_cannot_be_is_passed_over",
+    ),
+    Elsewhere(
+        98,
+        "frame buffer outside RAM and window, at the end of the address space, or wherever the host likes",
+        "no acknowledgement, counted; the old one stays",
+        "tests/vsp_vsc/video/test_session.py::test_98_a_frame_buffer_outside_memory_is_passed_over",
+    ),
+    Elsewhere(
+        98,
+        "a frame buffer whose memory the guest gives away",
+        "those pixels are black",
+        "tests/vsp_vsc/video/test_session.py::test_98_memory_that_goes_meanwhile",
+    ),
+    Elsewhere(
+        98,
+        "rectangles inverted, empty, off the screen",
+        "counted each; the others of the message count",
+        "tests/vsp_vsc/video/test_session.py::test_98_rectangles_that_are_none",
+    ),
+    Elsewhere(
+        98,
+        "255 rectangles, in as many bytes and in fewer",
+        "taken; the whole message is passed over and counted",
+        "tests/vsp_vsc/video/test_session.py::test_98_255_rectangles",
+    ),
+    Elsewhere(
+        98,
+        "pointers of 97 pixels, of 2^32, with other bytes than theirs, in parts out of order",
+        "counted; the pointer stays",
+        "tests/vsp_vsc/video/test_session.py::test_98_a_pointer_that_is_none",
+    ),
+    Elsewhere(
+        98,
+        "all of these through a host",
+        "counted one by one; the sibling goes on",
+        "tests/hostile/test_video.py::test_98_what_cannot_be_is_passed_over",
+    ),
+    Elsewhere(
+        98,
+        "messages of no type, of the host's, or cut short",
+        "stopped",
+        "tests/hostile/test_video.py::test_98_what_cannot_be_read_stops_the_channel",
+    ),
+    Elsewhere(
+        98,
+        "a frame buffer that moves about in the window for devices",
+        "8 MiB of the host's, once; a reset gives them back",
+        "tests/hostile/test_video.py::test_98_memory_in_the_window_comes_moves_and_goes",
     ),
     Elsewhere(
         104,

@@ -99,13 +99,14 @@ def check(host: Host, *, bounded_queues: bool = True) -> None:
     assert not bounded_queues or bus.messages_unsent <= 64
     assert bus.gpadls <= MAX_GPADLS
     assert bus.gpadl_words <= MAX_GPADL_WORDS
-    assert bus.channels <= 2, "the disk controller and, of two processors, one subchannel"
+    offered = 2 if vm.settings.screen is None else 3
+    assert bus.channels <= offered, "a controller and, of two processors, one subchannel; or screen, keyboard, mouse"
     for path in (f"vm/{EVIL}", f"hypervisor/partitions/{vm.partition_id}"):
         assert not faults(seen(host_tree(host), path)), "whatever a guest does, a look inside says how it is"
-    _check_partition(host, host.hypervisor.partitions[vm.partition_id])
+    _check_partition(host, host.hypervisor.partitions[vm.partition_id], offered)
 
 
-def _check_partition(host: Host, partition: Partition) -> None:
+def _check_partition(host: Host, partition: Partition, offered: int) -> None:
     memory = partition.memory
     ((gpn, block, _, _, _),) = memory.extents()
     assert gpn == 0
@@ -120,7 +121,7 @@ def _check_partition(host: Host, partition: Partition) -> None:
         assert connection.port.sender_id == partition.id, "I4"
     assert 0 <= partition.pool.in_use <= 120
     assert len(partition.ports) <= 3
-    assert len(partition.connections) <= 4
+    assert len(partition.connections) <= 2 + offered
     for vp in partition.vps.values():
         assert vp.synic.queued <= 16 * len(partition.ports) + 4, "buffers of ports, and one a timer"
         assert set(vp.registers) <= {ProcessorRegister.CR3}, "what the call to switch address spaces writes"
