@@ -24,6 +24,7 @@ MAX_TEXT: Final = 4096
 """Characters of a name, a filter or a path: what takes time to read must not hold up the host's loop."""
 MAX_GRACE: Final = 3600.0
 MAX_TAIL: Final = 1000
+MAX_KEYS: Final = 64
 
 Seconds = Annotated[float, Meta(ge=0, le=MAX_GRACE)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -150,6 +151,19 @@ class Thaw(VmRequest, tag="thaw"):
     """Let its file systems go on."""
 
 
+class TypeText(VmRequest, tag="type"):
+    """Type on its keyboard; answered when its guest has room for the last character."""
+
+    text: Text
+
+
+class Keys(VmRequest, tag="keys"):
+    """Press keys of its keyboard, one after the other."""
+
+    keys: Annotated[list[Text], Meta(min_length=1, max_length=MAX_KEYS)]
+    """Each those that are held down together, by name: `ctrl-alt-del`."""
+
+
 class AddNic(VmRequest, tag="add-nic"):
     """Give it another network adapter; the members are the keys of `[[vm.nic]]`. The answer has its number."""
 
@@ -239,6 +253,7 @@ class Down(Request, tag="down"):
 AnyRequest = (
     *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
     *(Kvp, Copy, Freeze, Thaw),
+    *(TypeText, Keys),
     *(AddNic, RemoveNic, ConnectNic),
     *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
 )

@@ -30,6 +30,8 @@ class VmFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its kernel answers: no contact, ok, lost contact; with what it says of its programs, if it does."""
     restarts: int
     """By its restart policy."""
+    vnc: str | None
+    """Where its VNC server listens, as `127.0.0.1:5900`."""
     exit: str | None
     """Why the last run ended; none before the first end and while it is on."""
     exit_code: int | None
@@ -86,6 +88,7 @@ def figures_of(vm: Vm) -> VmFigures:
         uptime=round(vm.uptime, 7),
         heartbeat=str(vm.heartbeat),
         restarts=vm.restarts,
+        vnc=None if vm.vnc_port is None else f"127.0.0.1:{vm.vnc_port}",
         exit=None if record is None else record.reason.value,
         exit_code=None if record is None else record.exit_code,
         ok=record is None or record.ok,

@@ -126,6 +126,9 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             offered = [(name, "") for name in _hosts()]
         case "vm" if any(one.dest == "host" for one in _actions(verb)):
             offered = [pair for pair in _vms(_host_in(given)) if pair[0] not in given]
+        case "keys" if verb == "keys":
+            yield from _matching(_keys(start), start)
+            return
         case "path" if verb == "inspect":
             yield from _matching(_paths(_host_in(given), start), start)
             return
@@ -151,6 +154,15 @@ def _examples() -> list[Candidate]:
     from partitions.examples import examples
 
     return [(example.name, example.title) for example in examples()]
+
+
+def _keys(start: str) -> Iterator[Candidate]:
+    """Keys behind those that are written already."""
+    from vsp_vsc.keyboard.scan_codes import KEYS
+
+    before = start[: start.rfind("-") + 1]
+    yield "ctrl-alt-del", ""
+    yield from ((f"{before}{name}", "") for name in KEYS)
 
 
 def _host_in(given: Sequence[str]) -> str | None:

@@ -24,6 +24,7 @@ VERBS = (
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),
     *("kvp", "copy", "freeze", "thaw"),
+    *("type", "keys"),
     *("doctor", "boundary", "schema", "dissector", "completion"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""

@@ -534,6 +534,9 @@ async def _watch(
                     await (vm.start() if saved is None else vm.restore(saved))
                 collect_garbage()
         started.set()
+        for vm in host.values():
+            if vm.vnc_port is not None:
+                viewer.note(f"{vm.name}: VNC at 127.0.0.1:{vm.vnc_port}")
         await host.wait_all()
         if viewer.options.stay and not over.is_set():
             viewer.note("note: all guests have ended; the host stays, until Ctrl-C or `partita down`")

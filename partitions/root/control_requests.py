@@ -174,6 +174,10 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
                 from partitions.root.control_integration import ask_guest
 
                 return await ask_guest(vm, request)
+            case protocol.TypeText() | protocol.Keys():
+                from partitions.root.control_input import use_keyboard
+
+                return await use_keyboard(vm, request)
             case protocol.Pause():
                 await vm.pause()
             case protocol.Resume():
@@ -293,6 +297,8 @@ def _tell(host: Host, vm: Vm | None, request: protocol.Request, by: str) -> None
         return
     asked = msgspec.to_builtins(request)
     members = {key: value for key, value in asked.items() if key not in ("id", "vm", "op") and value is not None}
+    if isinstance(request, protocol.TypeText):
+        members = {"characters": len(request.text)}  # it may be a password
     said = "".join(f" {key}={value}" for key, value in members.items())
     trace.emit(
         *(Layer.STATE, "control_request", 0 if vm is None else vm.partition_id or 0),

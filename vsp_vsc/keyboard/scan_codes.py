@@ -151,8 +151,8 @@ def chord_codes(chord: str) -> list[int]:
     Names with a dash in them are taken first: `ctrl-page-up`. The minus key is `minus`, or a dash at the end.
     """
     words, codes = chord.split("-"), []
-    if chord.endswith("-"):  # the minus key itself, alone or behind others
-        words = [*words[:-2], "minus"] if len(words) > 1 else words
+    if chord == "-" or chord.endswith("--"):
+        words[-2:] = ["minus"]
     while words:
         for count in range(min(len(words), 3), 1, -1):
             name = "-".join(words[:count]).lower()
