@@ -8,10 +8,12 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from hypervisor.wire import Guid
 from tests.doubles.campaign import examples
-from tests.doubles.vmbus_guest import ScriptedGuest, scsi
+from tests.doubles.vmbus_guest import SCSI, ScriptedGuest, instance, scsi
 from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
 from vmbus.protocol import messages as m
+from vmbus.protocol.hvsocket import OFFER_FLAGS, is_socket, service_of, user_defined
 from vmbus.protocol.identifiers import SINT
 from vmbus.protocol.messages import Message
 from vmbus.protocol.table import Direction, decode_message
@@ -21,12 +23,24 @@ from vmbus.server.actions import Action
 from vmbus.server.channels import ChannelState, DeviceActivity
 from vmbus.server.connection import Phase
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS, GpadlState
+from vmbus.server.offers import Offer
 
 CHANNELS = st.sampled_from([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 0, 2047, 0xFFFFFFFF])
 GPADLS = st.integers(1, 3)
 SELDOM = st.sampled_from([False] * 11 + [True])
 """For what ends a connection: a guest that does it all the time never gets anywhere."""
-PENDING = (act.OpenDevice, act.CloseDevice, act.RetargetChannel, act.MapGpadl, act.ReleaseGpadl)
+PENDING = (
+    *(act.OpenDevice, act.CloseDevice, act.RetargetChannel, act.MapGpadl, act.ReleaseGpadl),
+    act.ConnectSocket,
+)
+ENDPOINTS = st.integers(1, 6).map(instance)
+"""The first are those of devices."""
+SERVICES = st.sampled_from([service_of(80), service_of(81), SCSI])
+
+
+def socket_offer(service: Guid, endpoint: Guid, *, accept: bool) -> Offer:
+    """What the service offers for a connection."""
+    return Offer(service, endpoint, flags=OFFER_FLAGS, user_defined=user_defined(is_for_guest_accept=accept))
 
 
 class HostileGuest(RuleBasedStateMachine):
@@ -74,8 +88,12 @@ class HostileGuest(RuleBasedStateMachine):
                 case act.CloseDevice(channel_id):
                     self.running.remove(channel_id)
                     self.closing.add(channel_id)
+                case act.StopOpening(channel_id):
+                    assert channel_id in self.opening
                 case act.RetargetChannel(channel_id, _):
                     assert channel_id in self.running
+                case act.ConnectSocket(number, _, _):
+                    assert number in self.state.connects
                 case act.ReleaseGpadl(channel_id, gpadl_id):
                     assert (channel_id, gpadl_id) in self.mapped
             if isinstance(action, PENDING):
@@ -116,7 +134,22 @@ class HostileGuest(RuleBasedStateMachine):
                 self.mapped.add((channel_id, gpadl_id))
             case act.ReleaseGpadl(channel_id, gpadl_id):
                 self.mapped.remove((channel_id, gpadl_id))
-        self.absorb(self.guest.answer(action, ok))
+        if isinstance(action, act.ConnectSocket):
+            self.absorb(self.connect(action, ok))
+        else:
+            self.absorb(self.guest.answer(action, ok))
+
+    def connect(self, request: act.ConnectSocket, ok: bool) -> list[Action]:
+        """As the service does it: the offer first, then the answer; nothing for a guest that has left."""
+        if request.number not in self.state.connects:
+            return self.state.connect_answered(request.number, refused=True)
+        refusal = self.state.socket_refusal(request.endpoint)
+        live = {channel.offer.instance for channel in self.state.offers.values() if not channel.rescinded}
+        assert bool(refusal) == (request.endpoint in live)
+        if not ok or refusal:
+            return self.state.connect_answered(request.number, refused=True)
+        _, actions = self.state.offer(socket_offer(request.service, request.endpoint, accept=False))
+        return actions + self.state.connect_answered(request.number, refused=False)
 
     @precondition(lambda self: self.pending)
     @rule(choice=st.randoms(use_true_random=False), ok=st.booleans())
@@ -154,7 +187,14 @@ class HostileGuest(RuleBasedStateMachine):
         contact = m.InitiateContact(version=version, parent_to_child_monitor_page=page, target_sint=sint)
         self.absorb(self.state.handle(contact.encode(), multiclient=True))
 
-    @rule(message=st.sampled_from([m.RequestOffers(), m.RequestOffers(), m.Resume(), m.TlConnectRequest()]))
+    @rule(endpoint=ENDPOINTS, service=SERVICES, silo=st.booleans(), now=st.booleans(), ok=st.booleans())
+    def connect_a_socket(self, endpoint: Guid, service: Guid, silo: bool, now: bool, ok: bool) -> None:
+        before = len(self.pending)
+        self.say((m.TlConnectRequest2 if silo else m.TlConnectRequest)(endpoint=endpoint, service=service))
+        if now and len(self.pending) > before:
+            self.settle_one(before, ok)
+
+    @rule(message=st.sampled_from([m.RequestOffers(), m.RequestOffers(), m.Resume()]))
     def short_message(self, message: Message) -> None:
         self.say(message)
 
@@ -264,6 +304,12 @@ class HostileGuest(RuleBasedStateMachine):
         if offer.key not in live:
             self.absorb(self.state.offer(offer)[1])
 
+    @precondition(lambda self: self.state.version is not None)
+    @rule(endpoint=ENDPOINTS, service=SERVICES)
+    def host_connects(self, endpoint: Guid, service: Guid) -> None:
+        if not self.state.socket_refusal(endpoint):
+            self.absorb(self.state.offer(socket_offer(service, endpoint, accept=True))[1])
+
     @rule(choice=st.randoms(use_true_random=False), now=SELDOM | st.booleans())
     def host_rescinds(self, choice: random.Random, now: bool) -> None:
         if not now:
@@ -309,6 +355,10 @@ class HostileGuest(RuleBasedStateMachine):
 
     @invariant()
     def a_guest_that_is_gone_has_nothing(self) -> None:
+        if self.state.phase is not Phase.CONNECTED:
+            assert not self.state.connects
+            # A socket is its guest's, and no other one ever hears of it.
+            assert all(one.rescinded for one in self.state.offers.values() if is_socket(one.offer.flags))
         if self.state.phase is Phase.DISCONNECTED:
             assert self.state.version is None
             for channel in self.state.channels.values():
@@ -323,6 +373,7 @@ class HostileGuest(RuleBasedStateMachine):
         assert self.state.phase is Phase.DISCONNECTED
         assert not self.ports | self.opening | self.running | self.closing
         assert not self.mapped
+        assert self.state.sockets == 0
         self.contact(Version.V5_3, 0, True)
         assert self.state.version == Version.V5_3
 

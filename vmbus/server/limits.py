@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from hypervisor.inspect import Branch
+from vmbus.protocol.hvsocket import MAX_CONNECT_REQUESTS, MAX_SOCKETS
 from vmbus.protocol.identifiers import MAX_CHANNELS
 from vmbus.server.gpadls import MAX_GPADL_WORDS, MAX_GPADLS
 
@@ -38,6 +39,10 @@ class BusUse(msgspec.Struct, frozen=True):
     gpadls_over_limit: int = 0
     opens_over_limit: int = 0
     messages_dropped: int = 0
+    sockets: int = 0
+    """Of which anything is left; of `MAX_SOCKETS`."""
+    sockets_refused: int = 0
+    """For whatever reason."""
 
     def inspect(self) -> Branch:
         """Each figure, and where there is one its limit after it."""
@@ -57,6 +62,9 @@ class BusUse(msgspec.Struct, frozen=True):
                 "gpadls_over_limit": self.gpadls_over_limit,
                 "opens_over_limit": self.opens_over_limit,
                 "messages_dropped": self.messages_dropped,
+                "sockets": self.sockets,
+                "max_sockets": MAX_SOCKETS,
+                "sockets_refused": self.sockets_refused,
             }
         )
 
@@ -84,6 +92,20 @@ LIMITS: Final = (
         "opens_over_limit",
     ),
     Limit("messages that wait for the host", "INBOX_MESSAGES", INBOX_MESSAGES, "none: dropped", "messages_dropped"),
+    Limit(
+        "requests for sockets that are not answered",
+        "MAX_CONNECT_REQUESTS",
+        MAX_CONNECT_REQUESTS,
+        "none: its messages wait until one is",
+        "-",
+    ),
+    Limit(
+        "Hyper-V sockets",
+        "MAX_SOCKETS",
+        MAX_SOCKETS,
+        "TL_CONNECT_RESULT, status 0xC0000236; a program of the host's hears why",
+        "sockets_refused",
+    ),
     Limit(
         "message targets of reserved channels",
         "MAX_RESERVED_TARGETS",

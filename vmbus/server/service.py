@@ -205,6 +205,8 @@ class VmbusServer:
             gpadls_over_limit=self.counters["gpadl_limit"],
             opens_over_limit=self.counters["ring_limit"],
             messages_dropped=self.counters["inbox_overflows"],
+            sockets=len(self.sockets.live),
+            sockets_refused=self.counters["sockets_refused"],
         )
 
     def inspect(self) -> Branch:

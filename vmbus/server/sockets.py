@@ -349,18 +349,16 @@ class HostSockets:
 
     def inspect(self, unix: Callable[[], Branch] | None = None) -> Branch:
         """Live connections, listeners and how often what happened; `unix` shows how others reach them from outside."""
-        return Branch(
-            {
-                "live": len(self.live),
-                "most": MAX_SOCKETS,
-                "requests": len(self._state.connects),
-                "made": self._counters["sockets_made"],
-                "refused": self._counters["sockets_refused"],
-                "listeners": lambda: Branch({service_words(one): True for one in self.listeners.services}),
-                "connections": Many(self.live, int, show=SocketConnection.inspect),
-                "unix": unix,
-            }
-        )
+        seen: dict[str, object] = {
+            "live": len(self.live),
+            "most": MAX_SOCKETS,
+            "requests": len(self._state.connects),
+            "made": self._counters["sockets_made"],
+            "refused": self._counters["sockets_refused"],
+            "listeners": lambda: Branch({service_words(one): True for one in self.listeners.services}),
+            "connections": Many(self.live, int, show=SocketConnection.inspect),
+        }
+        return Branch(seen if unix is None else seen | {"unix": unix})
 
     def _refusal(self, endpoint: Guid) -> str:
         if len(self.live) >= MAX_SOCKETS:
