@@ -119,6 +119,15 @@ class NetworkChannel:
             holder.in_flight += 1
         return self._next
 
+    def try_post(self, packet: Packet) -> bool:
+        """Send one if there is room now; nothing is freed if there is not."""
+        if self.ended or self._sending.locked():
+            return False
+        try:
+            return self.channel.try_send_batch((packet,)) > 0
+        except (trio.BrokenResourceError, trio.ClosedResourceError, WireError):
+            return False  # `post` says what is wrong
+
     async def post(self, packets: Sequence[Packet]) -> None:
         """Send all of them; a checkpoint only where there is no room. `NetworkGone`.
 

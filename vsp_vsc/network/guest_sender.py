@@ -58,6 +58,24 @@ class FrameSender:
 
     # --------------------------------------------------------------------------------------------------------- sending
 
+    def try_send(self, message: bytes, frame: bytes) -> bool:
+        """The usual case of `send`: there is a section for it, and room in the ring. False if not. `NetworkGone`."""
+        sections = self.sections
+        length = len(message)
+        if sections is None or length > sections.size or not sections.free or self._turn.locked():
+            return False
+        section = sections.take()
+        start = section * sections.size
+        sections.view[start : start + length] = message
+        body = self._form.pack(_RNDIS_PACKET, _DATA, section, length)
+        packet = Packet(_INBAND, COMPLETION_REQUESTED, section + 1, 0, body)
+        channel = self._channel_for(frame) if self.table else self.channels[0]
+        if not channel.try_post(packet):
+            sections.give_back(section)
+            return False
+        self.messages += 1
+        return True
+
     async def send(self, message: bytes, frame: bytes) -> None:
         """One message, on the channel of its frame's flow. A checkpoint only where it waits. `NetworkGone`."""
         await self._send([message], self._channel_for(frame))

@@ -167,7 +167,9 @@ class Network:
         self._check(length, offload is not None and offload.segment > 0)
         if self._may_send(1):
             start = header(length) if offload is None else header_with(length, offload.encode())
-            await self._sender.send(start + frame, frame)
+            message = start + frame
+            if not self._sender.try_send(message, frame):
+                await self._sender.send(message, frame)
             self._statistics.frames_sent += 1
             self._statistics.bytes_sent += length
         self._unyielded += 1
