@@ -223,8 +223,14 @@ async def open_uplinks(switches: Switches, tables: Sequence[SwitchTable], folder
             if link is not None:
                 stack.callback(link.close)
                 links.append(link)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        for link in links:
-            nursery.start_soon(link.run)
-        yield
-        nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                for link in links:
+                    nursery.start_soon(link.run)
+                yield
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # What the caller's block raises, as it was: nothing else is in this nursery that does.
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
