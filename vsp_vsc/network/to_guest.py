@@ -212,7 +212,11 @@ class FrameWriter:
     def _fill(receive: ReceiveBuffer, parts: list[bytes], used: int, pieces: list[int], ranges: list[int]) -> None:
         piece = receive.free.pop()
         offset = piece * receive.piece_size
-        receive.buffer.write(offset, b"".join(parts))
+        view = receive.buffer.flat
+        if view is not None:
+            view[offset : offset + used] = b"".join(parts)
+        else:
+            receive.buffer.write(offset, b"".join(parts))
         pieces.append(piece)
         ranges += (used, offset)
 
