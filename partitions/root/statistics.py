@@ -51,6 +51,8 @@ def take_statistics(partition: Partition, server: VmbusServer | None, devices: I
     counters = partition.counters
     bus = {} if server is None else server.counters
     channels = [device.channel_statistics() for device in devices]
+    if server is not None:
+        channels.append(server.sockets.channel_statistics())
     packets_in = sum(channel.packets_in for channel in channels)
     packets_out = sum(channel.packets_out for channel in channels)
     bytes_in = sum(channel.bytes_in for channel in channels)

@@ -23,6 +23,7 @@ import trio
 from hypervisor.inspect import Branch, Many
 from hypervisor.trace import Layer, Trace
 from hypervisor.wire import Guid
+from vmbus.channel import ChannelStatistics
 from vmbus.protocol.hvsocket import (
     GUEST_ACCEPTS_WITHIN,
     GUEST_OPENS_WITHIN,
@@ -279,6 +280,8 @@ class HostSockets:
         self.listeners = listeners
         self.live: dict[int, SocketConnection] = {}
         """Those of which anything is left, by number."""
+        self._ended = ChannelStatistics()
+        """The sum of those of which nothing is."""
 
     def start(self, nursery: trio.Nursery) -> None:
         """Connections have their tasks in this nursery."""
@@ -340,6 +343,11 @@ class HostSockets:
         """Cut every connection."""
         for connection in list(self.live.values()):
             connection.end(why)
+
+    def channel_statistics(self) -> ChannelStatistics:
+        """What went through all of them so far."""
+        streams = [one.stream for one in self.live.values() if one.stream is not None]
+        return sum((stream.channel.statistics() for stream in streams), self._ended)
 
     def unrest(self) -> str:
         """Which connection there is that no record can describe; empty if there is none."""
@@ -408,6 +416,7 @@ class HostSockets:
             self._withdraw(offered)
             if connection.stream is not None:
                 connection.stream.guest_is_gone()
+                self._ended += connection.stream.channel.statistics()
             if connection.reached is not None:
                 connection.reached.close()
             del self.live[connection.number]
