@@ -27,24 +27,29 @@ def port_names(host: Host) -> list[str]:
     return list(dict.fromkeys([*of_vms, *(() if made is None else made.ports)]))
 
 
-@contextmanager
-def watched(host: Host, capture: EthernetCapture, ports: Sequence[str]) -> Iterator[None]:
-    """The capture sees these ports until the block ends. Raises `NicError` for one that there is not."""
+def check_ports(host: Host, ports: Sequence[str]) -> None:
+    """Raises `NicError` for a port that there is not, or that somebody watches."""
     known = port_names(host)
     for port in ports:
         if port not in known:
             near = nearest(port, known)
             hint = f'did you mean "{near}"?' if near else f"there are: {', '.join(known) or 'none'}"
             raise NicError(f'no port is called "{port}"; {hint}')
+        if host.network.switches().is_watched(port):
+            raise NicError(f"{port} is captured already")
+
+
+@contextmanager
+def watched(host: Host, capture: EthernetCapture, ports: Sequence[str]) -> Iterator[None]:
+    """The capture sees these ports, which `check_ports` has seen, until the block ends."""
     switches = host.network.switches()
-    done: list[str] = []
+    ports = list(dict.fromkeys(ports))
+    for port in ports:
+        switches.watch(port, capture.tap(port))
     try:
-        for port in ports:
-            switches.watch(port, capture.tap(port))
-            done.append(port)
         yield
     finally:
-        for port in done:
+        for port in ports:
             switches.watch(port, None)
 
 
@@ -56,6 +61,7 @@ def captured(
     tell: Callable[[str], object] = lambda text: None,
 ) -> Iterator[FileWriter]:
     """Ports to a new file, or a descriptor, until the block ends. Raises `NicError`, `OSError`."""
+    check_ports(host, ports)
     made: list[EthernetCapture] = []
 
     def make(ready: Callable[[], None], ready_at: int, hidden: bool) -> BlockBuffer:

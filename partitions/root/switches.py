@@ -135,16 +135,19 @@ class Switches:
     def plug(self, vm: str, number: int, switch: str) -> None:
         """Plug the port of a VM that is on into another switch, or none if `switch` is empty. Raises `NicError`."""
         port = self.ports.get(port_name(vm, number))
-        if port is None or (port.switch.name if port.switch is not None else "") == switch:
+        if port is None:
             return
         target = self._find(switch) if switch else None
-        if port.switch is not None:
-            port.switch.disconnect(port)
+        if port.switch is not target:
+            if port.switch is not None:
+                port.switch.disconnect(port)
+            if target is not None:
+                try:
+                    target.connect(port)
+                except ValueError as error:
+                    raise NicError(str(error)) from None
         if target is not None:
-            try:
-                target.connect(port)
-            except ValueError as error:
-                raise NicError(str(error)) from None
+            port.set_enabled(True)
 
     def check(self, vm: str, number: int, table: NicTable) -> None:
         """Whether an adapter can be had; its address is its own from then on. Raises `NicError`."""
@@ -188,16 +191,18 @@ class Switches:
     # --- watching
 
     def watch(self, name: str, tap: Tap | None) -> None:
-        """Show a port to a tap from now on, also if it comes later; or to none. Raises `NicError` if there is one."""
+        """Show a port to a tap from now on, also if it comes later; or to none."""
         if tap is None:
             self._taps.pop(name, None)
-        elif name in self._taps:
-            raise NicError(f"{name} is captured already")
         else:
             self._taps[name] = tap
         port = self.ports.get(name)
         if port is not None:
             port.watch(tap)
+
+    def is_watched(self, name: str) -> bool:
+        """Whether a tap sees the port of that name."""
+        return name in self._taps
 
     def inspect(self) -> Branch:
         """Switches by name."""

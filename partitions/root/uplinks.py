@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,11 @@ class StreamLink:
             listener.listen(1)
         except OSError as error:
             listener.close()
-            words = "another host uses it; choose another path" if error.errno == errno.EADDRINUSE else error.strerror
+            words = (
+                "it is there, or another host's; choose another path"
+                if error.errno == errno.EADDRINUSE
+                else error.strerror
+            )
             raise SwitchError(f"{self._place('listen')} cannot be made: {words}") from None
         self._listener = listener
 
@@ -273,7 +278,9 @@ class StreamLink:
 
 
 def _left_over(path: str) -> bool:
-    """A socket that nobody listens to."""
+    """A socket that nobody listens to; no other file, which connecting to looks the same."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
