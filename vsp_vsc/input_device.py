@@ -1,8 +1,8 @@
 """What the VSPs of keyboard and mouse share: a session a channel, a task that sends. Root side.
 
-Concurrency: `serve` receives, in the bus's task, and a task beside it sends what the session has in its outbox. What
-people type comes from any task on the Trio thread, synchronously: it goes into the outbox and rings. A guest that sends
-faster than it reads answers is not read either.
+Concurrency: `serve` receives, in the bus's task. What people type comes from any task on the Trio thread, synchronously,
+and goes straight into the ring; where the guest leaves no room, a task beside `serve` waits for some. A guest that
+sends faster than it reads answers is not read either.
 """
 
 from __future__ import annotations
@@ -96,8 +96,16 @@ class InputVsp(Generic[S]):
         return session
 
     def _send_soon(self) -> None:
-        """Something is in the outbox."""
-        self._queued.ring()
+        """Something is in the outbox: what has room goes at once, the rest is left to the task that waits for room."""
+        session, channel = self._session, self._channel
+        if session is None or channel is None or session.blocked:
+            return
+        try:
+            del session.outbox[: channel.try_send_batch(session.outbox)]
+        except (WireError, trio.ClosedResourceError, trio.BrokenResourceError):
+            pass  # the task finds the same
+        if session.outbox:
+            self._queued.ring()
 
     async def _room(self) -> None:
         """Until the guest has read something, or its channel is gone."""
@@ -199,7 +207,7 @@ class InputVsp(Generic[S]):
     async def _send(
         self, session: S, channel: Channel, queued: Bell, faults: list[WireError], scope: trio.CancelScope
     ) -> None:
-        """Task: whatever is in the outbox, as fast as the guest takes it."""
+        """Task: what had no room, as fast as the guest makes some."""
         outbox = session.outbox
         try:
             while True:

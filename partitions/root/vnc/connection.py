@@ -182,7 +182,7 @@ class RfbConnection:
 
     def _take_version(self, message: bytes) -> None:
         number = message[4:11]
-        if message[:4] != b"RFB " or message[11:] != b"\n" or not (number[:3] + number[4:]).isdigit():
+        if message[:4] + message[7:8] + message[11:] != b"RFB .\n" or not (number[:3] + number[4:]).isdigit():
             raise RfbError(f"{message!r}, which is no version")
         # 3.5 was never published and others are unknown: as 3.3 (RFC 6143, 7.1.1). Those of the future take 3.8.
         self.version = {b"003.007": "3.7", b"003.008": "3.8"}.get(number, "3.8" if number > b"003.008" else "3.3")
