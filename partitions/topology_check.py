@@ -130,6 +130,10 @@ class Check:
             return [self.table(item, entry, (*keys, index)) for index, entry in enumerate(raw)]
         if is_table(bare):
             return self.table(bare, raw, keys)
+        if typing.get_origin(bare) is dict and isinstance(raw, dict) and typing.get_args(bare)[1] is not Any:
+            item = typing.get_args(bare)[1]
+            named = {key: self.value(item, entry, (*keys, key)) for key, entry in raw.items()}
+            return _BAD if any(one is _BAD for one in named.values()) else named
         try:
             return msgspec.convert(raw, kind, dec_hook=decode_hook)
         except msgspec.ValidationError as error:

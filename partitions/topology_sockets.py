@@ -20,7 +20,8 @@ def check_sockets(check: Check, file: TopologyFile) -> None:
         if vm.sockets is None:
             continue
         keys = ("vm", index, "sockets")
-        if not vm.sockets.path and not vm.sockets.ports:
+        said = any(place[: len(keys)] == keys for place in check.found)
+        if not (vm.sockets.path or vm.sockets.ports or said):
             check.problem(keys, "has neither a path nor ports: name one, or remove [vm.sockets]")
         places: list[tuple[KeyPath, str]] = [((*keys, "path"), vm.sockets.path)] if vm.sockets.path else []
         places += [((*keys, "ports", path), path) for path in vm.sockets.ports]

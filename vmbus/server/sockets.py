@@ -170,6 +170,8 @@ class SocketConnection:
     why: str = ""
     """Why it ended, or was never made."""
     channel_id: int | None = None
+    withdrawn: bool = False
+    """Its offer is not on the bus any more, though somebody in the host may still be busy with it."""
     opening: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """The guest has asked to open it, or it has ended before."""
     decided: trio.Event = attrs.field(factory=trio.Event, repr=False)
@@ -353,7 +355,7 @@ class HostSockets:
         """Which connection there is that no record can describe; empty if there is none."""
         if self._state.connects:
             return "a socket of its guest's is being connected"
-        return next((f"{one.offer} is open" for one in self.live.values() if not one.ended.is_set()), "")
+        return next((f"{one.offer} is open" for one in self.live.values() if not one.withdrawn), "")
 
     def inspect(self, unix: Callable[[], Branch] | None = None) -> Branch:
         """Live connections, listeners and how often what happened; `unix` shows how others reach them from outside."""
@@ -411,9 +413,11 @@ class HostSockets:
                     nursery.start_soon(_serve, connection.reached, stream)
                 await connection.ended.wait()
                 self._withdraw(offered)  # though a listener that has more to do than to listen may go on
+                connection.withdrawn = True
         finally:
             connection.end("its VM is off")
             self._withdraw(offered)
+            connection.withdrawn = True
             if connection.stream is not None:
                 connection.stream.guest_is_gone()
                 self._ended += connection.stream.channel.statistics()
