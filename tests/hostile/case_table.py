@@ -346,10 +346,28 @@ ELSEWHERE: Final = (
         "tests/hostile/test_network.py::test_78_frames_of_anybodys_address_go_to_the_switch",
     ),
     Elsewhere(
+        78,
+        "frames from another's address or in another VLAN, at a port that may do neither",
+        "dropped, and counted by the reason",
+        "tests/hostile/test_switch.py::test_78_a_guest_that_forges_reaches_nobody",
+    ),
+    Elsewhere(
+        78,
+        "tags, and tags behind tags, of every kind that is one somewhere",
+        "dropped, and counted",
+        "tests/hostile/test_switch.py::test_78_no_tag_leads_out_of_a_vlan",
+    ),
+    Elsewhere(
         79,
         "frames shorter than 14 bytes or longer than MTU + 22",
         "completion status FAIL",
         "tests/hostile/test_network.py::test_a_data_message_that_makes_no_sense",
+    ),
+    Elsewhere(
+        79,
+        "the same at a port of the switch, whoever sits there",
+        "dropped, and counted; the frames between them go",
+        "tests/hostile/test_switch.py::test_79_frames_of_no_length_that_there_is",
     ),
     Elsewhere(
         80,
