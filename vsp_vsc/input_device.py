@@ -1,8 +1,8 @@
 """What the VSPs of keyboard and mouse share: a session a channel, a task that sends. Root side.
 
-Concurrency: `serve` receives, in the bus's task. What people type comes from any task on the Trio thread, synchronously,
-and goes straight into the ring; where the guest leaves no room, a task beside `serve` waits for some. A guest that
-sends faster than it reads answers is not read either.
+Concurrency: `serve` receives, in the bus's task. What people type comes from any task on the Trio thread and goes
+straight into the ring; where the guest leaves no room, a task beside `serve` waits for some. A guest that sends faster
+than it reads answers is not read either.
 """
 
 from __future__ import annotations
