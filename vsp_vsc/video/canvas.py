@@ -58,6 +58,17 @@ class Canvas:
             source += width * self._size
         self._note(left, top, right, bottom)
 
+    def read(self, x: int, y: int, width: int, height: int) -> bytes:
+        """What is there, in the form that `blit` takes; zeros outside."""
+        left, top, right, bottom = self._inside(x, y, width, height)
+        pixels = bytearray(width * height * self._size)
+        length = (right - left) * self._size
+        at = ((top - y) * width + left - x) * self._size
+        for start in range(top * self._pitch + left * self._size, bottom * self._pitch, self._pitch):
+            pixels[at : at + length] = self._memory[start : start + length]
+            at += width * self._size
+        return bytes(pixels)
+
     def text(self, x: int, y: int, text: str, colour: int = WHITE, background: int = BLACK) -> None:
         """A line of text, 8 by 16 pixels a letter; letters that are not wholly inside are left out."""
         if not 0 <= y <= self.height - font.HEIGHT:

@@ -69,6 +69,19 @@ def test_a_picture_is_cut_off_at_the_edges(x: int, y: int, width: int, height: i
     assert sum(memory[at : at + 4] != bytes(4) for at in range(0, 4 * WIDTH * HEIGHT, 4)) <= len(colours)
 
 
+@given(x=SIDES, y=SIDES, width=st.integers(0, 30), height=st.integers(0, 30), depth=st.sampled_from((16, 32)))
+def test_what_is_read_can_be_put_back(x: int, y: int, width: int, height: int, depth: int) -> None:
+    """Under a pointer, say; what is outside reads as zeros."""
+    drawn, memory = canvas(depth=depth)
+    memory[:-64] = bytes(number % 251 + 1 for number in range(len(memory) - 64))
+    before = bytes(memory)
+    pixels = drawn.read(x, y, width, height)
+    drawn.fill(x, y, width, height, 0)
+    assert drawn.read(x, y, width, height) == bytes(len(pixels))
+    drawn.blit(x, y, width, height, pixels)
+    assert memory == before
+
+
 def test_a_picture_of_another_size_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="2x2 pixels are 16 bytes, not 15"):
         canvas()[0].blit(0, 0, 2, 2, bytes(15))
