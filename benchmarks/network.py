@@ -85,6 +85,7 @@ class _Guest:
     """As much of a guest's kernel and of its bus as the driver needs."""
 
     processors = 1
+    options: dict[str, object] = {}
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.block = MemoryBlock.allocate(GUEST_BYTES, "benchmark guest")

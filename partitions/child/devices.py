@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -100,10 +100,14 @@ class Devices:
         console: Console,
         nursery: trio.Nursery,
         on_driver: OnDriver | None = None,
+        *,
         processors: int = 1,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        """`processors` and `options`, the guest's `args`, are for drivers."""
         self._bus = bus
         self._processors = processors
+        self._options = options
         self._on_driver = on_driver
         self._platform = platform
         self._console = console
@@ -298,7 +302,13 @@ class Devices:
                 ring = kind.ring_bytes
                 channel = await self._bus.open(device.offer, outgoing_bytes=ring, incoming_bytes=ring)
                 if kind.wants_bus:
-                    device.bus = DriverBus(self._bus, device.offer, self._processors, self._nursery)
+                    device.bus = DriverBus(
+                        self._bus,
+                        device.offer,
+                        nursery=self._nursery,
+                        processors=self._processors,
+                        options=self._options,
+                    )
                 more = () if device.bus is None else (device.bus,)
                 async with kind.load_vsc()(channel, self._platform, *more) as driver:
                     device.storage = driver if kind.name == "storage" else None
@@ -368,7 +378,8 @@ class Devices:
             interface = BY_NAME[wanted].interface if wanted in BY_NAME else _guid(wanted)
         else:
             interface = wanted
-        matches = [device for device in self._devices.values() if device.offer.interface == interface]
+        primaries = (device for device in self._devices.values() if not device.offer.subchannel_index)
+        matches = [device for device in primaries if device.offer.interface == interface]
         if not matches:
             raise NoSuchDevice(f"no device {wanted}; {self._inventory()}")
         return next((device for device in matches if device.state is Binding.FREE), matches[0])

@@ -166,8 +166,9 @@ class _Kernel:
                 self.forget_past_life(pages)  # with our contact the host let go of it
                 await bus.wait_offers_delivered()  # what the host has for us
                 bind = self.driver_binder(tasks, platform)  # shutdown requests end the program, as the button does
-                count = len(processors)
-                devices = Devices(bus, platform, self.console, tasks, bind, count)  # drivers by interface GUID, probing
+                devices = Devices(  # drivers by interface GUID, probing
+                    bus, platform, self.console, tasks, bind, processors=len(processors), options=self.args
+                )
                 tasks.start_soon(devices.follow_offers, name=f"{self.name}: hot plug")
                 restart = functools.partial(self.restart_in_order, tasks, platform)
                 await self.run_program(winhv, platform, devices, restart)  # the guest program, until it ends

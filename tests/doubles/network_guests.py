@@ -46,6 +46,7 @@ class NetworkGuest:
     events: list[TraceEvent]
     ring_bytes: int
     processors: int = 1
+    options: dict[str, object] = attrs.field(factory=dict)
     stopped: list[WireError] = attrs.field(factory=list)
     """Mistakes that made the VSP stop."""
     ends: list[tuple[Channel, Channel]] = attrs.field(factory=list)

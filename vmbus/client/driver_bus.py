@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import trio
 
@@ -17,13 +18,23 @@ MAX_SUB_CHANNELS = 64
 class DriverBus:
     """The bus, as the driver of one device sees it."""
 
-    def __init__(self, client: VmbusClient, offer: OfferedDevice, processors: int, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        client: VmbusClient,
+        offer: OfferedDevice,
+        *,
+        nursery: trio.Nursery,
+        processors: int = 1,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """What a driver leaves behind runs in `nursery`, which outlives it."""
         self._nursery = nursery
         self._client = client
         self._offer = offer
         self.processors = processors
         """How many virtual processors there are to take interrupts."""
+        self.options = options or {}
+        """What the guest was started with, as a boot command line: the `args` of its topology entry."""
         self._add, self._sub_channels = trio.open_memory_channel[OfferedDevice](MAX_SUB_CHANNELS)
 
     async def create_gpadl(self, gpns: Sequence[int], byte_count: int) -> int:

@@ -164,8 +164,10 @@ class NetworkChannel:
                         if not self._unsent:
                             nursery.start_soon(self._send_unsent, name="network completions wait for room")
                         self._unsent += answers[sent:]
-        except (trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError):
+        except (trio.EndOfChannel, trio.BrokenResourceError):
             self.end("the host has closed the network adapter's channel")
+        except trio.ClosedResourceError:
+            self.end("the network driver has closed its channel")
         except (WireError, struct.error) as error:
             self.end(f"the network adapter's channel is corrupt: {error}")
         finally:

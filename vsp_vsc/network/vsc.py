@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import trio
@@ -33,6 +34,9 @@ from vsp_vsc.network.guest_frames import Offload, header, header_with
 from vsp_vsc.network.guest_queue import FrameQueue
 from vsp_vsc.network.guest_sender import FrameSender
 from vsp_vsc.network.protocol import (
+    DEFAULT_MTU,
+    LARGEST_MTU,
+    MAX_SUB_CHANNELS,
     VERSIONS,
     Capability,
     IndirectionTable,
@@ -85,10 +89,21 @@ class NetworkSettings:
     """Bytes; what comes while it is full is lost."""
     send_buffer: int = 512 << 10
     """Bytes; 0 for none."""
-    sub_channels: int = 0
-    """At most; no more than there are other processors."""
+    sub_channels: int = MAX_SUB_CHANNELS
+    """At most; no more than there are other processors, and than the host has."""
     ring_bytes: int = 128 << 10
     """Of each ring of a subchannel, with its control page."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> NetworkSettings:
+        """By a guest's `args`: `network_mtu` and `network_channels`. `NetworkError` says what they can be."""
+        mtu, channels = options.get("network_mtu", 1500), options.get("network_channels", MAX_SUB_CHANNELS + 1)
+        if not isinstance(mtu, int) or not DEFAULT_MTU <= mtu + ETHERNET_HEADER <= LARGEST_MTU:
+            least, most = DEFAULT_MTU - ETHERNET_HEADER, LARGEST_MTU - ETHERNET_HEADER
+            raise NetworkError(f"network_mtu: {mtu!r} is no number from {least} to {most}")
+        if not isinstance(channels, int) or channels < 1:
+            raise NetworkError(f"network_channels: {channels!r} is no number from 1 on")
+        return cls(mtu=mtu, sub_channels=channels - 1)
 
 
 @attrs.define
@@ -488,12 +503,14 @@ async def open_network(
 ) -> AsyncIterator[Network]:
     """Drive the adapter at the other end of an open channel; at the end the channel is closed.
 
+    Without `settings` the guest's `args` say what to ask for.
+
     Raises `NetworkError` where the adapter cannot be driven, `VmbusError` and `MemoryError` where memory cannot be
     shared with it, `WireError` where it talks nonsense.
     """
     try:
         async with trio.open_nursery() as nursery:
-            network = Network(channel, platform, bus, settings or NetworkSettings(), nursery)
+            network = Network(channel, platform, bus, settings or NetworkSettings.of(bus.options), nursery)
             try:
                 await network.connect()
                 yield network
