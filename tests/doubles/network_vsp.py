@@ -144,6 +144,8 @@ class NetworkPair:
     pieces: bytes = b""
     """Pieces of the receive buffer as the host said."""
     released: list[int] = attrs.field(factory=list)
+    host_ends: dict[int, Channel] = attrs.field(factory=dict)
+    """Of subchannels."""
 
     # --- packets
 
@@ -319,6 +321,7 @@ class NetworkPair:
     def open_sub_channel(self, index: int, ring_bytes: int = RING_BYTES) -> Channel:
         """As a guest does after its offer; returns the guest's end."""
         host_end, guest_end = channel_pair(ring_bytes)
+        self.host_ends[index] = host_end
         assert self.nursery is not None
         self.nursery.start_soon(self._serve, host_end, index)
         return guest_end
