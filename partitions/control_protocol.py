@@ -213,6 +213,13 @@ class Trace(Request, tag="trace"):
     """As `--trace-filter` takes it; everything by default."""
 
 
+class Capture(Request, tag="capture"):
+    """A stream: Ethernet at ports of switches as pcapng from now on, until the host ends; as `trace` else."""
+
+    ports: Annotated[list[Text], Meta(min_length=1, max_length=64)]
+    """Such as `web/0` and `lan:uplink`."""
+
+
 class Inspect(Request, tag="inspect"):
     """A stream: the tree below a path, which ends with it."""
 
@@ -254,7 +261,7 @@ AnyRequest = (
     *(Hello, Ps, Stats, Start, Stop, Pause, Resume, Reset, Save, Screenshot, AddDisk, RemoveDisk, Down),
     *(Kvp, Copy, Freeze, Thaw),
     *(TypeText, Keys),
-    *(AddNic, RemoveNic, ConnectNic),
+    *(AddNic, RemoveNic, ConnectNic, Capture),
     *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)

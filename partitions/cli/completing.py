@@ -134,6 +134,8 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             return
         case "target":
             offered = _examples()
+        case "capture_port":
+            offered = [(port, "") for port in _ports(_host_in(given)) if port not in given]
         case "switch":
             offered = [(path.split("/")[1], "") for path, _ in _paths(_host_in(given), "switch/")]
         case "port":
@@ -236,6 +238,14 @@ def _meant(host: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
 def _vms(host: str | None) -> list[Candidate]:
     there = list(_meant(host))
     return [(vm, f"on {greeting['name']}") for _, greeting in there for vm in greeting["vms"]]
+
+
+def _ports(host: str | None) -> Iterator[str]:
+    """Ports of switches that somebody is at."""
+    for path, _ in _meant(host):
+        answers = _say(path, {"op": "inspect", "path": "switch", "depth": 3, "form": "json"}, 2)
+        for switch in answers[1].values() if answers else ():
+            yield from switch["ports"]
 
 
 def _paths(host: str | None, start: str) -> Iterator[Candidate]:

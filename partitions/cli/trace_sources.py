@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from partitions.cli.common import FAILED, USAGE, Refusal
 from partitions.cli.trace_views import Enough, View
@@ -202,12 +202,19 @@ def read_file(reading: Reading, file: BinaryIO, *, follow: bool) -> None:
 
 async def read_host(take: Callable[[bytes], bool], host: str | None, condition: str, seconds: float | None) -> None:
     """What happens in a running host, until it ends, `take` has enough, or so many seconds have passed."""
+    await read_stream(take, host, seconds, "trace", filter=condition or None)
+
+
+async def read_stream(
+    take: Callable[[bytes], bool], host: str | None, seconds: float | None, op: str, **members: Any
+) -> None:
+    """A stream of a running host's, in the same way."""
     import trio
 
     from partitions.remote import RemoteError, connect
 
     try:
-        async with connect(host) as remote, remote.stream("trace", filter=condition or None) as stream:
+        async with connect(host) as remote, remote.stream(op, **members) as stream:
             with trio.move_on_after(float("inf") if seconds is None else seconds):
                 while data := await stream.receive():
                     if not take(data):

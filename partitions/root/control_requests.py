@@ -9,7 +9,7 @@ import difflib
 import struct
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
@@ -38,6 +38,9 @@ from partitions.op_lines import Id
 from partitions.root.asking import asked_by
 from partitions.root.control_socket import ControlSocket, Link
 from partitions.surroundings import is_virtual
+
+if TYPE_CHECKING:
+    from partitions.recording.buffer import BlockBuffer
 
 ROWS_AT_ONCE: Final = 16
 """Rows that are made before others get their turn: about a third of a millisecond."""
@@ -205,7 +208,8 @@ async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
             case protocol.AddNic():
                 asked = msgspec.structs.asdict(request)
                 keys = {key: asked[key] for key in asked.keys() - {"id", "vm"} if asked[key] is not None}
-                return vm.nics[await vm.add_nic(**keys)]
+                number = await vm.add_nic(**keys)
+                return vm.nics[number]
             case protocol.RemoveNic():
                 await vm.remove_nic(request.number)
                 return list(vm.nics.values())
@@ -362,8 +366,8 @@ async def _trace(link: Link, request: protocol.Request, lines: protocol.Lines) -
         wanted = parse_filter(request.filter, vms=host) if request.filter else None
     except FilterError as error:
         raise Denied("bad_line", f"filter: {error}") from None
-    bell = trio.Event()
-    recorder = Recorder(host.trace, started=host.started, limit=TRACE_WAITING, ready=lambda: bell.set())
+    bell = _Bell()
+    recorder = Recorder(host.trace, started=host.started, limit=TRACE_WAITING, ready=bell.ring)
     if not await link.answer(protocol.encode(protocol.Answer(id=request.id))):
         return
     remove = recorder.detach
@@ -377,25 +381,66 @@ async def _trace(link: Link, request: protocol.Request, lines: protocol.Lines) -
         remove()
         remove = recorder.detach
         recorder.finish()
-        bell.set()
 
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_gone, link, nursery.cancel_scope)
-            nursery.start_soon(_at_closing, link.control, finish)
-            there = True
-            while there:
-                if piece := recorder.take():
-                    there = await link.send(piece)
-                elif link.control.closing.is_set():
-                    break
-                else:
-                    bell = trio.Event()
-                    if not recorder.waiting:
-                        await bell.wait()
-            nursery.cancel_scope.cancel()
+        await _pour(link, recorder, bell, finish)
     finally:
         remove()
+
+
+class _Bell:
+    """Rung by a recording that has something, for whoever sends it."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def ring(self) -> None:
+        """There is something."""
+        self._event.set()
+
+    async def wait(self, buffer: BlockBuffer) -> None:
+        """Until there is."""
+        self._event = trio.Event()
+        if not buffer.waiting:
+            await self._event.wait()
+
+
+async def _pour(link: Link, buffer: BlockBuffer, bell: _Bell, finish: Callable[[], None]) -> None:
+    """Send what a recording gets, until the peer goes, or the host ends; then what `finish` puts in, too."""
+
+    def close() -> None:
+        finish()
+        bell.ring()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_gone, link, nursery.cancel_scope)
+        nursery.start_soon(_at_closing, link.control, close)
+        there = True
+        while there:
+            if piece := buffer.take():
+                there = await link.send(piece)
+            elif link.control.closing.is_set():
+                break
+            else:
+                await bell.wait(buffer)
+        nursery.cancel_scope.cancel()
+
+
+async def _capture(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
+    from partitions.recording.ethernet import EthernetCapture
+    from partitions.root.captures import check_ports, watched
+
+    assert isinstance(request, protocol.Capture)
+    host = link.control.host
+    try:
+        check_ports(host, request.ports)
+    except NicError as error:
+        raise Denied("unknown_path", str(error)) from None
+    bell = _Bell()
+    capture = EthernetCapture(host.hypervisor.clock, started=host.started, limit=TRACE_WAITING, ready=bell.ring)
+    with watched(host, capture, request.ports):
+        if await link.answer(protocol.encode(protocol.Answer(id=request.id))):
+            await _pour(link, capture, bell, capture.finish)
 
 
 async def _inspect(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
@@ -484,6 +529,7 @@ async def _connect(link: Link, request: protocol.Request, lines: protocol.Lines)
 STREAMS: Final[dict[type, Callable[[Link, Any, protocol.Lines], Awaitable[None]]]] = {
     protocol.Events: _events,
     protocol.Trace: _trace,
+    protocol.Capture: _capture,
     protocol.Inspect: _inspect,
     protocol.ConsoleOf: _console,
     protocol.ConnectTo: _connect,
