@@ -127,7 +127,6 @@ def u32s(*values: int) -> bytes:
 CREATED, REFUSED = "GPADL_CREATED status=0x0", "GPADL_CREATED status=0x8000ffff"
 OPENED, NOT_OPENED = "OPEN_CHANNEL_RESULT status=0x0", "OPEN_CHANNEL_RESULT status=0x8000ffff"
 
-_DEVICES = "no such device yet; rows come with it"
 NOT_HERE: Final = (
     NotHere(
         13,
@@ -135,7 +134,6 @@ NOT_HERE: Final = (
         "hypercall from user or real mode",
         "a model guest has no privilege levels; on KVM the processor itself refuses the hypercall page's OUT",
     ),
-    NotHere(99, 100, "keyboard and mouse", _DEVICES),
     NotHere(101, 101, "IDE programmed I/O", "no emulated IDE: disks are synthetic from the first read on"),
     NotHere(
         102,
@@ -482,6 +480,36 @@ ELSEWHERE: Final = (
         "a frame buffer that moves about in the window for devices",
         "8 MiB of the host's, once; a reset gives them back",
         "tests/hostile/test_video.py::test_98_memory_in_the_window_comes_moves_and_goes",
+    ),
+    Elsewhere(
+        99,
+        "keys for a guest that does not read",
+        "256 wait; more are refused and counted; keys that are down come up",
+        "tests/hostile/test_input.py::test_99_keys_for_a_guest_that_does_not_read",
+    ),
+    Elsewhere(
+        99,
+        "lamps without end, and versions that are none",
+        "the lamps are shown; each version is refused",
+        "tests/hostile/test_input.py::test_99_a_guest_that_floods_its_keyboard",
+    ),
+    Elsewhere(
+        99,
+        "messages before their time, of no type, of the host's, or cut short",
+        "stopped",
+        "tests/hostile/test_input.py::test_99_what_no_keyboard_is_told",
+    ),
+    Elsewhere(
+        100,
+        "mouse messages before their time, of no type, of the host's, of sizes past their packet",
+        "stopped",
+        "tests/hostile/test_input.py::test_100_what_no_mouse_is_told",
+    ),
+    Elsewhere(
+        100,
+        "reports for a guest that does not read",
+        "moves become one, 256 clicks wait; the last is as it should be",
+        "tests/hostile/test_input.py::test_100_reports_for_a_guest_that_does_not_read",
     ),
     Elsewhere(
         104,
