@@ -163,7 +163,7 @@ class NetworkVsp:
     def inspect(self) -> Branch:
         """Counters, the port, and the adapter as its guest has set it."""
         shown: dict[str, object] = {
-            "statistics": lambda: data(attrs.asdict(self.statistics())),
+            "traffic": lambda: data(attrs.asdict(self.statistics())),
             "counters": lambda: data(attrs.asdict(self._counters)),
             "port": self.port.inspect,
         }

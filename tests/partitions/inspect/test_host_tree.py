@@ -23,13 +23,25 @@ from partitions.host import Host
 from partitions.inspect import InspectError, host_tree
 from partitions.inspect.walk import Mark, walk
 from partitions.logs import json_sink
-from partitions.topology_schema import DiskTable, DiskType, HostTable, IntegrationName, Size, Topology, VmTable
+from partitions.topology_schema import (
+    AclTable,
+    DiskTable,
+    DiskType,
+    HostTable,
+    IntegrationName,
+    NicTable,
+    Size,
+    SwitchTable,
+    Topology,
+    VmTable,
+)
 from partitions.trace.filters import parse_filter
 from partitions.trace.outlet import TraceOutlet
 from tests.doubles.looking import faults
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
 from vmbus.server.opened import OpenedChannel
+from vsp_vsc.network.switch.kinds import Action
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "inspect.md"
 MIB = 1 << 20
@@ -47,7 +59,7 @@ async def reads_a_little(guest: Guest) -> None:
 async def running(
     folder: Path, main: Callable[[Guest], Awaitable[None]] = reads_a_little, vms: Iterable[str] = ("web",)
 ) -> AsyncIterator[Host]:
-    """A host whose VMs have run for a while: each with two processors, a disk, a DVD drive, all components."""
+    """A host whose VMs have run for a while: each with two processors, a disk, a DVD drive, a NIC, all components."""
 
     def backend(hypervisor: Hypervisor, vm: VmTable) -> Backend:
         return TaskBackend(hypervisor, lambda machines: kernel.boot(machines, main, name=vm.name))
@@ -58,10 +70,11 @@ async def running(
             processors=2,
             integration=list(IntegrationName),
             disk=[DiskTable(path=f"{name}.img", size=Size(MIB)), DiskTable(path="", type=DiskType.DVD)],
+            nic=[NicTable(switch="lan", acl=[AclTable(action=Action.METER)])],
         )
         for name in vms
     ]
-    topology = Topology(host=HostTable(), vm=tables, folder=folder)
+    topology = Topology(host=HostTable(), vm=tables, switch=[SwitchTable(name="lan")], folder=folder)
     async with partitions.open_host(topology, backends=backend) as host:
         await host.start_all()
         await trio.sleep(5.3)  # between two heartbeats
@@ -72,7 +85,7 @@ async def test_a_way_to_everything(tmp_path: Path, autojump_clock: trio.abc.Cloc
     """Any depth, without a fault; the numbers are those that the API has elsewhere."""
     async with running(tmp_path) as host:
         tree = await host.inspect()
-        assert list(tree) == ["host", "hypervisor", "vm", "trace"]
+        assert list(tree) == ["host", "hypervisor", "vm", "switch", "trace"]
         assert not faults(tree)
         web = tree["vm"]["web"]
         statistics = host["web"].statistics()
@@ -168,7 +181,7 @@ async def test_vms_that_go_while_they_are_shown(tmp_path: Path, autojump_clock: 
                 host.destroy("vm-2")
                 await host["vm-1"].remove_device("storage")
         # The first VM's rings are gone in the middle of the first of them.
-        assert shown.count("outgoing") == 1 + 4 + 5
+        assert shown.count("outgoing") == 1 + 8 + 9
         assert "vm-2" not in shown
 
 
@@ -288,7 +301,7 @@ async def test_devices_of_your_own(tmp_path: Path, autojump_clock: trio.abc.Cloc
 BY_NAME = ("/counters", "/warnings", "/registers", "/overlays", "/properties", "/keys", "/settings")
 """Branches whose values are named by what was counted or found, or in another document."""
 _NUMBER = re.compile(r"(?:0x[0-9a-f]+|\d+)(?:@\d+)?")
-_NAMES = {"vm": "NAME", "devices": "DEVICE", "sinks": "SINK"}
+_NAMES = {"vm": "NAME", "devices": "DEVICE", "sinks": "SINK", "switch": "SWITCH", "ports": "PORT", "stations": "MAC"}
 
 
 def table_of(host: Host) -> dict[str, list[str]]:

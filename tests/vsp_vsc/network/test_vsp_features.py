@@ -470,14 +470,14 @@ async def test_the_tree_and_the_trace() -> None:
     async with serving(listen=True, max_sub_channels=1) as pair:
         assert not faults(seen(pair.vsp.inspect()))
         await wait_all_tasks_blocked()
-        assert seen(pair.vsp.inspect(), "statistics/state") == "version"
+        assert seen(pair.vsp.inspect(), "traffic/state") == "version"
         await start_spread(pair, 2)
         pair.port.deliver(frame(60))
         await pair.received()
         await pair.transmit(data_message(frame(64)[:5]))
         tree = seen(pair.vsp.inspect())
         assert not faults(tree)
-        assert tree["statistics"]["version"] == 0x60001
+        assert tree["traffic"]["version"] == 0x60001
         assert tree["adapter"]["rndis"] == "operational"
         assert tree["adapter"]["receive_buffer"]["pieces"] == 145
         assert tree["port"]["name"] == "web/0"
