@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from hypervisor.trace import Trace
@@ -36,5 +37,5 @@ def open_vnc(vm: ManagedVm, screen: ScreenTable, port: int, trace: Trace) -> Vnc
     try:
         server.listen(port)
     except OSError as error:
-        raise CannotStart(f"screen.vnc: {ADDRESS}:{port}: {error.strerror}; use another port, or 0 for any") from error
+        raise CannotStart(f"screen.vnc: {ADDRESS}:{port}: {os.strerror(error.errno or 0)}; use another port, or 0 for any") from error
     return server
