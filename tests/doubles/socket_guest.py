@@ -27,7 +27,7 @@ from vmbus.protocol.versions import Version
 from vmbus.server.service import VmbusServer, open_vmbus_server
 from vmbus.server.sockets import SocketListeners
 
-PAGES = 16384
+PAGES = 17000
 RING_PAGES = 4
 """Of each ring, with its control page."""
 REFUSED = 0xC0000236

@@ -278,6 +278,8 @@ class VmbusServer:
         record = self._state.offers.get(offered.handle)
         if record is not None and not record.rescinded:
             self.rescind(offered)
+        else:
+            self._forget_gone()
 
     async def reset(self) -> None:
         """The machine was reset: forget the guest, keep the offers of primary channels. Returns when no device runs."""
@@ -467,8 +469,7 @@ class VmbusServer:
             case act.DropChannel(channel_id):
                 offered = self._slots.close(channel_id)
                 self.sockets.released(offered.device)
-                if offered.handle not in self._state.offers:
-                    self._offered.pop(offered.handle, None)
+                self._forget_gone()
             case act.OpenDevice():
                 opened = self._slots.open_device(action)
                 if opened is not None:
@@ -569,8 +570,10 @@ class VmbusServer:
 
     def _forget_gone(self) -> None:
         """Offers whose device is gone, and those that a later offer of the same device has replaced."""
-        for handle in self._offered.keys() - self._state.offers.keys():
-            del self._offered[handle]
+        offers = self._state.offers
+        if len(self._offered) > len(offers):
+            for handle in self._offered.keys() - offers.keys():
+                del self._offered[handle]
 
     def shut_down(self) -> None:
         """Give up every port, connection and view. No task of the server runs any longer."""
