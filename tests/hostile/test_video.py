@@ -168,6 +168,7 @@ def test_98_memory_in_the_window_comes_moves_and_goes(monkeypatch: pytest.Monkey
             await reset_clears(guest, MEMORY)
             assert memory.source((WINDOW + 0x1000) >> PAGE_SHIFT) is None
             assert screen.pixels(0, 0, 1, 1) == bytes(4)
+            assert host.hypervisor.root_bytes < held + p.VRAM_BYTES
             await all_is_given_back(host)
 
     run(session)

@@ -214,6 +214,16 @@ def test_98_memory_that_ends_behind_the_address() -> None:
     assert not bench.show(5, 4)
 
 
+def test_98_a_frame_buffer_has_8_mib() -> None:
+    """However much memory the guest has behind it: more is nobody's screen, to the byte."""
+    bench = Bench(memory=12 << 20).begin(at=0x1000)
+    assert bench.show(4, 3, offset=p.VRAM_BYTES - 48)
+    assert not bench.show(4, 3, offset=p.VRAM_BYTES - 47)
+    assert not bench.show(4, 3, pitch=p.VRAM_BYTES // 2)
+    assert bench.show(1920, 1080)
+    assert not bench.show(1920, 1093)
+
+
 def test_98_memory_that_goes_meanwhile() -> None:
     """What the guest has given away is black and nobody else's, from the next look on."""
     bench = Bench().begin()
