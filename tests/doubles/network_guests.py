@@ -104,6 +104,12 @@ class NetworkGuest:
             self._add.send_nowait(index)
         self._offered = max(self._offered, count)
 
+    def stand_still(self) -> Channel:
+        """The VSP reads and says nothing any more, and the channel stays open: the host's end, for a test."""
+        for scope in self._scopes:
+            scope.cancel()
+        return self.ends[0][0]
+
     def rescind(self) -> None:
         """The host takes the adapter away at once: `serve` is cancelled, and the guest hears of it."""
         for scope in self._scopes:

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from partitions.child.net import frames as f
 from tests.doubles.network_guests import adapters, driven, frame, mac, networks
-from vmbus.channel import RECEIVED, SENT
+from vmbus.channel import RECEIVED, SENT, Channel
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.network.guest_queue import KEPT_FRAMES
 from vsp_vsc.network.port import MAX_MTU
@@ -92,6 +92,7 @@ async def test_too_little_memory() -> None:
             async with driven(wire.guests[0]):
                 pass
         assert wire.guests[0].platform.free_count == free
+        assert wire.guests[0].stopped == []
         small = NetworkSettings(receive_buffer=256 << 10, send_buffer=64 << 10)
         async with driven(wire.guests[0], small) as network:
             assert network.link_up
@@ -483,6 +484,57 @@ async def test_a_cancelled_sender_leaves_nothing_taken() -> None:
         sections = one._sender.sections
         assert sections is not None
         assert len(sections.free) == sections.count
+
+
+# --- a host that stands still
+
+
+def full(host_end: Channel) -> list[Packet]:
+    """What lies in the guest's ring, taken out."""
+    packets: list[Packet] = []
+    while batch := host_end.try_receive_batch():
+        packets += batch
+    return packets
+
+
+async def test_no_room_in_the_ring(autojump_clock: MockClock) -> None:
+    """Senders wait, and one that is cancelled gives back the sections of what was not sent."""
+    async with networks(1, NetworkSettings(send_buffer=1 << 20), ring_bytes=8192) as (wire, [network]):
+        host_end = wire.guests[0].stand_still()
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await network.send_batch([frame(2, 1, bytes(1400))] * 500)
+        with trio.move_on_after(0.01) as batch:
+            await network.send_batch([frame(2, 1, bytes(1400))] * 500)
+        with trio.move_on_after(0.01) as single:
+            while True:
+                await network.send(frame(2, 1))
+        assert batch.cancelled_caught
+        assert single.cancelled_caught
+        sections = network._sender.sections
+        assert sections is not None
+        sent = [packet.transaction_id - 1 for packet in full(host_end)]
+        assert len(sent) > 50
+        assert sorted([*sections.free, *sent]) == list(range(sections.count))
+
+
+async def test_no_room_for_answers(autojump_clock: MockClock) -> None:
+    """They are kept and go when there is room: the driver reads on meanwhile."""
+    async with networks(1, NetworkSettings(send_buffer=1 << 20), ring_bytes=8192) as (wire, [network]):
+        host_end = wire.guests[0].stand_still()
+        with trio.move_on_after(0.01):
+            await network.send_batch([frame(2, 1, bytes(1400))] * 500)
+        ranges = struct.pack("<HBBIII", 0xCAFE, 0, 0, 1, 0, 0)
+        body = ranges + struct.pack("<I", NvspType.SEND_RNDIS_PACKET).ljust(32, b"\0")
+        for number in range(100, 160):
+            await host_end.send(Packet(PacketType.TRANSFER_PAGES, 1, number, 16, body))
+        await wait_all_tasks_blocked()
+        answered = [packet.transaction_id for packet in full(host_end) if packet.type == PacketType.COMPLETION]
+        assert len(answered) < 10
+        await wait_all_tasks_blocked()
+        answered += [packet.transaction_id for packet in full(host_end) if packet.type == PacketType.COMPLETION]
+        assert answered == list(range(100, 160))
+        assert network.statistics().bad_messages == 60
 
 
 # --- a host that talks nonsense

@@ -167,6 +167,8 @@ class Network:
         self._send_buffer: SharedBuffer | None = None
         self._host_table: tuple[int, ...] = ()
         """Which channel the host wants flows on; that may come before the subchannels are open."""
+        self._initialized = False
+        """RNDIS is, so that there is something to stop."""
         self._unyielded = 0
         self._primary = self._add_channel(channel)
 
@@ -289,6 +291,7 @@ class Network:
         if self._settings.send_buffer:
             await self._share_send_buffer()
         limits = await self._control.initialize()
+        self._initialized = True
         self._sender.most_packets = max(1, limits.max_packets)
         self._sender.most_bytes = limits.max_transfer
         self.mtu = min(self.mtu, await self._number(Oid.GEN_MAXIMUM_FRAME_SIZE))
@@ -311,7 +314,7 @@ class Network:
 
         One that was cancelled may be called again, and does the rest.
         """
-        if not self._primary.ended:
+        if self._initialized and not self._primary.ended:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cut_off, nursery.cancel_scope)
@@ -321,6 +324,7 @@ class Network:
                     nursery.cancel_scope.cancel()
             except* (NetworkError, WireError, MemoryError):
                 pass  # it is on its way out
+        if not self._primary.ended:
             with contextlib.suppress(NetworkError):
                 if self._receive_buffer is not None:
                     await self._tell(NvspType.REVOKE_RECEIVE_BUFFER, RevokeBuffer(RECEIVE_BUFFER_ID).encode())

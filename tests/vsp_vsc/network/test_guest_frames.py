@@ -121,6 +121,14 @@ def test_messages_that_contradict_themselves(words: tuple[int, ...], length: int
     assert frames == []
 
 
+def test_information_behind_the_message_is_not_read() -> None:
+    """However well it looks: it is another message's, or nobody's."""
+    info = struct.pack("<4I", 16, PacketInfo.IEEE_8021Q, 12, 0x10)
+    message = struct.pack("<11I", 1, 64, 36, 20, 0, 0, 0, 56, 16, 0, 0) + bytes(20) + info
+    with pytest.raises(WireError, match="16 bytes of per-packet information at 56 of 64"):
+        take_messages(memoryview(message), 0, 64, [])
+
+
 @given(st.binary(max_size=300), st.booleans())
 def test_any_bytes(data: bytes, packet: bool) -> None:
     """Are frames, a control message or a `WireError`."""

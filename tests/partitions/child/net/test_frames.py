@@ -30,6 +30,15 @@ def test_the_checksum_is_that_of_the_rfc(data: bytes) -> None:
     """Arithmetic modulo 65535 is the same as words with the carry put back, for zeros too."""
     assert f.checksum(data) == plain_checksum(data)
     assert f.checksum(bytes(len(data))) == 0xFFFF
+    assert f.checksum(data + f.checksum(data + bytes(len(data) & 1)).to_bytes(2, "big")) == 0 or len(data) & 1
+
+
+def test_a_checksum_of_zero_is_not_said() -> None:
+    """In UDP it would mean that there is none; all ones say the same number."""
+    datagrams = (f.encode_udp(HERE, THERE, 7, 9, number.to_bytes(2, "big")) for number in range(0x10000))
+    ones = [datagram for datagram in datagrams if datagram[6:8] == b"\xff\xff"]
+    assert len(ones) == 1
+    assert f.parse_udp(HERE, THERE, ones[0]).source_port == 7
 
 
 @given(addresses, addresses, st.binary(max_size=100), st.integers(0, 0xFFFF))

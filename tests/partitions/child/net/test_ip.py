@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from partitions.child.net import frames
 from partitions.child.net.ip import KEPT_DATAGRAMS, HostUnreachable, NoRoute, PingTimeout, PortTaken
 from tests.doubles.ethernet import cable
 
@@ -48,6 +49,27 @@ async def test_pings_that_cannot_arrive(autojump_clock: MockClock) -> None:
             await two.ping("10.1.0.9")
         with pytest.raises(ValueError, match="'three' is no IPv4 address"):
             await two.ping("three")
+
+
+async def test_an_answer_of_somebody_else(autojump_clock: MockClock) -> None:
+    """Is no answer."""
+    async with cable(2, 3, 4) as ((two, end), (_, third), _):
+        await two.ping("10.0.0.3")
+        await two.ping("10.0.0.4")
+        third.link(False)
+
+        async def forge() -> None:
+            await trio.sleep(0.5)
+            ours = frames.parse_icmp(frames.parse_ipv4(end.log[-1][14:]).payload)
+            answer = frames.encode_icmp(0, 0, ours.rest, ours.data)
+            packet = frames.encode_ipv4(bytes([10, 0, 0, 4]), bytes([10, 0, 0, 2]), 1, answer, ident=1)
+            end.queues[0].put([frames.ethernet_header(end.mac, bytes(6), 0x0800) + packet])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forge)
+            with pytest.raises(PingTimeout):
+                await two.ping("10.0.0.3")
+        assert two.stack.counters.echo_replies == 3
 
 
 async def test_many_pings_at_once(autojump_clock: MockClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 import attrs
@@ -317,6 +318,17 @@ def test_any_icmp(data: bytes, kind: int, code: int) -> None:
     one = stack(1)
     one.receive([from_(2, one, f.encode_icmp(kind, code, 0, data), 1)], 0)
     assert all(isinstance(event, EchoReply) for event in one.events)
+
+
+@pytest.mark.parametrize(
+    ("source", "fragment", "told"), [(1, 0, True), (9, 0, False), (1, 0x2000, True), (1, 185, False)]
+)
+def test_errors_about_whose_packets(source: int, fragment: int, told: bool) -> None:
+    """Ours only, and the first fragment only: the others do not say which socket they were of."""
+    one = stack(1)
+    quoted = f.encode_ipv4(ip_of(source), ip_of(2), 17, struct.pack(">HHHH", 5000, 7, 8, 0), ident=1, fragment=fragment)
+    one.receive([from_(2, one, f.encode_icmp(f.IcmpType.TIME_EXCEEDED, 0, 0, quoted), 1)], 0)
+    assert one.events == ([Failed(17, ip_of(2), 5000, 7, "10.0.0.2 says: time exceeded")] if told else [])
 
 
 def test_errors_are_limited_and_never_about_errors() -> None:
