@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 
 import attrs
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from hypervisor.inspect import Branch
 from hypervisor.memory import GpaFault
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.trace import Trace, TraceEvent
 from hypervisor.wire import Guid, WireError
-from tests.doubles.storage import PATIENCE_SECONDS, PlainPlatform, channel_pair
+from tests.doubles.storage import PATIENCE_SECONDS, PlainPlatform
 from vmbus.channel import Channel
 from vmbus.gpadl import GpadlRange, page_range
 from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
@@ -33,6 +34,24 @@ RECEIVE_GPADL, SEND_GPADL = 0xE1E11, 0xE1E12
 RECEIVE_PAGES, SEND_PAGES = 64, 48
 RECEIVE_ID = 0xCAFE
 CHANNEL_ID = 5
+
+
+class Rings:
+    """A channel's memory, and who is at its ends now."""
+
+    def __init__(self, size: int) -> None:
+        self.to_host, self.to_guest = memoryview(bytearray(size)), memoryview(bytearray(size))
+        self.host = self.new_host()
+        self.guest = Channel(
+            outgoing=self.to_host, incoming=self.to_guest, signal=lambda: self.host.wake(), shared=False
+        )
+
+    def new_host(self) -> Channel:
+        """Another host's end; it goes on where the words in the rings say."""
+        self.host = Channel(
+            outgoing=self.to_guest, incoming=self.to_host, signal=lambda: self.guest.wake(), shared=False
+        )
+        return self.host
 
 
 class FakePort:
@@ -146,6 +165,7 @@ class NetworkPair:
     released: list[int] = attrs.field(factory=list)
     host_ends: dict[int, Channel] = attrs.field(factory=dict)
     """Of subchannels."""
+    rings: dict[int, Rings] = attrs.field(factory=dict)
 
     # --- packets
 
@@ -320,17 +340,39 @@ class NetworkPair:
 
     def open_sub_channel(self, index: int, ring_bytes: int = RING_BYTES) -> Channel:
         """As a guest does after its offer; returns the guest's end."""
-        host_end, guest_end = channel_pair(ring_bytes)
-        self.host_ends[index] = host_end
+        rings = self.rings[index] = Rings(ring_bytes)
+        self.host_ends[index] = rings.host
         assert self.nursery is not None
-        self.nursery.start_soon(self._serve, host_end, index)
-        return guest_end
+        self.nursery.start_soon(self._serve, rings.host, index)
+        return rings.guest
 
-    async def _serve(self, host_end: Channel, index: int) -> None:
+    async def _serve(self, host_end: Channel, index: int, restored: object = None) -> None:
+        opened = self.opened(index)
+        opened.restored = restored
         try:
-            await self.vsp.serve(host_end, self.opened(index))
+            await self.vsp.serve(host_end, opened)
         except (WireError, GpaFault) as fault:
             self.stopped.append(fault)
+        finally:
+            opened.gpadls.release_all()
+
+    async def save_and_restore(self, *, max_sub_channels: int = 0) -> list[bytes]:
+        """Another host with another VSP takes the guest over; the records that it had of it."""
+        records = []
+        for index in sorted(self.rings):
+            record = self.vsp.save(CHANNEL_ID + index)
+            assert record is not None
+            records.append(record)
+        for rings in self.rings.values():
+            rings.host.close(by_peer=True)
+        await wait_all_tasks_blocked()
+        self.vsp = NetworkVsp(self.port, INSTANCE, self.trace, 7, max_sub_channels=max_sub_channels)
+        assert self.nursery is not None
+        for index, record in zip(sorted(self.rings), records, strict=True):
+            host_end = self.rings[index].new_host()
+            self.nursery.start_soon(self._serve, host_end, index, self.vsp.load(record))
+            await wait_all_tasks_blocked()
+        return records
 
 
 @asynccontextmanager
@@ -349,11 +391,22 @@ async def serving(
         trace.add_sink(events.append)
     port = port or FakePort()
     vsp = NetworkVsp(port, INSTANCE, trace, 7, max_sub_channels=max_sub_channels)
-    host_end, guest_end = channel_pair(ring_bytes)
+    rings = {0: Rings(ring_bytes)}
+    host_end, guest_end = rings[0].host, rings[0].guest
     released: list[int] = []
     counts = HoldCounts(lambda _, gpadl: released.append(gpadl))
     pair = NetworkPair(
-        vsp, port, PlainPlatform(), host_end, guest_end, trio.CancelScope(), events, trace, counts, released=released
+        vsp,
+        port,
+        PlainPlatform(),
+        host_end,
+        guest_end,
+        trio.CancelScope(),
+        events,
+        trace,
+        counts,
+        released=released,
+        rings=rings,
     )
 
     async def serve() -> None:

@@ -212,6 +212,21 @@ async def test_70_pages_that_cannot_be(ranges: Sequence[tuple[int, int, Sequence
         await still_works(pair)
 
 
+async def test_70_a_message_longer_than_any_may_be() -> None:
+    """However good it is: the host copies no more than so much for one completion."""
+    message = data_message(frame(1500)) * (nvsp.MAX_MESSAGE // 1544 + 1)
+    async with serving(ring_bytes=1 << 20) as pair:
+        await pair.start()
+        for size, status in ((nvsp.MAX_MESSAGE // 1544 * 1544, NvspStatus.SUCCESS), (len(message), FAIL)):
+            pages = -(-size // 4096)
+            gpn = pair.platform.allocate_pages(pages)
+            pair.platform.memory[gpn << 12 : (gpn << 12) + size] = message[:size]
+            number = await pair.send_pages([(size, 0, range(gpn, gpn + pages))])
+            assert await pair.completion(number) == status
+        assert len(pair.port.sent) == nvsp.MAX_MESSAGE // 1544
+        await still_works(pair)
+
+
 async def test_70_headers_that_cross_into_the_next_range() -> None:
     """Refused wherever the border is; a frame may cross."""
     async with serving() as pair:
@@ -254,6 +269,8 @@ async def test_70_headers_that_cross_into_the_next_range() -> None:
         pytest.param(data_message(GOOD, length=0), id="71 length 0"),
         pytest.param(data_message(GOOD, length=7), id="71 length 7"),
         pytest.param(data_message(GOOD, length=43), id="71 shorter than its header"),
+        pytest.param(data_message(frame(14), data_offset=0, length=30)[:30], id="71 a frame in half a header"),
+        pytest.param(data_message(frame(20), data_offset=0, length=43)[:43], id="71 a frame in most of a header"),
         pytest.param(data_message(GOOD, length=109), id="71 longer than there is"),
         pytest.param(data_message(GOOD, length=0xFFFF_FFFF), id="71 length of all ones"),
         pytest.param(data_message(GOOD) + b"\0", id="71 a byte behind it"),

@@ -24,6 +24,7 @@ class LentBuffer:
         ranges = gpadls.ranges(untrusted_gpadl_id)
         if len(ranges) != 1 or not ranges[0].whole_pages:
             raise BadValue(f"GPADL {untrusted_gpadl_id:#x} is not one range of whole pages")
+        self.gpadl_id = untrusted_gpadl_id
         self.size = ranges[0].byte_count
         self._views = memory.page_views(ranges[0].gpns, 0, self.size, access)
         self._starts: list[int] = []
@@ -86,6 +87,15 @@ class ReceiveBuffer:
         # From the end, so that the first ones are used again and again and stay in the processor's cache.
         self.free = list(range(self.count - 1, CONTROL_PIECES - 1, -1))
         self.free_control = list(range(CONTROL_PIECES - 1, -1, -1))
+
+    def take_away(self, pieces: list[int]) -> None:
+        """Pieces that the guest had already when it was saved. Raises `BadValue` for one that is not free."""
+        for piece in pieces:
+            free = self.free_control if piece < CONTROL_PIECES else self.free
+            try:
+                free.remove(piece)
+            except ValueError:
+                raise BadValue(f"piece {piece} of a receive buffer is in two places") from None
 
     def give_back(self, pieces: list[int]) -> None:
         """The guest has done with them."""

@@ -68,7 +68,7 @@ class Negotiation:
         self._adapter = adapter
         self._memory = memory
         self._gpadls = gpadls
-        self._revoked = False
+        self.revoked = False
         """A buffer was given back, and may be lent again."""
 
     def control(self, kind: int, untrusted: bytes) -> tuple[bytes, str]:
@@ -106,9 +106,19 @@ class Negotiation:
             raise BadValue("an RNDIS packet before the end of the initialization")
         self.state = State.READY
 
+    def restore(self, state: State, *, revoked: bool, receive: tuple[int, int] | None, send: int | None) -> None:
+        """Go on where a saved session was, with the buffers lent again. Raises `WireError`, `GpaFault`."""
+        adapter = self._adapter
+        self.state, self.revoked = state, revoked
+        if receive is not None:
+            lent = LentBuffer(self._memory, self._gpadls, receive[0], Access.WRITE)
+            adapter.receive = ReceiveBuffer(lent, receive[1], piece_size(adapter.config_mtu or DEFAULT_MTU))
+        if send is not None:
+            adapter.send = LentBuffer(self._memory, self._gpadls, send, Access.READ)
+
     @property
     def _may_lend(self) -> bool:
-        return self.state is State.BUFFERS or self._revoked
+        return self.state is State.BUFFERS or self.revoked
 
     @property
     def _complete(self) -> bool:
@@ -182,7 +192,7 @@ class Negotiation:
                 return f"refused: there is none with ID {untrusted_id:#x}"
             adapter.receive.buffer.release()
             adapter.receive = None
-        self._revoked = True
+        self.revoked = True
         return "given back"
 
     def message(self, kind: NvspType, body: bytes) -> bytes:

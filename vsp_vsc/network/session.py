@@ -43,6 +43,7 @@ from vsp_vsc.network.protocol import (
     message_size,
 )
 from vsp_vsc.network.rndis import PACKET_HEADER_SIZE, RndisStatus, RndisType
+from vsp_vsc.network.saved import RestoredSession, encode_session
 from vsp_vsc.network.to_guest import FrameWriter
 
 QUEUE_FRAMES = 2048
@@ -115,6 +116,11 @@ class NetworkSession:
     def unanswered(self) -> int:
         """Answers that are not in the ring."""
         return len(self.outbox)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is more to say once the outbox is empty."""
+        return bool(self._queue or self._control)
 
     # --- guest to switch
 
@@ -201,7 +207,6 @@ class NetworkSession:
             else:
                 self._control_message(data)
         except (WireError, GpaFault) as fault:
-            del frames[before:]
             status = NvspStatus.FAIL
             self._refuse(str(fault), packet.transaction_id)
         self._adapter.counters.sent_messages += 1
@@ -449,6 +454,49 @@ class NetworkSession:
             self.outbox.append(Packet(_INBAND, 0, 0, 0, body + struct.pack(f"<{SEND_TABLE_ENTRIES}I", *table)))
             if self._trace.on:
                 self._say(f"SEND_INDIRECTION_TABLE {channels} channels", TO_CHILD)
+
+    # --- saved and restored
+
+    def save(self, elsewhere: list[int], unsent: list[Packet], *, link_told: bool) -> bytes:
+        """The session as a record. `elsewhere`: pieces that the guest has by way of other channels."""
+        negotiation = self.negotiation
+        return encode_session(
+            self._adapter,
+            None if negotiation is None else (negotiation.state.value, negotiation.revoked),
+            in_flight=self._writer.in_flight,
+            elsewhere=elsewhere,
+            outbox=unsent,
+            control=list(self._control),
+            link_told=link_told,
+        )
+
+    def restore(self, restored: RestoredSession) -> None:
+        """Go on where a saved one was. Raises `WireError`, `GpaFault`."""
+        saved = restored.saved.adapter
+        receive = self._adapter.receive
+        if (saved is None) != (self.negotiation is None):
+            raise BadValue("a saved network session of another kind of channel")
+        if saved is not None:
+            assert self.negotiation is not None
+            restored.apply(self._adapter)
+            state = State(saved.state)
+            self.negotiation.restore(state, revoked=saved.revoked, receive=saved.receive, send=saved.send)
+            self._ready = state is State.READY
+            self._control.extend(saved.control)
+            self._control_bytes = sum(map(len, saved.control))
+            receive = self._adapter.receive
+            if receive is not None:
+                receive.take_away(saved.elsewhere)
+        elif receive is not None:  # the primary has kept them for us
+            for _, pieces in restored.saved.in_flight:
+                receive.give_back(pieces)
+        self._writer.restore(restored.saved.in_flight)
+        self.outbox += restored.outbox
+
+    @property
+    def pieces(self) -> list[int]:
+        """Those that the guest has by way of this channel."""
+        return [piece for pieces in self._writer.in_flight.values() for piece in pieces]
 
     def end(self) -> None:
         """The channel has closed."""

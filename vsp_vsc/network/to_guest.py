@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+from hypervisor.wire import BadValue
 from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
 from vsp_vsc.network.adapter import AdapterState, Task
 from vsp_vsc.network.buffers import ReceiveBuffer
@@ -145,6 +146,16 @@ class FrameWriter:
         if self._lent is not None and self._lent is self._adapter.receive:
             self._lent.give_back(pieces)
         return True
+
+    def restore(self, in_flight: list[tuple[int, list[int]]]) -> None:
+        """What the guest had when it was saved. Raises `BadValue`."""
+        self._lent = self._adapter.receive
+        for transaction_id, pieces in in_flight:
+            if not pieces or transaction_id in self.in_flight:
+                raise BadValue(f"a saved transaction {transaction_id:#x} of {len(pieces)} pieces")
+            if self._lent is not None:
+                self._lent.take_away(pieces)
+            self.in_flight[transaction_id] = pieces
 
     def forget(self) -> None:
         """The channel or the buffer has gone: all pieces are the host's again."""

@@ -20,17 +20,20 @@ import attrs
 import trio
 
 from hypervisor.inspect import Branch, Gone, data
+from hypervisor.memory import GpaFault
 from hypervisor.trace import Layer, Trace
-from hypervisor.wire import Guid, WireError
+from hypervisor.wire import BadValue, Guid, WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
 from vsp_vsc.network.adapter import AdapterState, Counters
 from vsp_vsc.network.negotiation import Negotiation
 from vsp_vsc.network.protocol import MAX_SUB_CHANNELS, NETWORK_INTERFACE
+from vsp_vsc.network.saved import RestoredSession, decode_session
 from vsp_vsc.network.session import MAX_UNSENT, NetworkSession
 
 if TYPE_CHECKING:
+    from vmbus.ring import Packet
     from vmbus.server.opened import OpenedChannel
     from vsp_vsc.network.port import SwitchPort
 
@@ -117,11 +120,13 @@ class NetworkVsp:
             connection.link_told = self.port.link_up
         self._connections[index] = connection
         try:
-            if index and len(self._connections) == state.channels and 0 in self._connections:
+            if isinstance(opened.restored, RestoredSession):
+                connection.restore(opened.restored)
+            elif index and len(self._connections) == state.channels and 0 in self._connections:
                 self._connections[0].session.send_table(state.channels)
                 self._connections[0].send()
             await connection.run()
-        except WireError as fault:
+        except (WireError, GpaFault) as fault:
             self._stopped += 1
             self._trace.warn(Layer.DEVICE, "network_stopped", self._partition_id, str(fault), channel=opened.channel_id)
             raise
@@ -132,6 +137,25 @@ class NetworkVsp:
                 self._state = None
                 self.port.detach()
                 state.release()
+
+    # --- saved and restored
+
+    def save(self, channel_id: int) -> bytes | None:
+        """The session on a channel, or None while something that the guest asked for is not done. It stands still."""
+        connection = next((one for one in self._connections.values() if one.channel_id == channel_id), None)
+        if connection is None or connection.taking:
+            return None
+        others = [one for one in self._connections.values() if one is not connection]
+        elsewhere = [piece for other in others for piece in other.session.pieces]
+        return connection.session.save(elsewhere, connection.unsent, link_told=connection.link_told)
+
+    def load(self, untrusted: bytes) -> RestoredSession:
+        """What `serve` goes on with. Raises `WireError`."""
+        restored = decode_session(untrusted)
+        adapter = restored.saved.adapter
+        if adapter is not None and adapter.max_channels > self._max_channels:
+            raise BadValue(f"a saved network adapter of {adapter.max_channels} channels")
+        return restored
 
     # --- at the port
 
@@ -212,7 +236,26 @@ class _Connection:
         self._channel = channel
         self._room = Bell()
         self._nursery: trio.Nursery | None = None
+        self._sent_before = 0
+        """Packets sent before the batch that waits for room."""
+        self.taking = False
+        """Packets are off the ring that the session has not seen."""
         self._fault: WireError | None = None
+
+    @property
+    def unsent(self) -> list[Packet]:
+        """Packets that are not in the ring."""
+        sent = self._channel.statistics().packets_out - self._sent_before if self.session.blocked else 0
+        return self.session.outbox[sent:]
+
+    def restore(self, restored: RestoredSession) -> None:
+        """Go on where a saved session was. Raises `WireError`, `GpaFault`."""
+        self.session.restore(restored)
+        if restored.saved.adapter is not None:
+            told = restored.saved.adapter.link_told
+            if told != self.link_told:
+                self.link_changed(self.link_told)  # another cable than it was
+            self.link_told = told
 
     async def run(self) -> None:
         """Until the channel closes or the guest goes wrong (`WireError`)."""
@@ -246,6 +289,8 @@ class _Connection:
 
     async def _receive(self) -> None:
         channel, session = self._channel, self.session
+        session.proceed()
+        self.send()  # a restored session has something that its guest has not heard
         while True:
             packets: Sequence[Packet] = await channel.receive_batch()
             while packets:
@@ -253,6 +298,7 @@ class _Connection:
                     packets = session.take(packets)
                 finally:
                     self.send()
+                self.taking = bool(packets)
                 if packets:
                     await trio.lowlevel.checkpoint()
             while session.unanswered >= MAX_UNSENT:
@@ -262,20 +308,22 @@ class _Connection:
         """Put what the session has to say into the ring; what has no room is left to a task that waits for it."""
         session = self.session
         outbox = session.outbox
-        if not outbox or session.blocked or self._nursery is None:
-            return
-        try:
-            sent = self._channel.try_send_batch(outbox)
-        except WireError as fault:
-            self._fault = fault
-            self._nursery.cancel_scope.cancel()
-            return
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            return  # the receiver hears of it too
-        del outbox[:sent]
-        if outbox:
-            session.blocked = True
-            self._nursery.start_soon(self._send_rest, name="network answers wait for room")
+        while outbox and not session.blocked and self._nursery is not None:
+            try:
+                sent = self._channel.try_send_batch(outbox)
+            except WireError as fault:
+                self._fault = fault
+                self._nursery.cancel_scope.cancel()
+                return
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                return  # the receiver hears of it too
+            del outbox[:sent]
+            if outbox:
+                session.blocked = True
+                self._sent_before = self._channel.statistics().packets_out
+                self._nursery.start_soon(self._send_rest, name="network answers wait for room")
+            elif session.waits:
+                session.proceed()
 
     async def _send_rest(self) -> None:
         session = self.session
@@ -283,6 +331,7 @@ class _Connection:
         try:
             while outbox:
                 batch = outbox[:]
+                self._sent_before = self._channel.statistics().packets_out
                 await self._channel.send_batch(batch)
                 del outbox[: len(batch)]
                 if not outbox:
@@ -317,7 +366,3 @@ class _Connection:
         self.link_told = up
         self.session.tell_link(up)
         self.send()
-
-
-if TYPE_CHECKING:
-    from vmbus.ring import Packet

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.doubles.looking import faults, seen
 from tests.doubles.network_vsp import (
     MAC,
+    FakePort,
     NetworkPair,
     data_message,
     frame,
@@ -128,6 +129,39 @@ async def test_several_frames_in_a_piece_for_a_driver_that_takes_them() -> None:
                 piece = piece[length:]
         assert got == [*frames[:-1], tagged[:12] + tagged[16:]]
         assert len(pieces) == 4
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_frames_that_no_piece_holds_are_dropped(several: bool) -> None:
+    """A guest whose MTU is less than the port's: what fits comes, what does not is counted, no piece runs over."""
+    async with serving(port=FakePort(mtu=9000)) as pair:
+        await pair.start(capabilities=TAGGED)
+        if several:
+            name = SEVERAL_PACKETS_PARAMETER.encode("utf-16-le")
+            head = struct.pack("<5I", 20, len(name), 0, 20 + len(name), 4)
+            assert await pair.set(Oid.GEN_RNDIS_CONFIG_PARAMETER, head + name + b"\1\0\0\0") == 0
+        wanted = ndis.OffloadParameters(ipv4_header=4, tcp_ipv4=4)
+        await pair.set(Oid.TCP_OFFLOAD_PARAMETERS, wanted.encode())
+        await pair.received()
+        sizes = range(1600, 1800)
+        for size in sizes:
+            whole = packet4(6, tcp(bytes(size - 58)))
+            tagged = whole[:12] + b"\x81\0\0\5" + whole[12:]
+            assert len(tagged) == size
+            pair.port.deliver(tagged)
+        got = 0
+        longest = 0
+        await wait_all_tasks_blocked()
+        while packets := pair.guest_end.try_receive_batch():
+            for one in packets:
+                for piece in pair.contents(one):
+                    assert len(piece) <= 1806 - 36
+                    longest = max(longest, struct.unpack_from("<I", piece, 12)[0])
+                    got += 1
+                await pair.acknowledge(one.transaction_id)
+            await wait_all_tasks_blocked()
+        assert got == longest + 4 - 1600 + 1 > 80
+        assert seen(pair.vsp.inspect(), "counters")["too_long"] == len(sizes) - got
 
 
 # --- filters
@@ -442,6 +476,26 @@ async def test_a_subchannel_that_closes_gives_its_pieces_back() -> None:
         await pair.acknowledge(first.transaction_id)
         await wait_all_tasks_blocked()
         assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129
+
+
+async def test_a_buffer_that_is_lent_anew_while_a_subchannel_has_pieces_of_the_old() -> None:
+    """They are of no buffer any more: whatever the guest says of them, no piece of the new one is free twice."""
+    async with serving(max_sub_channels=1) as pair:
+        ends = await start_spread(pair, 2)
+        pair.port.deliver(*FLOWS)
+        packets = [await end.receive() for end in ends]
+        await pair.say(struct.pack("<IH", 103, 0xCAFE), wanted=False)
+        pair.receive_at = pair.lend(0xE1E13, 64)
+        answer = await pair.ask(NvspType.SEND_RECEIVE_BUFFER, struct.pack("<IH", 0xE1E13, 0xCAFE))
+        assert struct.unpack_from("<II", answer) == (102, 1)
+        for _ in range(2):
+            for end, one in zip(ends, packets, strict=True):
+                await end.send(Packet(PacketType.COMPLETION, 0, one.transaction_id, 0, struct.pack("<II", 108, 1)))
+            await wait_all_tasks_blocked()
+            assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129
+            pair.port.deliver(*FLOWS)
+            assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129 - len(FLOWS)
+            packets = [await end.receive() for end in ends]
 
 
 async def test_what_versions_before_5_have_not() -> None:
