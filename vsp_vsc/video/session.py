@@ -187,8 +187,13 @@ class VideoSession:
                 pitch=untrusted.pitch_bytes,
                 offset=untrusted.vram_offset,
             )
-            self._framebuffer.show(self._vram.surface(situation))
-            self._situation = situation
+            surface = self._vram.surface(situation)
+            if situation == self._situation:
+                # hyperv_fb says it again whenever a viewer comes; the others need no new window for that.
+                self._framebuffer.changed([Rect(0, 0, situation.width, situation.height)])
+            else:
+                self._framebuffer.show(surface)
+                self._situation = situation
         else:
             self._situation = None
             self._framebuffer.show(None)

@@ -425,6 +425,25 @@ def test_a_guest_hears_of_viewers_once_it_shows_something() -> None:
     assert p.decode_message(change)[1] == b"\0\0\0\1"
 
 
+def test_the_same_mode_again_is_no_other_screen() -> None:
+    """Linux's hyperv_fb repeats it for each viewer that comes: all is new then, and nobody resizes a window."""
+    bench = Bench().begin()
+    assert bench.show(8, 8)
+    with bench.framebuffer.watch() as damage:
+        damage.take()
+        assert bench.show(8, 8)
+        assert damage.take() == (False, [Rect(0, 0, 8, 8)])
+        assert bench.say(VideoType.VRAM_LOCATION, p.VramLocation(1, 1, AT + 0x1000)) is not None
+        assert bench.show(8, 8)
+        bench.memory.write(AT + 0x1000, b"\1\2\3\4")
+        assert bench.framebuffer.pixels(0, 0, 1, 1) == b"\1\2\3\0"
+        assert damage.take()[0]
+        assert bench.show(8, 8, active=0)
+        assert bench.show(8, 8)
+        assert bench.framebuffer.active
+        assert damage.take()[0]
+
+
 # --- saved
 
 
