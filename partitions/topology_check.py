@@ -81,6 +81,7 @@ class Check:
             self.vm(vm, ("vm", index))
         self.memory(file)
         self.images(file)
+        self.vnc_ports(file)
         if any(vm.sockets is not None for vm in file.vm):
             from partitions.topology_sockets import check_sockets
 
@@ -306,6 +307,16 @@ class Check:
         if wanted > file.host.memory:
             has = size_words(file.host.memory)
             self.problem(("host", "memory"), f"the host has {has}, its VMs together want {size_words(wanted)}")
+
+    def vnc_ports(self, file: TopologyFile) -> None:
+        """A port belongs to one VM."""
+        users: dict[int, int] = {}
+        for index, vm in enumerate(file.vm):
+            if vm.screen is not None and vm.screen.vnc:
+                first = users.setdefault(vm.screen.vnc, index)
+                if first != index:
+                    words = f'{vm.screen.vnc} is the port of vm[{first}] "{file.vm[first].name}" too; 0 takes any'
+                    self.problem(("vm", index, "screen", "vnc"), words)
 
     def images(self, file: TopologyFile) -> None:
         """An image that is written belongs to one disk; the lock on it would refuse the second only at start."""

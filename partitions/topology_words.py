@@ -45,15 +45,24 @@ def reason_words(error: str, kind: Any, raw: object) -> str:
     """msgspec's reason in the words of a topology file."""
     reason = re.sub(r" - at `.*`$", "", error)
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
-        known = [str(member) for member in kind]
-        near = nearest(str(raw), known)
-        hint = f'did you mean "{near}"?' if near else f"known are {', '.join(known)}"
-        return f"must not be {what(raw)}; {hint}"
+        return f"must not be {what(raw)}; {_known(kind, raw)}"
+    if typing.get_origin(kind) is list and isinstance(raw, list):
+        item = bare_type(typing.get_args(kind)[0])
+        if isinstance(item, type) and issubclass(item, enum.StrEnum):
+            wrong = next((one for one in raw if one not in tuple(item)), None)
+            return f"must not have {what(wrong)} in it; {_known(item, wrong)}"
     if match := re.fullmatch(r"Expected `(?:int|float)` (>=|<=) (-?\d+)(?:\.0)?", reason):
         return f"must be at {'least' if match[1] == '>=' else 'most'} {match[2]}, is {raw}"
     if match := re.fullmatch(r"Expected `([a-z]+)(?: \| null)?`, got `.*`", reason):
         return f"must be {_TYPES[match[1]]}, is {what(raw)}"
     return reason
+
+
+def _known(kind: type[enum.StrEnum], raw: object) -> str:
+    """The word that was meant, or all that there are."""
+    known = [str(member) for member in kind]
+    near = nearest(str(raw), known)
+    return f'did you mean "{near}"?' if near else f"known are {', '.join(known)}"
 
 
 def error_words(error: Exception) -> str:

@@ -114,6 +114,16 @@ def test_all_keys(folder: Path) -> None:
             VM + 'memory = "4MiB"\n[vm.screen]\n',
             'line 4: vm[0] "web".memory: must be at least 5 MiB for a guest with a screen of this size, is 4 MiB',
         ),
+        (
+            VM + "[vm.screen]\nvnc = 5900\n" + VM.replace('"web"', '"db"') + "[vm.screen]\nvnc = 5900\n",
+            'line 10: vm[1] "db".screen.vnc: 5900 is the port of vm[0] "web" too; 0 takes any',
+        ),
+        (VM + 'input = ["mouze"]\n', 'line 4: vm[0] "web".input: must not have "mouze" in it; did you mean "mouse"?'),
+        (
+            VM + 'integration = ["kvp", 7]\n',
+            'line 4: vm[0] "web".integration: must not have 7 in it; known are heartbeat, shutdown, time-sync, kvp, '
+            "vss, file-copy",
+        ),
         (VM + "[vm.screen]\nvnc = 65536\n", 'line 5: vm[0] "web".screen.vnc: must be at most 65535, is 65536'),
         (VM + "screen = 3\n", 'line 4: vm[0] "web".screen: must be a table, is 3'),
         ("vms = 1\n" + VM, 'line 1: vms: unknown key; did you mean "vm"?'),

@@ -37,5 +37,6 @@ def open_vnc(vm: ManagedVm, screen: ScreenTable, port: int, trace: Trace) -> Vnc
     try:
         server.listen(port)
     except OSError as error:
-        raise CannotStart(f"screen.vnc: {ADDRESS}:{port}: {os.strerror(error.errno or 0)}; use another port, or 0 for any") from error
+        why = os.strerror(error.errno or 0)
+        raise CannotStart(f"screen.vnc: {ADDRESS}:{port}: {why}; use another port, or 0 for any") from error
     return server

@@ -107,7 +107,7 @@ class VncServer:
         assert self._listener is not None, "`listen` comes first"
         try:
             with self.scope:
-                await trio.serve_listeners(self._serve, [self._listener])
+                await trio.serve_listeners(self._accepted, [self._listener])
         finally:
             self.port = 0
 
@@ -137,14 +137,18 @@ class VncServer:
             if other is not client:
                 other.scope.cancel()
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _accepted(self, stream: trio.SocketStream) -> None:
         try:
             host, port = stream.socket.getpeername()[:2]
         except OSError:  # gone before it was looked at
             return
+        await self.serve(stream, f"{host}:{port}")
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream, address: str) -> None:
+        """One client, from its coming to its going."""
         full = len(self._clients) >= MAX_CLIENTS
         refuse = f"{MAX_CLIENTS} clients are connected already" if full else ""
-        client = _Client(self, stream, f"{host}:{port}", RfbConnection(*self.size, self.name, refuse=refuse))
+        client = _Client(self, stream, address, RfbConnection(*self.size, self.name, refuse=refuse))
         number = next(self._numbers)
         self.refused += full
         if not full:
@@ -174,7 +178,9 @@ class VncServer:
 class _Client:
     """One connection."""
 
-    def __init__(self, server: VncServer, stream: trio.SocketStream, address: str, connection: RfbConnection) -> None:
+    def __init__(
+        self, server: VncServer, stream: trio.abc.HalfCloseableStream, address: str, connection: RfbConnection
+    ) -> None:
         self.address = address
         self.hands = Hands(server.console.keyboard, server.console.mouse)
         self.scope = trio.CancelScope()
@@ -230,7 +236,7 @@ class _Client:
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await self._stream.receive_some(READ_BYTES):
                 try:
-                    for event in self._connection.feed(data):
+                    for event in self._connection.feed(bytes(data)):
                         if isinstance(event, Began):
                             self._came_in.set()
                             nursery.start_soon(self._follow)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 import partitions
 from hypervisor.backend.base import Backend
@@ -23,6 +24,7 @@ from partitions.host import Host
 from partitions.inspect import InspectError, host_tree
 from partitions.inspect.walk import Mark, walk
 from partitions.logs import json_sink
+from partitions.root.vnc.server import Console, VncServer
 from partitions.topology_schema import (
     AclTable,
     DiskTable,
@@ -30,6 +32,7 @@ from partitions.topology_schema import (
     HostTable,
     IntegrationName,
     NicTable,
+    ScreenTable,
     Size,
     SwitchTable,
     Topology,
@@ -59,7 +62,7 @@ async def reads_a_little(guest: Guest) -> None:
 async def running(
     folder: Path, main: Callable[[Guest], Awaitable[None]] = reads_a_little, vms: Iterable[str] = ("web",)
 ) -> AsyncIterator[Host]:
-    """A host whose VMs have run for a while: each with two processors, a disk, a DVD drive, a NIC, all components."""
+    """A host whose VMs have run for a while: each with two processors, disk, DVD drive, NIC, screen, all components."""
 
     def backend(hypervisor: Hypervisor, vm: VmTable) -> Backend:
         return TaskBackend(hypervisor, lambda machines: kernel.boot(machines, main, name=vm.name))
@@ -69,6 +72,7 @@ async def running(
             name=name,
             processors=2,
             integration=list(IntegrationName),
+            screen=ScreenTable(width=640, height=480),
             disk=[DiskTable(path=f"{name}.img", size=Size(MIB)), DiskTable(path="", type=DiskType.DVD)],
             nic=[NicTable(switch="lan", acl=[AclTable(action=Action.METER)])],
         )
@@ -181,7 +185,7 @@ async def test_vms_that_go_while_they_are_shown(tmp_path: Path, autojump_clock: 
                 host.destroy("vm-2")
                 await host["vm-1"].remove_device("storage")
         # The first VM's rings are gone in the middle of the first of them.
-        assert shown.count("outgoing") == 1 + 8 + 9
+        assert shown.count("outgoing") == 1 + 11 + 12
         assert "vm-2" not in shown
 
 
@@ -330,9 +334,15 @@ def documented() -> dict[str, list[str]]:
 
 async def test_the_document_tells_the_truth(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """docs/inspect.md has each branch of a host on which all is running, its values' names, and what can be set."""
-    async with running(tmp_path) as host:
+    async with running(tmp_path) as host, trio.open_nursery() as nursery:
         host.trace.add_sink(TraceOutlet("log", lambda event: None, host.trace, None, vms=lambda: host))
+        web = host.vmms.find("web")
+        nothing = Console(lambda: None, lambda: None, lambda: None, trio.Event)  # and no port on this clock
+        web.vnc = VncServer("web", (640, 480), nothing, host.trace)
+        nursery.start_soon(web.vnc.serve, trio.testing.memory_stream_pair()[0], "127.0.0.1:50000")
+        await trio.testing.wait_all_tasks_blocked()
         found = table_of(host)
+        nursery.cancel_scope.cancel()
         can_be_set = {name for _, name, what in walk(host_tree(host)) if isinstance(what, Setting)}
     assert documented() == found, "\n".join(
         f"| `{path}` | | {' '.join(f'`{name}`' for name in names)} |" for path, names in found.items()
