@@ -30,7 +30,8 @@ linux-test: $(READY) ## real Linux kernels as guests, on KVM or in an emulated m
 linux-bench: $(READY) ## a real kernel here and in QEMU, side by side
 	$(BIN)/python -m benchmarks.linux
 
-soak: $(READY) ## a real kernel hammered for two minutes, and a hundred kernels killed
+soak: $(READY) ## ten thousand sockets, a thousand devices in and out, a real kernel hammered, a hundred killed
+	$(BIN)/python -m pytest -q -m slow tests/end_to_end/test_soak.py
 	PARTITA_HAMMER_SECONDS=120 PARTITA_KILLS=100 PARTITA_LINUX_SECONDS=2400 $(BIN)/python -m tests.linux_guest tests/linux_guest/test_storage.py tests/linux_guest/test_lifecycle.py
 
 check: lint types ## everything that reads code without running it
