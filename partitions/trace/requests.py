@@ -425,7 +425,9 @@ class RequestTracker:
         elif len(channel.order) == 1:
             # Who names no transaction can only mean the one that there is, or, where requests are named, none.
             alone = next(iter(channel.order.values()))
-            request = None if alone.device in _NAMED else alone
+            # Frames go both ways at once: those for the guest are about what the host is about to ask, if about any.
+            other = alone.device == "network" and (event.direction == TO_CHILD or alone.by_host)
+            request = None if alone.device in _NAMED or other else alone
         if request is None:
             channel.announced = event if event.direction == TO_CHILD else None
             return

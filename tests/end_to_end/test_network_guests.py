@@ -9,8 +9,10 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from hypervisor.trace import Layer, TraceEvent
 from partitions.host import ExitReason, Host, open_host
 from partitions.topology_schema import HostTable, NicTable, Size, SwitchTable, Topology, VmTable
+from partitions.trace.requests import track
 
 MIB = 1 << 20
 ECHO = """
@@ -233,3 +235,36 @@ async def main(guest):
             assert host["one"].console.lines() == [
                 "driver of channel 1: network_mtu: 'large' is no number from 1500 to 9202"
             ]
+
+
+async def test_the_story_of_each_frame_is_in_order(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Frames go both ways at once; what a trace says of a request is about that one, and no hop is before another."""
+    pings = """
+async def main(guest):
+    ip = await guest.ip("10.0.0.1/24")
+    for _ in range(20):
+        await ip.ping("10.0.0.2", size=3000)
+"""
+    events: list[TraceEvent] = []
+    host_of = topology(
+        tmp_path,
+        vm("one", tmp_path, pings, NicTable(switch="lan")),
+        vm("two", tmp_path, ECHO, NicTable(switch="lan"), args={"address": "10.0.0.2/24"}),
+    )
+    with trio.fail_after(100):
+        async with open_host(host_of, clock="virtual") as host:
+            await host["two"].start()
+            await said(host, "two", "up")
+            host.trace.add_sink(events.append)
+            await host["one"].start()
+            await host["one"].wait()
+    order = {id(event): number for number, event in enumerate(events)}
+    requests = [request for request in track(events, {}) if request.device == "network"]
+    assert len(requests) > 80
+    for request in requests:
+        # A hypercall is told when it is over, so after what it did.
+        hops = [hop.event for hop in request.hops if hop.event.layer in (Layer.PACKET, Layer.DEVICE)]
+        places = [order[id(event)] for event in hops]
+        assert places == sorted(places), request.name
+    given = [request.words for request in requests if request.by_host]
+    assert given.count("3 frames") >= 20

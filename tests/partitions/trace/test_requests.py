@@ -211,6 +211,33 @@ def test_the_host_asks_too() -> None:
     assert hops(request) == [said, *asked, *told, *back, *answered]
 
 
+def test_frames_that_go_both_ways_at_once() -> None:
+    """What an adapter tells of frames from its guest is not about those that its host has sent, nor the other way."""
+    crossings = Crossings()
+
+    def frames(words: str, way: str) -> TraceEvent:
+        return crossings.emit(Layer.DEVICE, "network_frames", 2, direction=way, channel=1, size=64, words=words)
+
+    def network(event: TraceEvent) -> None:
+        event.fields["device"] = "network"
+
+    for_guest = frames("3 frames", TO_CHILD)
+    (sent,) = crossings.packets(2, 1, [0x10], to_child=True, kind=PacketType.TRANSFER_PAGES)
+    network(sent)
+    frames("1 frame", TO_ROOT)
+    (taken,) = crossings.answers(2, 1, [0x10], to_child=False)
+    network(taken)
+    (asked,) = crossings.packets(2, 1, [0x1])
+    network(asked)
+    frames("2 frames", TO_CHILD)
+    crossings.answers(2, 1, [0x1])
+    by_host, by_guest = follow(crossings)
+    assert by_host.words == "3 frames"
+    assert hops(by_host) == [for_guest, sent, taken]
+    assert by_guest.words == "packet 0x1"
+    assert [event.layer for event in hops(by_guest)] == [Layer.PACKET] * 2
+
+
 @pytest.mark.parametrize("device", ["heartbeat", "storage"])
 def test_integration_components_ask_without_saying_so(device: str) -> None:
     """Their packets have no flag and all the same ID; what the host says on such a channel is a question, in order."""
