@@ -20,7 +20,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.trace import Level, Sink, TraceEvent
 from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
 from partitions.root.chipset.linux_boot import LinuxImage
-from partitions.topology_schema import Backend, DiskTable, HostTable, ScreenTable, Size, Topology, VmTable
+from partitions.topology_schema import Backend, DiskTable, HostTable, InputName, ScreenTable, Size, Topology, VmTable
 from tests.linux_guest import parts
 
 STORAGE = ("hv_vmbus", "hv_storvsc", "sd_mod", "ext4")
@@ -108,6 +108,7 @@ class Plan:
     synthetic_timers: bool = False
     """Offer Hyper-V's timers for clock events."""
     screen: ScreenTable | None = None
+    input: Sequence[InputName] = ()
     traced: bool = False
     """Keep the host's warnings; every packet is traced then, which costs."""
 
@@ -136,6 +137,7 @@ def topology(plan: Plan, folder: Path) -> Topology:
         processors=plan.processors,
         synthetic_timers=plan.synthetic_timers,
         screen=plan.screen,
+        input=list(plan.input),
         disk=list(plan.disks),
     )
     return Topology(host=HostTable(), vm=[vm], folder=folder)
