@@ -404,6 +404,18 @@ ELSEWHERE: Final = (
         "tests/vsp_vsc/integration/test_vsp.py::test_values_that_cannot_be",
     ),
     Elsewhere(
+        93,
+        "versions that are none, of every component",
+        "no version in common, or the component is served no more until its channel is closed",
+        "tests/hostile/test_integration.py::test_93_answers_to_the_offer",
+    ),
+    Elsewhere(
+        94,
+        "KVP texts without a NUL, with one inside, of half a unit, and sizes past their fields",
+        "odd texts are texts; for the others the component is served no more",
+        "tests/hostile/test_integration.py::test_94_items_that_a_guest_may_have",
+    ),
+    Elsewhere(
         94,
         "KVP items without end",
         "cut off",
@@ -420,6 +432,12 @@ ELSEWHERE: Final = (
         "shutdown that is never answered",
         "no answer within its time; the VM can be turned off",
         "tests/pairs/test_integration_pair.py::test_one_request_at_a_time_and_a_mute_guest",
+    ),
+    Elsewhere(
+        96,
+        "snapshot and file copy questions with any answers, or none",
+        "whoever asks hears how it ended; the guest is thawed, the copy cancelled",
+        "tests/hostile/test_integration.py::test_any_answers",
     ),
     Elsewhere(
         97,
