@@ -6,6 +6,7 @@ Minutes of work on the virtual clock; `make soak` runs them.
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from pathlib import Path
 
@@ -87,6 +88,28 @@ async def test_sockets(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
         assert resident() - size < MOST_GROWTH
         assert (await host.inspect("vm/web/sockets"))["made"] == CONNECTIONS // 10 + CONNECTIONS
         assert vm.console.lines() == ["listening"]
+
+
+async def test_a_hundred_megabytes_each_way(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Through one stream, while the other direction is as full: the same bytes arrive."""
+    pieces = [os.urandom(1 << 20) for _ in range(8)]
+    sent, heard = hashlib.sha256(), hashlib.sha256()
+    async with open_host(listening_topology(tmp_path)) as host:
+        await host["web"].start()
+        async with await host["web"].connect(7) as stream, trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def send() -> None:
+                for number in range(100):
+                    sent.update(pieces[number % 8])
+                    await stream.send_all(pieces[number % 8])
+                await stream.send_eof()
+
+            total = 0
+            async for piece in stream:
+                heard.update(piece)
+                total += len(piece)
+        assert (total, heard.digest()) == (100 << 20, sent.digest())
 
 
 class Echo:

@@ -62,6 +62,30 @@ async def test_a_stream_to_a_port(tmp_path: Path, autojump_clock: trio.abc.Clock
         assert vm.statistics().packets > 200
 
 
+async def test_five_hundred_connections_leave_nothing(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Twenty at a time: ports, connections, descriptors, tasks and guest pages are as before."""
+    async with listening(tmp_path) as (host, vm):
+
+        async def some(count: int) -> None:
+            for number in range(count):
+                async with await vm.connect(7) as stream:
+                    await stream.send_all(b"%d" % number)
+                    assert await stream.receive_some() == b"%d" % number
+
+        async def left() -> tuple[object, ...]:
+            await trio.sleep(20)
+            limits = await host.inspect("vm/web/vmbus/limits")
+            return held(host), limits, trio.lowlevel.current_statistics().tasks_living
+
+        await some(5)
+        before = await left()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(some, 25)
+        assert await left() == before
+        assert (await host.inspect("vm/web/sockets"))["made"] == 505
+
+
 async def test_refusals_name_the_vm(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Nothing listens there, it is off, that is no port: a `ConnectionError` or a `ValueError` with words."""
     async with listening(tmp_path) as (_, vm):
