@@ -63,8 +63,10 @@ class Plugged:
 class HotPlug:
     """The devices of one run of a VM, by name, and the way to change them. Closed before the bus's server is gone."""
 
-    def __init__(self, server: VmbusServer, open_tables: OpenTables, count: Callable[[CountedDevice], None]) -> None:
-        """`count` hears of each device, for the VM's statistics."""
+    def __init__(
+        self, server: VmbusServer, open_tables: OpenTables, count: Callable[[CountedDevice, bool], None]
+    ) -> None:
+        """`count` hears of each device that comes, and, with False, of each that has gone, for the VM's statistics."""
         self._server = server
         self._open_tables = open_tables
         self._count = count
@@ -92,7 +94,7 @@ class HotPlug:
             except ValueError as error:
                 raise HotPlugError(str(error)) from error
             self._plugged[name] = Plugged(device, offered, opened.pop_all())
-        self._count(device)
+        self._count(device, True)
 
     async def remove(self, name: str) -> None:
         """Take a device from the bus, whatever the guest is doing with it. Raises `HotPlugError`.
@@ -115,6 +117,7 @@ class HotPlug:
         plugged.opened.close()
         if self._plugged.get(name) is plugged:
             del self._plugged[name]
+            self._count(plugged.device, False)
 
     def _make(self, name: str, what: Pluggable, opened: contextlib.ExitStack) -> CountedDevice:
         disks: Sequence[DiskTable] = ()

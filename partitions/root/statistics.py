@@ -12,6 +12,7 @@ from vmbus.server.limits import BusUse
 if TYPE_CHECKING:
     from hypervisor.partition import Partition
     from partitions.root.devices import CountedDevice
+    from vmbus.channel import ChannelStatistics
     from vmbus.server.service import VmbusServer
 
 
@@ -46,11 +47,13 @@ class VmStatistics(msgspec.Struct, frozen=True):
     """What it has of the bus at this moment, and how often it was at a limit; docs/limits.md has the limits."""
 
 
-def take_statistics(partition: Partition, server: VmbusServer | None, devices: Iterable[CountedDevice]) -> VmStatistics:
-    """Count now."""
+def take_statistics(
+    partition: Partition, server: VmbusServer | None, devices: Iterable[CountedDevice], left: ChannelStatistics
+) -> VmStatistics:
+    """Count now; `left` is what went through devices that are there no more."""
     counters = partition.counters
     bus = {} if server is None else server.counters
-    channels = [device.channel_statistics() for device in devices]
+    channels = [left, *(device.channel_statistics() for device in devices)]
     if server is not None:
         channels.append(server.sockets.channel_statistics())
     packets_in = sum(channel.packets_in for channel in channels)

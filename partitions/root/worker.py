@@ -51,6 +51,7 @@ from partitions.root.vid import VM_PRIVILEGES, Vid, VmPartition
 from partitions.root.winhv import HypervisorMessage, WinHv
 from partitions.topology_schema import Backend as BackendKind
 from partitions.topology_schema import DeviceTable, DiskTable, NicTable, VmTable, numbers_of
+from vmbus.channel import ChannelStatistics
 from vmbus.protocol.hvsocket import is_socket
 from vmbus.server.offers import Device, Offer
 from vmbus.server.service import VmbusServer, open_vmbus_server
@@ -150,6 +151,8 @@ class Worker:
         self.screen: Screen | None = None
         """While there is a partition that has one."""
         self._devices: list[CountedDevice] = []
+        self._left = ChannelStatistics()
+        """What went through the channels of devices that are there no more."""
         """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
         """Devices on the bus, and the way to change them, while there is one."""
@@ -250,7 +253,7 @@ class Worker:
     def statistics(self) -> VmStatistics:
         """Counters of this start so far; of its end, once it has ended."""
         if self._built is not None:
-            self._last_statistics = take_statistics(self._built.partition, self.server, self._devices)
+            self._last_statistics = take_statistics(self._built.partition, self.server, self._devices, self._left)
         return self._last_statistics
 
     # --- the one task
@@ -397,7 +400,7 @@ class Worker:
                 new_endpoint=seeded_endpoints(lambda: host.new_random(f"sockets of {settings.name}")),
             )
         )
-        self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._devices.append)
+        self.hotplug = hotplug = HotPlug(server, functools.partial(self._open_more, built.id), self._count)
         more: list[Device] = [*self.integration.devices, *self.input.devices]
         if settings.screen is not None:
             from partitions.root.screen import Screen
@@ -436,6 +439,14 @@ class Worker:
                 hotplug.add(str(device.offer), device)
         except HotPlugError as error:
             raise CannotStart(str(error)) from error
+
+    def _count(self, device: CountedDevice, there: bool) -> None:
+        """A device came or has gone; what went through it still counts."""
+        if there:
+            self._devices.append(device)
+        else:
+            self._devices.remove(device)
+            self._left += device.channel_statistics()
 
     def _close_devices(self) -> None:
         if self.hotplug is not None:

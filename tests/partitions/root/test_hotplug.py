@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +156,25 @@ async def test_the_controller_of_the_topology_can_go_too(tmp_path: Path, autojum
         assert list(vm.devices) == []
         await vm.start()
         assert list(vm.devices) == ["storage"]
+
+
+async def test_nothing_is_kept_of_what_has_gone(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """But the count of what went through it. Devices that came and went were kept for that, as long as the VM was on."""
+    async with open_host(machine(tmp_path, WAITS), clock="virtual") as host:
+        vm = await up(host)
+        await vm.add_device("more", disk())
+        await wait_all_tasks_blocked()
+        before = vm.statistics()
+        silent = Silent()
+        gone = weakref.ref(silent)
+        await vm.add_device("silent", silent)
+        del silent
+        await vm.remove_device("silent")
+        await vm.remove_device("more")
+        await says(vm, "- storage 1 []")
+        gc.collect()
+        assert gone() is None
+        assert vm.statistics().packets >= before.packets > 10
 
 
 async def test_removal_in_the_middle_of_io(tmp_path: Path) -> None:
