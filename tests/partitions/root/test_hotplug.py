@@ -159,7 +159,7 @@ async def test_the_controller_of_the_topology_can_go_too(tmp_path: Path, autojum
 
 
 async def test_nothing_is_kept_of_what_has_gone(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """But the count of what went through it. Devices that came and went were kept for that, as long as the VM was on."""
+    """But the count of what went through it: devices that had gone were once kept for that while the VM was on."""
     async with open_host(machine(tmp_path, WAITS), clock="virtual") as host:
         vm = await up(host)
         await vm.add_device("more", disk())
