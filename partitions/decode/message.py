@@ -15,6 +15,7 @@ from partitions.decode.words import (
 )
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import Feature, OfferFlag
+from vmbus.protocol.hvsocket import SocketParameters, is_socket
 from vmbus.protocol.identifiers import INTERRUPTS_OFF, NO_MONITOR, ConnectionState
 from vmbus.protocol.messages import MessageType
 from vmbus.protocol.table import MESSAGES, Form, Row, describe
@@ -30,6 +31,12 @@ _STATUS = Hint(channel_status_words)
 _VP = Hint(lambda value: "interrupts off" if value == INTERRUPTS_OFF else "")
 _STATE = Hint(enum_words(ConnectionState))
 _PIPE_TYPES = {0: "bytes", 4: "messages"}
+
+_SOCKET: Hints = {
+    "pipe_type": Hint(lambda value: _PIPE_TYPES.get(value, "unknown")),
+    "is_for_guest_accept": Hint(lambda value: "the host connects" if value else "the guest connects"),
+    "is_for_guest_container": Hint(yes_no),
+}
 
 _COMMON: Hints = {
     "message_type": _TYPE,
@@ -181,6 +188,9 @@ def _pipe(parts: list[Field], data: bytes) -> None:
     flags, user = named.get("flags"), named.get("user_defined")
     if flags is None or user is None or user.fault or not isinstance(flags.value, int):
         return
-    if flags.value & OfferFlag.NAMED_PIPE_MODE:
+    if is_socket(flags.value):
+        known = fields_of(SocketParameters, data, user.offset, user.offset + SocketParameters.SIZE, _SOCKET)
+        user.value, user.children = None, [*known, raw("rest", data, user.offset + SocketParameters.SIZE, user.end)]
+    elif flags.value & OfferFlag.NAMED_PIPE_MODE:
         kind = number("pipe_type", data, user.offset, 4, Hint(lambda value: _PIPE_TYPES.get(value, "unknown")))
         user.value, user.children = None, [kind, raw("rest", data, kind.end, user.end)]

@@ -23,6 +23,7 @@ from vmbus.gpadl import GpadlRange, encode_gpadl
 from vmbus.pipe import frame
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import OfferFlag
+from vmbus.protocol.hvsocket import user_defined
 from vmbus.ring import Packet, PacketType, packet_bytes
 from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.protocol import Component, encode_message
@@ -137,13 +138,14 @@ def test_sockets() -> None:
     offer = m.OfferChannel(
         interface=m.Guid("00001389-facb-11e6-bd58-64006a7986d3"),
         flags=OfferFlag.TLNPI_PROVIDER | OfferFlag.NAMED_PIPE_MODE,
-        user_defined=b"\x04",
+        user_defined=user_defined(is_for_guest_accept=True),
         channel_id=9,
     ).encode()
     field = decode_channel_message(offer, TO_CHILD)
     check_tree(field, offer)
     assert field.find("interface").words == "hv-socket, vsock port 5001"  # type: ignore[union-attr]
-    assert field.find("user_defined.pipe_type").words == "messages"  # type: ignore[union-attr]
+    assert field.find("user_defined.pipe_type").words == "bytes"  # type: ignore[union-attr]
+    assert field.find("user_defined.is_for_guest_accept").words == "the host connects"  # type: ignore[union-attr]
 
 
 def test_a_frame_in_rndis() -> None:
