@@ -141,6 +141,29 @@ def test_the_hotplug_script_shows_a_disk_come_and_go(folder: Path) -> None:
     assert said[-1] == "powered off"
 
 
+@pytest.mark.parametrize("folder", ["13-integration"], indirect=True)
+def test_the_host_asks_each_component(folder: Path) -> None:
+    """What its README promises: lost and found, both ways, copied, frozen and thawed, set again, gone with a reason."""
+    done = subprocess.run([sys.executable, "ask.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "kvp: at your service | Partita guest kernel",
+        "heartbeat: lost contact",
+        "heartbeat: ok (applications healthy)",
+        "file-copy: True",
+        "vss: frozen - now its disks can be copied",
+        "vss: thawed",
+        "time-sync: set 2 times, wrong by 0 now",
+        "shutdown: powered off",
+        "time-sync: the host has told me the date: True",
+        "kvp: the host calls me steward",
+        f"file-copy: /srv/README.md has come, {(folder / 'README.md').stat().st_size} bytes",
+        "vss: written out; I hold still",
+        "vss: I go on",
+        "shutdown: power off, because: the example is over",
+    ]
+
+
 @pytest.mark.parametrize("folder", ["05-crash"], indirect=True)
 async def test_a_crash_is_reported_with_its_line(folder: Path, autojump_clock: MockClock) -> None:
     """The crash registers carry the message and the line; the sibling worked on after it."""
