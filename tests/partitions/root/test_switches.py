@@ -215,6 +215,66 @@ async def test_a_host_without_switches_takes_adapters_with_loose_cables(
         assert host["web"].nics[0].link == "down"
 
 
+TALKS = """
+import trio
+async def main(guest):
+    ip = await guest.ip("10.0.0.%d/24" % (1 if guest.name == "web" else 2))
+    if guest.name == "db":
+        await guest.sleep(1000)
+    rounds = 0
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(talk, ip)
+        async for change in guest.device_changes():
+            pass
+
+async def talk(ip):
+    while True:
+        try:
+            await ip.ping("10.0.0.2", size=4000, timeout=0.05)
+        except OSError:
+            pass
+        await trio.sleep(0.005)
+"""
+
+
+async def test_adapters_go_in_the_middle_of_traffic_and_leave_nothing(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """Pulled out, plugged in, cable out and in, reset: ports and addresses are as before, and frames go again."""
+    text = TWO.replace(
+        'name = "db"\nprogram = "guest.py"\n', 'name = "db"\nprogram = "guest.py"\n[[vm.nic]]\nswitch = "lan"\n'
+    )
+    async with host_of(tmp_path, text, TALKS) as host:  # type: ignore[attr-defined]
+        await host.start_all()
+        web, db = host["web"], host["db"]
+        await trio.sleep(1)
+        for number in range(1, 11):
+            assert await web.add_nic("lan") == number
+            await web.connect_nic(0, None)
+            await trio.sleep(0.02)
+            await web.connect_nic(0, "lan")
+            await trio.sleep(0.02)
+            await web.remove_nic(number)
+        before = await host.inspect("switch/lan/ports/db/0/received/frames")
+        await trio.sleep(1)
+        assert await host.inspect("switch/lan/ports/db/0/received/frames") > before, "they talk again"
+        await db.remove_nic(0)
+        await trio.sleep(0.1)
+        await web.reset()
+        await trio.sleep(1)
+        assert await ports(host) == ["web/0"]
+        assert list(await host.inspect("switch/lan/stations", depth=1)) == [web.nics[0].mac]
+        assert list(web.nics) == [0]
+        assert web.exit is None, web.exit
+        switches = host.network.switches()
+        assert list(switches.ports) == ["web/0"]
+        await web.turn_off()
+        assert not switches.ports
+        assert not switches.switches["lan"]._owners
+        assert list(switches._addresses._given) == ["web/0"]
+
+
 # --- captures
 
 

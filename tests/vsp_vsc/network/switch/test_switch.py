@@ -127,8 +127,23 @@ def test_a_station_that_talks_is_not_forgotten() -> None:
     for _ in range(100):
         lan.now += 5 * SECOND
         b.port.transmit([ethernet(mac(1), stranger(1))])
+        ((_, _, heard),) = lan.switch.stations
+        assert lan.now - heard <= 10 * SECOND
     a.port.transmit([ethernet(stranger(1), mac(1))])
     assert (len(b.take()), len(c.take())) == (1, 0)
+    assert lan.switch.stations.moves == 0
+
+
+def test_a_station_at_the_senders_port_and_one_behind_a_pulled_cable() -> None:
+    """The first has heard the frame already; the second may be anywhere now."""
+    lan = Lan()
+    a, b, c = lan.plug(1), lan.plug(2, spoofing=True), lan.plug(3, spoofing=True)
+    b.port.transmit([ethernet(mac(1), stranger(1)), ethernet(stranger(1), stranger(2))])
+    assert lan.drops(b) == {"itself": 1}
+    assert not b.got
+    b.port.set_enabled(False)
+    a.port.transmit([ethernet(stranger(1), mac(1))])
+    assert len(c.got) == 1
 
 
 def test_the_table_is_bounded_and_each_port_has_its_own_share() -> None:
@@ -422,6 +437,7 @@ def test_an_own_address_that_a_station_had_before_is_the_ports() -> None:
     a, b = lan.plug(1), lan.plug(2, spoofing=True)
     b.port.transmit([ethernet(mac(1), mac(3))])
     c = lan.plug(3)
+    assert len(lan.switch.stations) == 0
     a.port.transmit([ethernet(mac(3), mac(1))])
     assert len(c.got) == 1
     assert not b.got

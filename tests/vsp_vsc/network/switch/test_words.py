@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 import pytest
@@ -71,3 +72,11 @@ def test_tags_come_off_as_they_went_on(frame: bytes, vlan: int) -> None:
     assert vlan_of(tagged(frame, vlan)) == vlan
     for kind in (b"\x08\x00", b"\x86\xdd"):
         says(frame[:12] + kind + frame[14:])
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[0-9a-f:./ -]*", fullmatch=True))
+def test_any_words_are_a_value_or_an_error_with_words(written: str) -> None:
+    """People write them, and programs by the control socket."""
+    for parse in (parse_end, parse_mac, parse_vlans):
+        with contextlib.suppress(ValueError):
+            parse(written)
