@@ -25,8 +25,8 @@ from partitions.root.vnc.protocol import ClientMessage, Encoding, PixelFormat, R
 from partitions.root.vnc.regions import Region, common
 from vsp_vsc.video.framebuffer import Rect
 
-BAND_ROWS: Final = 64
-"""A picture is made so many rows at a time, and others run in between: ten milliseconds at most."""
+BAND_PIXELS: Final = 64 * 1024
+"""Of a picture that are made at a time; others run in between: after five milliseconds, ten where all is noise."""
 _COMPRESSION: Final = 1
 """Of zlib: what a screen saves comes at the first level, and the host has better to do."""
 _OFFERED: Final = (Encoding.ZRLE, Encoding.RAW)
@@ -300,9 +300,10 @@ class RfbConnection:
         wanted, self._wanted = self._wanted, None
         notes = list(self._notes())
         bands = [
-            Rect(rect.x, top, rect.width, min(BAND_ROWS, rect.bottom - top))
+            Rect(rect.x, top, rect.width, min(rows, rect.bottom - top))
             for rect in self._changed.take(wanted)
-            for top in range(rect.y, rect.bottom, BAND_ROWS)
+            for rows in (max(1, BAND_PIXELS // rect.width),)
+            for top in range(rect.y, rect.bottom, rows)
         ]
         open_ended = Encoding.LAST_RECT in self._understood
         count = len(notes) + len(bands)

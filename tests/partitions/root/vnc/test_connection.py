@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from partitions.root.vnc import connection
 from partitions.root.vnc.connection import Began, Key, Pointer, RfbConnection, State
 from partitions.root.vnc.protocol import MAX_CUT_TEXT, RfbError
 from partitions.root.vnc.regions import MAX_RECTS
@@ -223,8 +224,9 @@ def test_a_wish_for_another_size_is_denied() -> None:
     assert (viewer.width, viewer.height) == (WIDTH, HEIGHT)
 
 
-def test_the_rest_of_an_old_picture_is_left_out() -> None:
+def test_the_rest_of_an_old_picture_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A viewer that takes a picture without a count is not sent what is of no use any more."""
+    monkeypatch.setattr(connection, "BAND_PIXELS", 64 * WIDTH)
     viewer, server, screen = running()
     viewer.set_encodings(rfb.RAW, rfb.LAST_RECT, rfb.DESKTOP_SIZE)
     talk(viewer, server, screen.framebuffer)
