@@ -58,6 +58,12 @@ async def drink(pipe: BytePipe) -> None:
     await trio.sleep_forever()
 
 
+async def bye(pipe: BytePipe) -> None:
+    """Says one word."""
+    await pipe.send_all(b"bye")
+    await pipe.send_eof()
+
+
 @attrs.define
 class Place:
     folder: Path
@@ -74,7 +80,8 @@ async def place(folder: Path, table: SocketsTable = TABLE) -> AsyncIterator[Plac
     listeners = SocketListeners(Outside(folder / table.path).find)
     with trio.fail_after(20):
         async with socket_guest(listeners=listeners, settle=False) as guest, trio.open_nursery() as nursery:
-            handlers = {service_of(7): upper, service_of(9): shout, service_of(10): drink, OTHER: upper}
+            handlers = {service_of(7): upper, service_of(9): shout, service_of(10): drink, service_of(11): bye}
+            handlers[OTHER] = upper
             accepting = AcceptingGuest(guest, handlers)
             await nursery.start(accepting.run)
             async with open_unix_sockets(table, folder, guest.server.sockets, nursery) as unix:
@@ -244,6 +251,19 @@ async def test_a_client_that_hangs_up_after_its_half_close(tmp_path: Path, monke
             await client.send_eof()
             await trio.sleep(0.03)
             assert there.unix.clients == 1
+        await gone(there)
+        there.guest.nothing_left()
+
+
+async def test_a_guest_that_hangs_up(tmp_path: Path) -> None:
+    """Its client is hung up on too, though it has not said all: what it says more nobody would take."""
+    async with place(tmp_path) as there, await there.client() as client:
+        await client.send_all(b"CONNECT 11\n")
+        heard = b""
+        while not heard.endswith(b"bye"):
+            heard += await client.receive_some()
+        assert await client.receive_some() == b""
+        await there.guest.close(1)
         await gone(there)
         there.guest.nothing_left()
 

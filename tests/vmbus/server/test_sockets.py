@@ -260,6 +260,21 @@ async def test_the_limit_of_sockets(monkeypatch: pytest.MonkeyPatch, autojump_cl
         assert isinstance(offer, m.OfferChannel)
 
 
+async def test_listeners_that_take_their_time_count(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A guest that connects and closes, over and over, cannot pile them up in the host."""
+    monkeypatch.setattr("vmbus.server.sockets.MAX_SOCKETS", 3)
+    async with socket_guest() as guest:
+        guest.server.listen(PORT, hold)
+        for number in range(3):
+            await guest.ask(number, PORT)
+            await guest.open(1)
+            await guest.close(1)
+        assert guest.server.channels == {}
+        assert await guest.ask(9, PORT) == [m.TlConnectResult(endpoint=endpoint(9), service=PORT, status=REFUSED)]
+
+
 # --- the host connects
 
 
