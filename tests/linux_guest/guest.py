@@ -20,7 +20,18 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.trace import Level, Sink, TraceEvent
 from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
 from partitions.root.chipset.linux_boot import LinuxImage
-from partitions.topology_schema import Backend, DiskTable, HostTable, InputName, ScreenTable, Size, Topology, VmTable
+from partitions.topology_schema import (
+    Backend,
+    DiskTable,
+    HostTable,
+    InputName,
+    NicTable,
+    ScreenTable,
+    Size,
+    SwitchTable,
+    Topology,
+    VmTable,
+)
 from tests.linux_guest import parts
 
 STORAGE = ("hv_vmbus", "hv_storvsc", "sd_mod", "ext4")
@@ -96,6 +107,10 @@ class Plan:
     steps: Mapping[str, str]
     """Shell lines by step, run in this order."""
     disks: Sequence[DiskTable] = ()
+    nics: Sequence[NicTable] = ()
+    switches: Sequence[SwitchTable] = ()
+    others: Sequence[VmTable] = ()
+    """VMs that are switched on before it."""
     modules: Sequence[str] = STORAGE
     """Carried along with what they depend on; `all` or `load NAME` in a step puts them in."""
     kernel: str = parts.INNER
@@ -139,17 +154,17 @@ def topology(plan: Plan, folder: Path) -> Topology:
         screen=plan.screen,
         input=list(plan.input),
         disk=list(plan.disks),
+        nic=list(plan.nics),
     )
-    return Topology(host=HostTable(), vm=[vm], folder=folder)
+    return Topology(host=HostTable(), vm=[*plan.others, vm], switch=list(plan.switches), folder=folder)
 
 
 @asynccontextmanager
 async def booted(plan: Plan, folder: Path, sinks: Sequence[Sink] = ()) -> AsyncIterator[tuple[Host, Vm]]:
     """The plan's VM, running; turned off at the end of the block if it is not off by then."""
     async with partitions.open_host(topology(plan, folder), sinks=sinks) as host:
-        vm = host["linux"]
-        await vm.start()
-        yield host, vm
+        await host.start_all()
+        yield host, host["linux"]
 
 
 During = Callable[[Host, Vm], Awaitable[None]]

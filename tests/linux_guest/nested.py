@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.linux_guest import parts
 
-OUTER_MODULES = ("virtio_pci", "virtio_blk", "ext4", "9p", "9pnet_virtio", "overlay", "kvm-amd")
+OUTER_MODULES = ("virtio_pci", "virtio_blk", "ext4", "9p", "9pnet_virtio", "overlay", "kvm-amd", "tun")
 OUTER_MEMORY = "6144"
 OUTER_CLOCK = "tsc=reliable"
 """Emulated processors share one counter, but a busy host makes them look out of step, and Linux then takes the HPET:
