@@ -30,6 +30,8 @@ class VmFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its kernel answers: no contact, ok, lost contact; with what it says of its programs, if it does."""
     restarts: int
     """By its restart policy."""
+    mac: str | None
+    """Addresses of its network adapters by their numbers, with a space between; none if it has none."""
     vnc: str | None
     """Where its VNC server listens, as `127.0.0.1:5900`."""
     exit: str | None
@@ -88,6 +90,7 @@ def figures_of(vm: Vm) -> VmFigures:
         uptime=round(vm.uptime, 7),
         heartbeat=str(vm.heartbeat),
         restarts=vm.restarts,
+        mac=" ".join(nic.mac for nic in vm.nics.values()) or None,
         vnc=None if vm.vnc_port is None else f"127.0.0.1:{vm.vnc_port}",
         exit=None if record is None else record.reason.value,
         exit_code=None if record is None else record.exit_code,

@@ -209,6 +209,7 @@ VM_COLUMNS: Final = [
     ("VPS", plain("processors")),
     ("HEARTBEAT", _heartbeat),
     ("RESTARTS", _restarts),
+    ("MAC", plain("mac")),
     ("VNC", plain("vnc")),
     ("FILE SYSTEMS", plain("file_systems")),
     ("EXIT", _ending),

@@ -120,6 +120,8 @@ async def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         said = await verb("add-nic", *at, "web", "wan", "--name", "back", "--spoofing", "-o", "table")
         assert re.search(r"1 +web/1 +back +wan +00-15-5D-.*up", said), said
         assert host["web"].settings.nic[1].spoofing
+        macs = [nic.mac for nic in host["web"].nics.values()]
+        assert " ".join(macs) in await verb("ps", *at, "-o", "table")
         assert "down" in await verb("connect-nic", *at, "web", "1")
         assert "web/1" not in await verb("remove-nic", *at, "web", "1")
         await verb("capture", *at, "db/0", "-w", str(tmp_path / "x.pcapng"), "--for", "0.2")
