@@ -17,22 +17,16 @@ from itertools import islice
 
 from hypervisor.inspect import Branch
 from hypervisor.memory import GpaFault, GuestMemory
-from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Trace
+from hypervisor.trace import TO_CHILD, TO_ROOT, Trace
 from hypervisor.wire import BadValue, ShortMessage, WireError
 from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
-from vsp_vsc.network import control
-from vsp_vsc.network.adapter import AdapterState, RndisState
+from vsp_vsc.network.adapter import AdapterState
 from vsp_vsc.network.from_guest import FrameReader
+from vsp_vsc.network.messages import in_pages, in_section
 from vsp_vsc.network.negotiation import Negotiation, State
 from vsp_vsc.network.port import FRAME_OVERHEAD
 from vsp_vsc.network.protocol import (
-    MAX_CONTROL_BYTES,
-    MAX_MESSAGE,
-    NO_SECTION,
     SECTION_SIZE,
-    SEND_TABLE_ENTRIES,
-    IndirectionTable,
     NvspStatus,
     NvspType,
     NvspVersion,
@@ -44,7 +38,9 @@ from vsp_vsc.network.protocol import (
 )
 from vsp_vsc.network.rndis import PACKET_HEADER_SIZE, RndisStatus, RndisType
 from vsp_vsc.network.saved import RestoredSession, encode_session
+from vsp_vsc.network.speech import HostSpeech
 from vsp_vsc.network.to_guest import FrameWriter
+from vsp_vsc.network.told import Told
 
 QUEUE_FRAMES = 2048
 """Frames of one channel that wait for room at their guest; past it they are dropped."""
@@ -84,9 +80,8 @@ class NetworkSession:
         channel_id: int,
         negotiation: Negotiation | None,
         offer_sub_channels: Callable[[int], object] | None = None,
-        on_ready: Callable[[], object] | None = None,
     ) -> None:
-        """A subchannel has no negotiation of its own; the primary's is over. `on_ready` hears of the end of it."""
+        """A subchannel has no negotiation of its own; the primary's is over."""
         self.outbox: list[Packet] = []
         self.blocked = False
         """The ring has no room; what is added to the outbox waits behind what is there."""
@@ -94,18 +89,13 @@ class NetworkSession:
         self._adapter = adapter
         self._memory = memory
         self._trace = trace
-        self._partition_id = partition_id
-        self._channel_id = channel_id
+        self._told = Told(trace, partition_id, channel_id)
         self._offer_sub_channels = offer_sub_channels
-        self._on_ready = on_ready
         self._ready = negotiation is None
         self._reader = FrameReader(adapter.port.mtu + FRAME_OVERHEAD, adapter.counters)
         self._writer = FrameWriter(adapter, self.outbox)
         self._queue: deque[bytes] = deque()
-        self._control: deque[bytes] = deque()
-        self._control_bytes = 0
-        self._link_to_tell: bool | None = None
-        self._table_to_send = 0
+        self._control = None if negotiation is None else HostSpeech(adapter, self._writer, self.outbox, self._told)
 
     @property
     def is_primary(self) -> bool:
@@ -120,7 +110,7 @@ class NetworkSession:
     @property
     def waits(self) -> bool:
         """Whether there is more to say once the outbox is empty."""
-        return bool(self._queue or self._control)
+        return bool(self._queue) or (self._control is not None and self._control.waits)
 
     # --- guest to switch
 
@@ -186,7 +176,7 @@ class NetworkSession:
         size = sum(map(len, frames))
         counters.sent_bytes += size
         if self._trace.on:
-            self._emit_frames(frames, size, TO_ROOT)
+            self._told.frames(frames, size, TO_ROOT)
         adapter.port.transmit(frames)
 
     def _rndis(self, packet: Packet, data: bytes | None, section: int, size: int, frames: list[bytes]) -> int:
@@ -198,14 +188,14 @@ class NetworkSession:
         try:
             if data is None:
                 if packet.type == _GPA_DIRECT:
-                    data, borders = self._gather(packet, section, size)
+                    data, borders = in_pages(self._adapter.send, self._memory, packet, section, size)
                 else:
-                    data = self._section(section, size)
+                    data = in_section(self._adapter.send, section, size)
             cost = len(data)
             if data[:4] == _PACKET:
                 self._reader.read(data, frames, borders)
             else:
-                self._control_message(data)
+                self._take_control(data)
         except (WireError, GpaFault) as fault:
             status = NvspStatus.FAIL
             self._refuse(str(fault), packet.transaction_id)
@@ -215,68 +205,13 @@ class NetworkSession:
             self.outbox.append(Packet(_COMPLETION, 0, packet.transaction_id, 0, body))
         return cost + _FRAME_COST * (len(frames) - before + 1)
 
-    def _section(self, section: int, size: int) -> bytes:
-        """A message, or the beginning of one, in the send buffer. Raises `BadValue`."""
-        send = self._adapter.send
-        start = section * SECTION_SIZE
-        if section == NO_SECTION or send is None or size > SECTION_SIZE or start + size > send.size:
-            raise BadValue(f"an RNDIS message of {size} bytes in section {section:#x}")
-        flat = send.flat
-        return bytes(flat[start : start + size]) if flat is not None else send.read(start, size)
-
-    def _gather(self, packet: Packet, section: int, size: int) -> tuple[bytes, list[int]]:
-        """A message in the pages that the packet names, and where in it ranges end. Raises `WireError`, `GpaFault`."""
-        parts: list[bytes | memoryview] = []
-        total = 0
-        ends: list[int] = []
-        if section != NO_SECTION:
-            parts.append(self._section(section, size))
-            total = size
-            ends.append(total)
-        body, end = packet.body, packet.data_offset
-        count = _range_header(body)[1]
-        position = _RANGES_AT
-        if not count:
-            raise BadValue("a GPA-direct packet without ranges")
-        for _ in range(count):
-            if end - position < 8:
-                raise ShortMessage("GPA ranges", position + 8, end)
-            byte_count, byte_offset = _range_header(body, position)
-            position += 8
-            pages = (byte_offset + byte_count + PAGE_SIZE - 1) >> PAGE_SHIFT
-            if byte_offset >= PAGE_SIZE or not byte_count or end - position < 8 * pages:
-                raise BadValue(f"a GPA range of {byte_count} bytes at {byte_offset} in {(end - position) >> 3} pages")
-            total += byte_count
-            if total > MAX_MESSAGE:
-                raise BadValue(f"an RNDIS message of more than {MAX_MESSAGE} bytes")
-            if pages == 1:
-                gpn = _gpn(body, position)[0]
-                parts.append(self._memory.view((gpn << PAGE_SHIFT) + byte_offset, byte_count, Access.READ))
-            else:
-                gpns = struct.unpack_from(f"<{pages}Q", body, position)
-                parts += self._memory.page_views(gpns, byte_offset, byte_count, Access.READ)
-            position += 8 * pages
-            ends.append(total)
-        return b"".join(parts), ends[:-1]
-
-    def _control_message(self, data: bytes) -> None:
-        """Keep a control message for when there is room for its answer. Raises `WireError`."""
-        if len(data) < 8:
-            raise ShortMessage("RNDIS message", 8, len(data))
-        if not self.is_primary:
-            raise BadValue(f"RNDIS control message {_u32(data)[0]:#x} on a subchannel")
-        if not control.check(data):
-            if control.is_mistake(data):
-                self._refuse(f"RNDIS message {_u32(data)[0]:#x}, which only a host sends", 0)
-            else:
-                self._adapter.reset()
-                self._adapter.rndis = RndisState.HALTED
-                self._say("HALT", TO_ROOT)
-            return
-        if self._control_bytes + len(data) > MAX_CONTROL_BYTES:
-            raise BadValue(f"control messages of {self._control_bytes} bytes wait already")
-        self._control.append(data)
-        self._control_bytes += len(data)
+    def _take_control(self, data: bytes) -> None:
+        """A control message. Raises `WireError`."""
+        if self._control is None:
+            raise BadValue("an RNDIS control message on a subchannel")
+        mistake = self._control.add(data)
+        if mistake:
+            self._refuse(mistake, 0)
 
     # --- everything else
 
@@ -289,10 +224,7 @@ class NetworkSession:
             if not self._ready:
                 raise BadValue("a completion before anything was sent")
             counters.bad_completions += 1
-            words = f"NVSP message {kind} for transaction {packet.transaction_id:#x}, which is not open"
-            self._trace.warn(
-                Layer.DEVICE, "network_bad_completion", self._partition_id, words, channel=self._channel_id
-            )
+            self._told.bad_completion(kind, packet.transaction_id)
         elif len(payload) >= 8 and _u32(payload, 4)[0] != NvspStatus.SUCCESS:
             counters.unwell_completions += 1
 
@@ -309,7 +241,7 @@ class NetworkSession:
             if not self._ready:
                 assert negotiation is not None, "a subchannel is ready from the start"
                 negotiation.begin()
-                self._became_ready()
+                self._ready = True
             _, _, section, size = _send(untrusted)
             return self._rndis(packet, None, section, size, frames)
         body = None
@@ -329,19 +261,14 @@ class NetworkSession:
             if kind == NvspType.REVOKE_RECEIVE_BUFFER and self._adapter.receive is None:
                 self._writer.forget()
             if not self._ready and negotiation.state is State.READY:
-                self._became_ready()
+                self._ready = True
         if words.startswith("refused"):
             self._refuse(f"{_NAMES[kind]} {words}", packet.transaction_id)
-        elif self._trace.on:
-            self._say(f"{_NAMES[kind]} {words}".rstrip(), TO_ROOT)
+        else:
+            self._told.say(f"{_NAMES[kind]} {words}".rstrip(), TO_ROOT)
         if packet.flags & COMPLETION_REQUESTED and body is not None:
             self.outbox.append(Packet(_COMPLETION, 0, packet.transaction_id, 0, body))
         return 0
-
-    def _became_ready(self) -> None:
-        self._ready = True
-        if self._on_ready is not None:
-            self._on_ready()
 
     def _sub_channels(self, request: SubchannelRequest) -> tuple[bytes, str]:
         adapter, count = self._adapter, request.count
@@ -376,7 +303,7 @@ class NetworkSession:
         else:
             sent = self._writer.write(wanted)
         if self._trace.on:
-            self._emit_frames(wanted, sum(map(len, wanted)), TO_CHILD)
+            self._told.frames(wanted, sum(map(len, wanted)), TO_CHILD)
         left = len(wanted) - sent
         if left:
             room = max(0, QUEUE_FRAMES - len(self._queue))
@@ -388,14 +315,14 @@ class NetworkSession:
 
     def tell_link(self, up: bool) -> None:
         """The cable was plugged in or pulled out."""
-        if self._adapter.rndis is RndisState.OPERATIONAL:  # before, the guest has still to ask
-            self._link_to_tell = up
+        if self._control is not None:
+            self._control.tell_link(up)
             self.proceed()
 
     def send_table(self, channels: int) -> None:
         """The guest has opened all channels that it was granted: tell it which to send by."""
-        if self._adapter.version >= NvspVersion.V5:
-            self._table_to_send = channels
+        if self._control is not None:
+            self._control.send_table(channels)
             self.proceed()
 
     def proceed(self) -> None:
@@ -403,8 +330,8 @@ class NetworkSession:
         adapter = self._adapter
         if self.blocked or not self._ready:
             return
-        if self.negotiation is not None and (self._control or adapter.offloads_changed or self._says_unasked):
-            self._tell()
+        if self._control is not None and self._control.waits:
+            self._control.speak(MAX_UNSENT)
         queue = self._queue
         while queue and adapter.receive is not None and adapter.receive.free and len(self.outbox) < MAX_UNSENT:
             batch = list(islice(queue, 64))
@@ -413,47 +340,6 @@ class NetworkSession:
                 break
             for _ in range(sent):
                 queue.popleft()
-
-    @property
-    def _says_unasked(self) -> bool:
-        return self._link_to_tell is not None or self._table_to_send > 0
-
-    def _tell(self) -> None:
-        adapter, writer = self._adapter, self._writer
-        while self._control and adapter.receive is not None and adapter.receive.free_control:
-            if len(self.outbox) >= MAX_UNSENT:
-                return
-            message = self._control.popleft()
-            self._control_bytes -= len(message)
-            reply, words = control.answer(adapter, message)
-            adapter.counters.control += 1
-            if self._trace.on:
-                self._say(words, TO_ROOT)
-            writer.control(reply)
-        if self._control:
-            return
-        operational = adapter.rndis is RndisState.OPERATIONAL
-        if adapter.offloads_changed and operational:
-            about = adapter.offloads.encode()
-            if not writer.control(control.indicate(RndisStatus.TASK_OFFLOAD_CURRENT_CONFIG, about)):
-                return
-            adapter.offloads_changed = False
-        if self._link_to_tell is not None and operational:
-            up = self._link_to_tell
-            status = RndisStatus.MEDIA_CONNECT if up else RndisStatus.MEDIA_DISCONNECT
-            if not writer.control(control.indicate(status)):
-                return
-            self._link_to_tell = None
-            if self._trace.on:
-                self._say(status.name, TO_CHILD)
-        if self._table_to_send:
-            channels, self._table_to_send = self._table_to_send, 0
-            table = [index % channels for index in range(SEND_TABLE_ENTRIES)]
-            head = IndirectionTable(SEND_TABLE_ENTRIES, 4 + IndirectionTable.SIZE).encode()
-            body = struct.pack("<I", NvspType.SEND_INDIRECTION_TABLE) + head
-            self.outbox.append(Packet(_INBAND, 0, 0, 0, body + struct.pack(f"<{SEND_TABLE_ENTRIES}I", *table)))
-            if self._trace.on:
-                self._say(f"SEND_INDIRECTION_TABLE {channels} channels", TO_CHILD)
 
     # --- saved and restored
 
@@ -466,7 +352,7 @@ class NetworkSession:
             in_flight=self._writer.in_flight,
             elsewhere=elsewhere,
             outbox=unsent,
-            control=list(self._control),
+            control=[] if self._control is None else self._control.kept,
             link_told=link_told,
         )
 
@@ -482,8 +368,9 @@ class NetworkSession:
             state = State(saved.state)
             self.negotiation.restore(state, revoked=saved.revoked, receive=saved.receive, send=saved.send)
             self._ready = state is State.READY
-            self._control.extend(saved.control)
-            self._control_bytes = sum(map(len, saved.control))
+            assert self._control is not None, "a primary channel has both"
+            for message in saved.control:
+                self._control.add(message)
             receive = self._adapter.receive
             if receive is not None:
                 receive.take_away(saved.elsewhere)
@@ -502,7 +389,6 @@ class NetworkSession:
         """The channel has closed."""
         self._writer.forget()
         self._queue.clear()
-        self._control.clear()
 
     def inspect(self) -> Branch:
         """What it has under way."""
@@ -513,46 +399,12 @@ class NetworkSession:
                 "primary": self.is_primary,
                 "at_guest": len(self._writer.in_flight),
                 "queued_frames": len(self._queue),
-                "queued_control": len(self._control),
+                "queued_control": 0 if self._control is None else len(self._control.kept),
                 "unsent": len(self.outbox),
                 "blocked": self.blocked,
             }
         )
 
-    # --- trace
-
     def _refuse(self, reason: str, transaction_id: int) -> None:
         self._adapter.counters.refused += 1
-        self._trace.warn(
-            Layer.DEVICE,
-            "network_refused",
-            self._partition_id,
-            reason,
-            channel=self._channel_id,
-            transaction=transaction_id,
-        )
-
-    def _emit_frames(self, frames: Sequence[bytes], size: int, direction: str) -> None:
-        self._trace.emit(
-            Layer.DEVICE,
-            "network_frames",
-            self._partition_id,
-            direction=direction,
-            channel=self._channel_id,
-            size=size,
-            words=f"{len(frames)} frame{'s' if len(frames) > 1 else ''}",
-        )
-
-    def _say(self, words: str, direction: str) -> None:
-        if self._trace.on:
-            self._trace.emit(
-                Layer.DEVICE,
-                "network_control",
-                self._partition_id,
-                direction=direction,
-                channel=self._channel_id,
-                words=words,
-            )
-
-
-_gpn = struct.Struct("<Q").unpack_from
+        self._told.refuse(reason, transaction_id)
