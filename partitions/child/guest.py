@@ -170,17 +170,23 @@ class Guest:
         """
         return await self._devices.network(number)
 
-    async def ip(self, address: str, *, gateway: str | None = None, nic: int = 0, vlan: int = 0) -> Ip:
+    async def ip(self, address: str = "dhcp", *, gateway: str | None = None, nic: int = 0, vlan: int = 0) -> Ip:
         """An IPv4 address on a network adapter, such as `10.0.0.2/24`: pings and UDP sockets, until `main` returns.
 
-        With `vlan` all frames are tagged. `ValueError` names what is wrong with the address; `NoSuchDevice`.
+        "dhcp" asks who gives addresses out (`NoLease`, an `OSError`). With `vlan` all frames are tagged. `ValueError`
+        names what is wrong with the address; `NoSuchDevice`.
         """
-        from partitions.child.net.ip import Ip, new_stack  # which a guest without a network does not load
+        from partitions.child.net.ip import Ip, leased_ip, new_stack  # which a guest without a network does not load
 
         driver = await self.network(nic)
-        ip = Ip(driver, self.platform, new_stack(driver, address, gateway, vlan))
-        self._told.address(driver.mac, address, gateway)
-        self.nursery.start_soon(ip.run, name=f"{self.name}: {address}")
+        if address == "dhcp":
+            if gateway is not None or vlan:
+                raise ValueError("dhcp: the gateway is the server's to say, and there is no VLAN")
+            ip = await leased_ip(driver, self.platform)
+        else:
+            ip = Ip(driver, self.platform, new_stack(driver, address, gateway, vlan))
+        self._told.address(driver.mac, ip.address, ip.gateway)
+        self.nursery.start_soon(ip.run, name=f"{self.name}: {ip.address}")
         return ip
 
     def disk_changes(self) -> AbstractContextManager[trio.MemoryReceiveChannel[DiskChange]]:

@@ -124,11 +124,30 @@ async def test_the_host_itself_reaches_a_partition(tmp_path: Path) -> None:
 QEMU = shutil.which("qemu-system-x86_64")
 
 
+GIVEN = """
+async def main(guest):
+    await (await guest.network()).wait_link()
+    ip = await guest.ip("dhcp")
+    print("given", ip.address, ip.lease.seconds > 60)
+    while True:
+        try:
+            await ip.ping("10.0.2.2", timeout=1)
+            print("answered")
+            break
+        except OSError as error:
+            print(error)
+"""
+
+
 @pytest.mark.skipif(QEMU is None, reason="QEMU is not installed (Debian: apt-get install qemu-system-x86)")
-async def test_qemu_brings_a_guest_into_its_network(tmp_path: Path) -> None:
-    """`listen` speaks as `-netdev stream`: behind QEMU's user network a gateway answers, and nobody had to be root."""
+@pytest.mark.parametrize("given", [False, True])
+async def test_qemu_brings_a_guest_into_its_network(given: bool, tmp_path: Path) -> None:
+    """`listen` speaks as `-netdev stream`: behind QEMU's user network a gateway answers, and nobody had to be root.
+
+    Its DHCP server gives the guest an address.
+    """
     assert QEMU is not None
-    (tmp_path / "guest.py").write_text(PINGS)
+    (tmp_path / "guest.py").write_text(GIVEN if given else PINGS)
     text = EXTERNAL + 'kind = "external"\nlisten = "lan.sock"\n'
     async with open_host(parse_topology(text, tmp_path)) as host, trio.open_nursery() as nursery:
         assert (await host.inspect("switch/lan/ports/lan:uplink/link")) == "down"
@@ -145,5 +164,6 @@ async def test_qemu_brings_a_guest_into_its_network(tmp_path: Path) -> None:
         with trio.fail_after(20):
             await vm.wait()
         assert re.search("answered", vm.console.text), vm.console.text
+        assert not given or vm.console.lines()[0] == "given 10.0.2.15/24 True"
         process.terminate()
     assert not (tmp_path / "lan.sock").exists()

@@ -34,9 +34,11 @@ from partitions.child.net.frames import (
     parse_interface,
 )
 from partitions.child.net.stack import Conflict, Datagram, EchoReply, Event, Failed, NoRoute, Stack
+from partitions.child.net.within import within
 from vmbus.bell import Bell
 
 if TYPE_CHECKING:
+    from partitions.child.net.dhcp import Lease
     from vmbus.client.platform import GuestPlatform
 
 __all__ = ["HostUnreachable", "Ip", "NoRoute", "PingTimeout", "UdpSocket"]
@@ -106,7 +108,9 @@ class _Ping:
 class Ip:
     """An address on a network. Made by `guest.ip`."""
 
-    def __init__(self, driver: Driver, platform: GuestPlatform, stack: Stack) -> None:
+    def __init__(self, driver: Driver, platform: GuestPlatform, stack: Stack, lease: Lease | None = None) -> None:
+        self.lease = lease
+        """What a DHCP server gave, if one did."""
         self.stack = stack
         """The protocol itself: its counters, its neighbours."""
         self.conflicts: deque[str] = deque(maxlen=KEPT_ERRORS)
@@ -127,6 +131,11 @@ class Ip:
     def address(self) -> str:
         """With its prefix length: `10.0.0.2/24`."""
         return f"{address_text(self.stack.address)}/{self.stack.prefix}"
+
+    @property
+    def gateway(self) -> str | None:
+        """The way to other networks."""
+        return None if self.stack.gateway is None else address_text(self.stack.gateway)
 
     @property
     def neighbours(self) -> dict[str, str]:
@@ -169,16 +178,16 @@ class Ip:
         self.stack.ports.add(port)
         return socket
 
-    def close(self) -> None:
-        """End: sockets and pings fail, and no frame of others reaches us."""
-        self._finish("the address was given up")
+    def close(self, reason: str = "the address was given up") -> None:
+        """End: sockets and pings fail with this reason, and no frame of others reaches us."""
+        self._finish(reason)
 
     def inspect(self) -> Branch:
         """Address, neighbours, sockets, counters."""
         return Branch(
             {
                 "address": self.address,
-                "gateway": address_text(self.stack.gateway) if self.stack.gateway else None,
+                "gateway": self.gateway,
                 "vlan": self.stack.vlan,
                 "neighbours": lambda: data(self.neighbours),
                 "sockets": lambda: data({str(port): len(socket) for port, socket in self._sockets.items()}),
@@ -194,6 +203,10 @@ class Ip:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._follow_link)
+                if self.lease is not None:
+                    from partitions.child.net.leases import keep
+
+                    nursery.start_soon(keep, self, self.lease, self._platform)
                 self.stack.start(self._platform.reference_time())
                 await self._after()
                 while True:
@@ -279,15 +292,7 @@ class Ip:
 
     async def within(self, seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something, but no longer than so many seconds of the guest's clock."""
-        async with trio.open_nursery() as nursery:
-
-            async def cut_off() -> None:
-                await self._platform.sleep(seconds)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(cut_off)
-            await wait()
-            nursery.cancel_scope.cancel()
+        await within(self._platform, seconds, wait)
 
     def _free_port(self) -> int:
         for _ in range(FIRST_EPHEMERAL_PORT, LAST_PORT + 1):
@@ -410,3 +415,15 @@ def new_stack(driver: Driver, address: str, gateway: str | None, vlan: int) -> S
         mtu=driver.mtu,
         vlan=vlan,
     )
+
+
+async def leased_ip(driver: Driver, platform: GuestPlatform) -> Ip:
+    """With an address from a DHCP server. `OSError` where none gives one."""
+    from partitions.child.net.leases import NoLease, obtain  # which an address of one's own does not need
+
+    lease = await obtain(driver, platform)
+    try:
+        stack = Stack(driver.mac, lease.address, lease.prefix, lease.gateway, mtu=driver.mtu)
+    except ValueError as error:
+        raise NoLease(f"the DHCP server gives nonsense: {error}") from None
+    return Ip(driver, platform, stack, lease)
