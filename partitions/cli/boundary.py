@@ -48,6 +48,12 @@ def call(options: argparse.Namespace) -> int:
     seed = topology.host.seed if options.seed is None else options.seed
     if seed is not None and seed < 0:
         raise Refusal("--seed must not be negative")
+    from partitions.backends import refuse_threads
+
+    try:
+        refuse_threads(topology)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
     collect_garbage()
     try:
         determinism.run(stdio.speak, topology, options.trace, clock="virtual", seed=seed, autojump=False)

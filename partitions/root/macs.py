@@ -41,6 +41,11 @@ class AddressPool:
                 return made
         raise ValueError("all 16 million addresses are taken")
 
+    def give_back_all(self, start: str) -> None:
+        """Owners whose names begin like that have none any more."""
+        for owner in [owner for owner in self._given if owner.startswith(start)]:
+            self.give_back(owner)
+
     def give_back(self, owner: str) -> None:
         """It has none any more."""
         address = self._given.pop(owner, None)

@@ -217,6 +217,8 @@ class Vmms:
         vm = self.find(name)
         self._move(vm, VmEvent.DESTROY)
         del self.vms[name]
+        if self.network.made is not None:
+            self.network.made.forget_vm(name)
         if vm.vnc is not None:
             vm.vnc.scope.cancel()
         vm.console.close()

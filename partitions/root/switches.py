@@ -162,6 +162,10 @@ class Switches:
         """An adapter is gone from its VM's settings; its address is free."""
         self._addresses.give_back(port_name(vm, number))
 
+    def forget_vm(self, vm: str) -> None:
+        """A VM is gone for good, and its addresses with it."""
+        self._addresses.give_back_all(port_name(vm, 0).removesuffix("0"))
+
     def state(self, vm: str, number: int, table: NicTable) -> NicState:
         """How an adapter is."""
         name = port_name(vm, number)

@@ -275,6 +275,17 @@ async def test_adapters_go_in_the_middle_of_traffic_and_leave_nothing(
         assert list(switches._addresses._given) == ["web/0"]
 
 
+async def test_addresses_of_a_vm_that_is_forgotten_are_free(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Hosts live longer than VMs."""
+    async with host_of(tmp_path) as host:  # type: ignore[attr-defined]
+        mac = host["web"].nics[0].mac
+        with pytest.raises(NicError, match="is the address of web/0"):
+            await host["db"].add_nic("lan", mac=mac)
+        host.destroy("web")
+        await host["db"].add_nic("lan", mac=mac)
+        assert host["db"].nics[0].mac == mac
+
+
 # --- captures
 
 
