@@ -13,6 +13,7 @@ from vmbus.ring import Packet, PacketType
 from vsp_vsc.integration import protocol
 from vsp_vsc.integration.heartbeat import protocol as heartbeat
 from vsp_vsc.integration.heartbeat.protocol import Beat
+from vsp_vsc.integration.kvp import ip_info
 from vsp_vsc.integration.kvp import protocol as kvp
 from vsp_vsc.integration.protocol import Component, Version, decode_message
 from vsp_vsc.integration.session import Session, State
@@ -26,7 +27,7 @@ ROWS = [
 ]
 LAYOUTS = {
     name: layout
-    for module in (protocol, heartbeat, shutdown, time_sync, kvp)
+    for module in (protocol, heartbeat, shutdown, time_sync, kvp, ip_info)
     for name, layout in vars(module).items()
     if inspect.isclass(layout) and issubclass(layout, Wire) and layout is not Wire
 }
