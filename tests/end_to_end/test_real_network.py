@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -119,6 +121,33 @@ async def test_the_host_itself_reaches_a_partition(tmp_path: Path) -> None:
         shown = await trio.run_process([tool("ip"), "link", "show", device], capture_stdout=True)
         assert station in shown.stdout.decode()
     assert not device_exists(device)
+
+
+SETPRIV = shutil.which("setpriv")
+
+
+@needs("ping")
+@pytest.mark.skipif(SETPRIV is None, reason="setpriv is not installed (Debian: apt-get install util-linux)")
+def test_a_device_that_root_has_made_needs_no_root(tmp_path: Path) -> None:
+    """Without CAP_NET_ADMIN a run takes the device that is there; and is told what to do where there is none."""
+    assert SETPRIV is not None
+    device = f"pu{os.getpid() % 100000}"
+    (tmp_path / "guest.py").write_text(PINGS.replace("10.0.2.15/24", "10.215.3.2/24").replace("10.0.2.2", "10.215.3.1"))
+    (tmp_path / "topology.toml").write_text(EXTERNAL + f'kind = "internal"\ntap = "{device}"\n')
+    command = [SETPRIV, "--bounding-set=-net_admin", sys.executable, "-m", "partitions.cli.main", "run", str(tmp_path)]
+
+    def run() -> tuple[str, str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout, done.stderr
+
+    assert f"let root make it once: sudo ip tuntap add dev {device} mode tap user" in run()[1]
+    subprocess.run([tool("ip"), "tuntap", "add", "dev", device, "mode", "tap", "user", str(os.getuid())], check=True)
+    try:
+        subprocess.run([tool("ip"), "addr", "add", "10.215.3.1/24", "dev", device], check=True)
+        subprocess.run([tool("ip"), "link", "set", device, "up"], check=True)
+        assert "web | answered" in run()[0]
+    finally:
+        subprocess.run([tool("ip"), "link", "del", device], check=True)
 
 
 QEMU = shutil.which("qemu-system-x86_64")
