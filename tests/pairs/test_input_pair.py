@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from hypervisor.inspect import Branch
 from tests.doubles.input import serving
-from vsp_vsc.input_device import InputRefused, NoDriver
-from vsp_vsc.keyboard.protocol import Leds
+from vmbus.ring import BATCH_PACKETS
+from vsp_vsc.input_device import MAX_UNSENT, InputRefused, NoDriver
+from vsp_vsc.keyboard.protocol import KeyboardRequest, KeyboardType, Leds
+from vsp_vsc.keyboard.protocol import encode_message as packet_of
 from vsp_vsc.keyboard.scan_codes import CAPS_LOCK, E0, KEYS, LEFT_SHIFT, PAUSE, TYPED, chord_codes
 from vsp_vsc.keyboard.session import MAX_EVENTS
 from vsp_vsc.keyboard.vsc import KeyEvent, open_keyboard
@@ -154,6 +156,22 @@ async def test_typing_goes_as_fast_as_the_guest_reads(autojump_clock: trio.testi
         for expected in text:
             assert await keyboard.read_text() == expected
             await trio.sleep(0.1)
+
+
+async def test_a_guest_that_asks_and_does_not_listen_is_not_heard_for_ever() -> None:
+    """Answers that have no room wait, up to a bound; then its own ring fills."""
+    async with serving(KeyboardVsp) as served:
+        request = packet_of(KeyboardType.PROTOCOL_REQUEST, KeyboardRequest(7))
+        said = 0
+        while served.guest_end.try_send_batch([request]):
+            said += 1
+            await settled()
+        assert MAX_UNSENT <= int(str(leaf(served.vsp, "waiting"))) <= MAX_UNSENT + BATCH_PACKETS
+        heard = 0
+        while more := len(served.heard()):
+            heard += more
+            await settled()
+        assert heard == said
 
 
 # --- mouse

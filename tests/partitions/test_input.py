@@ -18,6 +18,7 @@ from partitions.child.guest import Guest, GuestMain
 from partitions.host import ExitReason, Host, Vm
 from partitions.root.input import takes_unicode
 from partitions.topology_schema import HostTable, InputName, Topology, VmTable
+from tests.doubles.tshark import assert_clean, needs_tshark, read_info
 from vsp_vsc.input_device import NoDriver
 from vsp_vsc.mouse.protocol import Buttons
 
@@ -128,8 +129,8 @@ async def test_devices_come_and_go_while_busy(autojump_clock: trio.abc.Clock) ->
             async def type_on() -> None:
                 while keyboard.ready:
                     with contextlib.suppress(NoDriver):
-                        await keyboard.type_text("much text\n" * 50)
-                    await trio.sleep(0.001)
+                        await keyboard.type_text("much text\n" * 20)
+                    await trio.sleep(0.01)
 
             nursery.start_soon(type_on)
             await trio.sleep(0.1)
@@ -140,6 +141,32 @@ async def test_devices_come_and_go_while_busy(autojump_clock: trio.abc.Clock) ->
         await keyboard.type_text("back\n")
         await vm.wait()
         assert vm.console.lines()[-1] == "keyboard back"
+
+
+@needs_tshark
+async def test_recordings_tell_what_was_typed(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Wireshark, by our dissector, finds nothing wrong in what the devices say, and has words for each message."""
+
+    async def main(guest: Guest) -> None:
+        keyboard, mouse = await guest.keyboard(), await guest.mouse()
+        await mouse.receive()
+        await keyboard.read_line()
+
+    file = tmp_path / "typed.pcapng"
+    async with open_guest(main) as host:  # type: ignore[attr-defined]
+        with host.record(file):
+            vm = await started(host)
+            vm.mouse.move(1, 2, Buttons.LEFT, -1)
+            vm.keyboard.tap(0x3A, 0x1E)
+            await vm.keyboard.type_text("ß\n")
+            await vm.wait()
+    assert_clean(file)
+    told = " ".join(read_info(file))
+    for words in (
+        *("keyboard: PROTOCOL_REQUEST 1.0", "mouse: PROTOCOL_REQUEST 2.0", "mouse: INITIAL_DEVICE_INFO_ACK"),
+        *("keyboard: EVENT 0x1e up", "EVENT 0xdf down", "LED_INDICATORS", "INPUT_REPORT at 1, 2 buttons 0x1"),
+    ):
+        assert words in told, words
 
 
 @pytest.mark.parametrize(
