@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from hypervisor.wire import BadValue, WireError
+from tests.doubles.looking import seen
 from tests.doubles.network_vsp import INSTANCE, FakePort, data_message, frame, serving
 from tests.vsp_vsc.network.test_vsp_features import FLOWS, TAGGED, start_spread
 from vmbus.ring import Packet, PacketType
@@ -90,6 +91,7 @@ async def test_answers_that_had_no_room_are_kept() -> None:
         assert replies == list(range(20))
         assert 60 <= len(frames) < 100  # what waited for room in the ring is lost
         assert frames == [frame(60, fill=index) for index in range(len(frames))]
+        assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129  # all were told of and given back
         assert await pair.transmit(data_message(frame(64))) == 1
 
 

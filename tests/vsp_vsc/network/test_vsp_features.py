@@ -482,20 +482,19 @@ async def test_a_buffer_that_is_lent_anew_while_a_subchannel_has_pieces_of_the_o
     """They are of no buffer any more: whatever the guest says of them, no piece of the new one is free twice."""
     async with serving(max_sub_channels=1) as pair:
         ends = await start_spread(pair, 2)
-        pair.port.deliver(*FLOWS)
-        packets = [await end.receive() for end in ends]
+        for _ in range(3):
+            pair.port.deliver(*FLOWS)
+        packets = [[await end.receive() for _ in range(3)][2] for end in ends]
         await pair.say(struct.pack("<IH", 103, 0xCAFE), wanted=False)
         pair.receive_at = pair.lend(0xE1E13, 64)
         answer = await pair.ask(NvspType.SEND_RECEIVE_BUFFER, struct.pack("<IH", 0xE1E13, 0xCAFE))
         assert struct.unpack_from("<II", answer) == (102, 1)
+        pair.port.deliver(*FLOWS)
         for _ in range(2):
             for end, one in zip(ends, packets, strict=True):
                 await end.send(Packet(PacketType.COMPLETION, 0, one.transaction_id, 0, struct.pack("<II", 108, 1)))
             await wait_all_tasks_blocked()
-            assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129
-            pair.port.deliver(*FLOWS)
             assert seen(pair.vsp.inspect(), "adapter/receive_buffer/free") == 129 - len(FLOWS)
-            packets = [await end.receive() for end in ends]
 
 
 async def test_what_versions_before_5_have_not() -> None:
