@@ -59,7 +59,7 @@ async def test_a_stream_to_a_port(tmp_path: Path, autojump_clock: trio.abc.Clock
         seen = await host.inspect("vm/web/sockets")
         assert (seen["live"], seen["made"], seen["refused"], seen["connections"]) == (0, 2, 0, {})
         assert (await host.inspect("vm/web/vmbus"))["channels"] == {}
-        assert vm.statistics().packets > 200
+        assert vm.statistics().packets > 20
 
 
 async def test_five_hundred_connections_leave_nothing(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -57,7 +57,7 @@ class HostSocket(BytePipe):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send it, and wait for room where there is none."""
-        self._check()
+        self._refuse_closed()
         try:
             await super().send_all(data)
         except WireError as error:
@@ -66,7 +66,7 @@ class HostSocket(BytePipe):
 
     async def send_eof(self) -> None:
         """Say that no more comes."""
-        self._check()
+        self._refuse_closed()
         try:
             await super().send_eof()
         except WireError as error:
@@ -74,7 +74,7 @@ class HostSocket(BytePipe):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, at least one; empty at the end, also where the guest has closed the channel."""
-        self._check()
+        self._refuse_closed()
         try:
             data = await super().receive_some(max_bytes)
         except WireError as error:
@@ -121,7 +121,7 @@ class HostSocket(BytePipe):
         self.channel.close(by_peer=True, keep=LATE_BYTES)
         self.gone.set()
 
-    def _check(self) -> None:
+    def _refuse_closed(self) -> None:
         if self.closing.is_set():
             raise trio.ClosedResourceError
 

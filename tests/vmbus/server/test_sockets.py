@@ -353,7 +353,8 @@ async def test_what_was_sent_before_the_close_arrives(autojump_clock: trio.testi
     async with socket_guest() as guest, trio.open_nursery() as nursery:
         stream, pipe, channel_id = await connected(guest, nursery)
         data = bytes(range(256)) * 32
-        await stream.send_all(data)
+        for start in range(0, len(data), 2048):
+            await stream.send_all(data[start : start + 2048])
         await stream.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"more")
