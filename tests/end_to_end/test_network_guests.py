@@ -13,6 +13,7 @@ from hypervisor.trace import Layer, TraceEvent
 from partitions.host import ExitReason, Host, open_host
 from partitions.topology_schema import HostTable, NicTable, Size, SwitchTable, Topology, VmTable
 from partitions.trace.requests import track
+from tests.doubles.tshark import assert_clean, needs_tshark, read_info
 
 MIB = 1 << 20
 ECHO = """
@@ -268,3 +269,36 @@ async def main(guest):
         assert places == sorted(places), request.name
     given = [request.words for request in requests if request.by_host]
     assert given.count("3 frames") >= 20
+
+
+@needs_tshark
+async def test_recordings_tell_what_was_said(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Wireshark finds nothing wrong on the bus, and has words for each message."""
+    pings = """
+async def main(guest):
+    ip = await guest.ip("10.0.0.1/24")
+    await ip.ping("10.0.0.2", size=3000)
+"""
+    host_of = topology(
+        tmp_path,
+        vm("one", tmp_path, pings, NicTable(switch="lan")),
+        vm("two", tmp_path, ECHO, NicTable(switch="lan"), args={"address": "10.0.0.2/24"}),
+    )
+    bus = tmp_path / "bus.pcapng"
+    with trio.fail_after(100):
+        async with open_host(host_of, clock="virtual") as host:
+            await host["two"].start()
+            await said(host, "two", "up")
+            with host.record(bus):
+                await host["one"].start()
+                await host["one"].wait()
+    assert_clean(bus)
+    told = " ".join(read_info(bus))
+    for words in (
+        "network: INIT version 6.1",
+        "SEND_NDIS_CONFIG MTU 1514",
+        "SEND_RECEIVE_BUFFER",
+        "SEND_SEND_BUFFER",
+        "SEND_RNDIS_PACKET",
+    ):
+        assert words in told, words

@@ -73,7 +73,9 @@ async def traced(folder: Path) -> list[TraceEvent]:
     return seen
 
 
-@pytest.mark.parametrize("folder", ["02-channel", "03-disk", "04-hotplug", "07-versions", "13-integration"], indirect=True)
+@pytest.mark.parametrize(
+    "folder", ["02-channel", "03-disk", "04-hotplug", "07-versions", "10-ping", "13-integration"], indirect=True
+)
 async def test_examples(folder: Path, autojump_clock: MockClock) -> None:
     """Every message and packet of an example, at every version that it goes through."""
     seen = await traced(folder)
