@@ -204,6 +204,10 @@ return function(vmbus)
         { 1, "u8", "pool", "Pool", values = pools },
         { 2, "x16", "reserved", "Reserved", reserved = true },
     })
+    local kvp_of_texts = layout("vmbus.kvp.", {
+        { 0, "u8", "operation", "Operation", values = kvp_operations },
+        { 1, "u8", "pool", "Pool", values = pools },
+    })
     local value_types = { "string", "expandable string", [4] = "32-bit number", [11] = "64-bit number" }
     local item_rows = layout("vmbus.kvp.", {
         { 0, "u32", "value_type", "Value type", values = value_types },
@@ -264,9 +268,12 @@ return function(vmbus)
     end
 
     bodies[KVP] = function(ctx, tree, start, stop, head)
-        local v, items = show(ctx, tree, start, stop, kvp)
+        local operation = start < stop and ctx.tvb(start, 1):uint() or 0
+        -- Texts need no alignment but their own, and begin in what other operations keep free; numbers are not shown.
+        local texts = (operation == 4 or operation == 5) and head.version_major < 5
+        local v, items = show(ctx, tree, start, stop, texts and kvp_of_texts or kvp)
         local name = kvp_operations[v.operation or -1]
-        if not v.reserved then
+        if not v.pool or not (texts or v.reserved) then
             return "KVP"
         elseif not name then
             ctx.fault(items.operation, "unknown", format("No KVP message has operation %d", v.operation))
@@ -289,7 +296,11 @@ return function(vmbus)
                 told = told .. " " .. show_item(ctx, tree, at + 4, stop, true)
             end
         else
-            told = show(ctx, tree, at, stop, addresses).adapter or ""
+            if texts then
+                told = show(ctx, tree, start + 2, stop, addresses).adapter or ""
+            else
+                vmbus.show_rest(ctx, tree, at, stop)
+            end
         end
         return (format("%s pool %s %s", name, pools[v.pool] or format("%d", v.pool), told):gsub(" +$", ""))
     end
