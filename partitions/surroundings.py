@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import trio
 
 from hypervisor.clock import TICKS_PER_SECOND
+from vmbus.protocol.hvsocket import MAX_SOCKETS
 
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
@@ -38,10 +39,14 @@ def wall_clock(now: Callable[[], int], virtual: bool) -> Callable[[], datetime.d
 
 
 def raise_descriptor_limit(topology: Topology) -> None:
-    """A descriptor for each VM's memory and each image; the usual soft limit of 1,024 is for programs with select()."""
+    """A descriptor for each VM's memory, each image and each connection that may come by a Unix socket.
+
+    The usual soft limit of 1,024 is for programs with select().
+    """
     import resource
 
     wanted = DESCRIPTORS_BESIDE + sum(2 + len(vm.disk) for vm in topology.vm)
+    wanted += sum(MAX_SOCKETS + 1 + len(vm.sockets.ports) for vm in topology.vm if vm.sockets is not None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

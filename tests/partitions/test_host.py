@@ -26,7 +26,8 @@ from partitions.host import (
     open_host,
 )
 from partitions.logs import vm_name
-from partitions.topology_schema import DiskTable, Size
+from partitions.surroundings import raise_descriptor_limit
+from partitions.topology_schema import DiskTable, Size, SocketsTable
 from tests.doubles.root import (
     MIB,
     bare_host,
@@ -206,6 +207,9 @@ async def test_the_descriptor_limit_grows_with_the_topology(autojump_clock: trio
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
         async with bare_host(idle, *(vm_table(f"vm{number}") for number in range(100))):
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 456
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        raise_descriptor_limit(topology(vm_table(sockets=SocketsTable(path="x", ports={"y": 1}))))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256 + 2 + 1024 + 2
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
