@@ -211,7 +211,12 @@ class Viewer:
         bits, big, maxima, shifts, _ = self._format
         known: dict[bytes, bytes] = {}
         out = bytearray()
-        for at in range(0, len(pixels), size):
+        usual = not big and maxima == (255, 255, 255) and shifts == (16, 8, 0)
+        if usual:  # blue, green, red: a loop for each pixel is for the other formats
+            out = bytearray(3 * width * height)
+            for place in range(3):
+                out[place::3] = pixels[2 - place :: size]
+        for at in () if usual else range(0, len(pixels), size):
             raw = pixels[at : at + size]
             colour = known.get(raw)
             if colour is None:

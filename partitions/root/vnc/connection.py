@@ -308,12 +308,12 @@ class RfbConnection:
         open_ended = Encoding.LAST_RECT in self._understood
         count = len(notes) + len(bands)
         yield b"\0\0" + rfb.U16.pack(rfb.WHOLE if open_ended else count) + b"".join(notes)
-        size = self._size
+        size, form, encoding = self._size, self.format, self.encoding  # a client may change its mind meanwhile
         for band in bands:
             if open_ended and self._size != size:
                 self._changed.add([self._screen])  # the rest of an old picture helps nobody
                 break
-            yield self._rect(band, read)
+            yield self._rect(band, form, encoding, read)
         if open_ended:
             yield rfb.RECT.pack(0, 0, 0, 0, Encoding.LAST_RECT)
         self.pictures += 1
@@ -344,11 +344,11 @@ class RfbConnection:
         screen = b"\0\0\0\1" + b"\0\0\0\0" + rfb.U16.pack(self.width) + rfb.U16.pack(self.height) + b"\0\0\0\0"
         return head + b"\1\0\0\0" + screen
 
-    def _rect(self, rect: Rect, read: Read) -> bytes:
-        pixels = convert(read(*rect), self.format)
-        if self.encoding is not Encoding.ZRLE:
+    def _rect(self, rect: Rect, form: PixelFormat, encoding: Encoding, read: Read) -> bytes:
+        pixels = convert(read(*rect), form)
+        if encoding is not Encoding.ZRLE:
             return rfb.RECT.pack(*rect, Encoding.RAW) + pixels
-        data = tiles(*compact(pixels, self.format), rect.width, rect.height)
+        data = tiles(*compact(pixels, form), rect.width, rect.height)
         packed = self._zlib.compress(data) + self._zlib.flush(zlib.Z_SYNC_FLUSH)
         return rfb.RECT.pack(*rect, Encoding.ZRLE) + rfb.U32.pack(len(packed)) + packed
 

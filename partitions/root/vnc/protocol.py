@@ -95,6 +95,8 @@ class PixelFormat:
         if bits not in (8, 16, 32) or not 1 <= depth <= bits:
             raise RfbError(f"pixels of {bits} bits with {depth} of colour")
         if not true_colour:
+            if bits != BGR233.bits:
+                raise RfbError(f"a map of colours for pixels of {bits} bits")
             return BGR233  # as a map of its 256 colours, which is sent
         red, green, blue, *shifts = rest
         for maximum, shift in zip((red, green, blue), shifts, strict=True):

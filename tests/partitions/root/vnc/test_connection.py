@@ -16,6 +16,7 @@ from partitions.root.vnc.regions import MAX_RECTS
 from tests.doubles import rfb
 from tests.doubles.rfb import Viewer, client_format
 from vsp_vsc.video.framebuffer import Framebuffer, Rect, Surface
+from vsp_vsc.video.pixels import to_rgb
 
 WIDTH, HEIGHT = 150, 100
 FORMATS = {
@@ -50,6 +51,8 @@ class Screen:
     def expected(self, viewer: Viewer, maxima: tuple[int, int, int] = (255, 255, 255)) -> bytes:
         """What that viewer sees if all is well, in as many colours as it has."""
         pixels = self.framebuffer.pixels(0, 0, viewer.width, viewer.height)
+        if maxima == (255, 255, 255):
+            return to_rgb(pixels)
         out = bytearray()
         for at in range(0, len(pixels), 4):
             blue, green, red = pixels[at : at + 3]
@@ -245,6 +248,24 @@ def test_the_rest_of_an_old_picture_is_left_out(monkeypatch: pytest.MonkeyPatch)
     assert viewer.picture == screen.expected(viewer)
 
 
+def test_a_client_that_changes_its_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is on its way goes on as it began; the next is in the new format."""
+    monkeypatch.setattr(connection, "BAND_PIXELS", 64 * WIDTH)
+    viewer, server, screen = running()
+    viewer.ask(incremental=False)
+    list(server.feed(viewer.sent()))
+    pieces = server.updates(screen.framebuffer.pixels)
+    first = next(pieces) + next(pieces)
+    assert list(server.feed(b"\0\0\0\0" + FORMATS["565"] + b"\2\0\0\1\0\0\0\x10")) == []
+    viewer.feed(first + b"".join(pieces))
+    assert viewer.picture == screen.expected(viewer)
+    viewer.set_format(FORMATS["565"])
+    viewer.ask()
+    talk(viewer, server, screen.framebuffer)
+    assert viewer.picture == screen.expected(viewer, (31, 63, 31))
+    assert viewer.rects[-1][4] == rfb.ZRLE
+
+
 def test_keys_and_pointers() -> None:
     """As they come, also by the key's own code once that was offered; text from the clipboard is passed over."""
     viewer, server, screen = running()
@@ -269,6 +290,7 @@ def test_keys_and_pointers() -> None:
         (b"\2\0\xff\xff", "65535 encodings"),
         (b"\6\0\0\0" + (MAX_CUT_TEXT + 1).to_bytes(4, "big"), "1048577 bytes of text"),
         (b"\6\0\0\0\x80\0\0\0", "2147483648 bytes of text"),
+        (b"\0\0\0\0" + client_format(16, (0, 0, 0), (0, 0, 0), depth=8, true_colour=False), "a map of colours for"),
         (b"\0\0\0\0" + client_format(24, (255, 255, 255), (0, 8, 16)), "pixels of 24 bits"),
         (b"\0\0\0\0" + client_format(16, (255, 255, 255), (0, 8, 16)), "pixels of 16 bits with 24"),
         (b"\0\0\0\0" + client_format(32, (255, 255, 255), (0, 8, 30)), "from 0 to 255 at bit 30 of 32"),
