@@ -17,8 +17,9 @@ import msgspec
 import trio
 
 from hypervisor.inspect import Branch, Gone, counters
+from hypervisor.wire import WireError
 from vmbus.bell import Bell
-from vmbus.ring import BATCH_PACKETS, Packet, RingError, RingReader, RingWriter, ring_bytes
+from vmbus.ring import BATCH_PACKETS, Packet, PacketType, PartOf, RingError, RingReader, RingWriter, ring_bytes
 
 RECEIVED = "received"
 SENT = "sent"
@@ -95,6 +96,10 @@ class Channel(trio.abc.Channel[Packet]):
     def wake(self) -> None:
         """The channel's interrupt: packets may have come, or room."""
         self._wakes += 1
+        self.stir()
+
+    def stir(self) -> None:
+        """Make whoever waits look again."""
         self._arrived.ring()
         if self._room.awaited:
             self._room.ring()
@@ -140,6 +145,16 @@ class Channel(trio.abc.Channel[Packet]):
     def closed(self) -> bool:
         """Whether either side has closed it."""
         return self._closed is not None
+
+    def check_open(self) -> None:
+        """Raise what a call on a closed channel raises."""
+        if self._closed is not None:
+            raise self._closed
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """Of the data pages of the ring that this end writes."""
+        return self._writer.size
 
     @property
     def ahead(self) -> int:
@@ -204,6 +219,38 @@ class Channel(trio.abc.Channel[Packet]):
                 self._send_signal()
         return packets
 
+    def try_receive_parts(self, part_of: PartOf) -> list[bytes]:
+        """Those parts that are wanted of packets that are there now, as `RingReader.read_parts` takes them out."""
+        if self._ahead:
+            return self._parts_ahead(part_of)
+        if self._closed is not None:
+            raise self._closed
+        packets: list[Packet] | None = None if self.on_packets is None else []
+        parts = self._reader.read_parts(part_of, packets)
+        if parts:
+            self._packets_in += len(parts)
+            if packets is not None and self.on_packets is not None:
+                self.on_packets(RECEIVED, packets)
+            if self._reader.signal_needed():
+                self._send_signal()
+        return parts
+
+    def _parts_ahead(self, part_of: PartOf) -> list[bytes]:
+        """The same of packets that have left the ring."""
+        parts: list[bytes] = []
+        try:
+            while self._ahead:
+                payload = self._ahead[0].payload
+                part = part_of(payload[:8], len(payload))
+                if part is None:
+                    break
+                self._ahead.popleft()
+                parts.append(payload[slice(*part)])
+        except WireError:
+            if not parts:
+                raise
+        return parts
+
     async def receive_batch(self, limit: int = BATCH_PACKETS) -> list[Packet]:
         """Up to `limit` packets, at least one. A cancelled call has taken none."""
         if self._receiving:
@@ -233,18 +280,8 @@ class Channel(trio.abc.Channel[Packet]):
         return self._ahead.popleft()
 
     async def _wait_for_packets(self, limit: int) -> list[Packet]:
-        reader, arrived = self._reader, self._arrived
         while True:
-            # Old rings are forgotten before the last look, so a ring that is kept came after it.
-            arrived.clear()
-            waited = False
-            try:
-                if not reader.unmask():
-                    await arrived.wait()
-                    waited = True
-            finally:
-                if self._closed is None:
-                    reader.mask()
+            waited = await self._wait_arrived()
             packets = self.try_receive_batch(limit)
             if packets:
                 if not waited:
@@ -257,6 +294,25 @@ class Channel(trio.abc.Channel[Packet]):
                 await trio.lowlevel.checkpoint()
                 if self._closed is not None:
                     raise self._closed
+
+    async def _wait_arrived(self) -> bool:
+        """Until the peer signals; false, and no checkpoint, where it need not, since there is something already."""
+        arrived = self._arrived
+        # Old rings are forgotten before the last look, so a ring that is kept came after it.
+        arrived.clear()
+        try:
+            if self._reader.unmask():
+                return False
+            await arrived.wait()
+            return True
+        finally:
+            if self._closed is None:
+                self._reader.mask()
+
+    async def wait_parts(self) -> None:
+        """Until there may be something to receive, or the channel has closed. A checkpoint always."""
+        if self._closed is not None or not await self._wait_arrived():
+            await trio.lowlevel.checkpoint()
 
     # -------------------------------------------------------------------------------------------------------- sending
 
@@ -272,6 +328,19 @@ class Channel(trio.abc.Channel[Packet]):
             if self._writer.signal_needed():
                 self._send_signal()
         return sent
+
+    def try_send_parts(self, word: bytes, data: memoryview) -> bool:
+        """Send one packet of two pieces, as `RingWriter.write_parts` has them; false if there is no room now."""
+        if self._closed is not None:
+            raise self._closed
+        if not self._writer.write_parts(word, data):
+            return False
+        self._packets_out += 1
+        if self.on_packets is not None:
+            self.on_packets(SENT, (Packet(PacketType.INBAND, 0, 0, 0, word + bytes(data)),))
+        if self._writer.signal_needed():
+            self._send_signal()
+        return True
 
     async def send_batch(self, packets: Sequence[Packet]) -> None:
         """Send all, and wait for room where there is none. A cancelled call has sent the first of them, each whole."""
@@ -305,16 +374,7 @@ class Channel(trio.abc.Channel[Packet]):
     async def _send_rest(self, packets: Sequence[Packet]) -> None:
         """Send what had no room yet. Waits at least once, or yields."""
         while True:
-            self._room.clear()
-            if self._writer.wait_for(ring_bytes(len(packets[0].body))):
-                await trio.lowlevel.checkpoint()
-            else:
-                self._ring_full_waits += 1
-                try:
-                    await self._room.wait()
-                finally:
-                    if self._closed is None:
-                        self._writer.stop_waiting()
+            await self.wait_room(len(packets[0].body))
             sent = self.try_send_batch(packets)
             if sent == len(packets):
                 return
@@ -340,6 +400,20 @@ class Channel(trio.abc.Channel[Packet]):
             raise self._closed
         finally:
             self._sending = False
+
+    async def wait_room(self, body: int) -> None:
+        """Until there may be room for a packet with `body` bytes, or the channel has closed. A checkpoint always."""
+        if self._closed is None:
+            self._room.clear()
+            if not self._writer.wait_for(ring_bytes(body)):
+                self._ring_full_waits += 1
+                try:
+                    await self._room.wait()
+                finally:
+                    if self._closed is None:
+                        self._writer.stop_waiting()
+                return
+        await trio.lowlevel.checkpoint()
 
     def _send_signal(self) -> None:
         self._signals_sent += 1

@@ -14,14 +14,16 @@ import struct
 import trio
 
 from hypervisor.wire import BadValue, ShortMessage
-from vmbus.channel import Channel
-from vmbus.ring import Packet, PacketType
+from vmbus.channel import Channel, ChannelClosed
+from vmbus.ring import Packet, PacketType, ring_bytes
 
 _HEADER = struct.Struct("<II")
 LARGEST_MESSAGE = 16384
 """Bytes of data in a message, where the ring has room for as much."""
-STREAM_CHUNK = 2048
-"""Bytes of data in a packet of a byte stream."""
+STREAM_CHUNK = 16384
+"""Bytes of data in a packet of a byte stream: what Linux takes at most; other peers cut at 2,048."""
+RECEIVE_BYTES = 65536
+"""What `receive_some` gives at a time, where its caller does not say."""
 
 
 class PipePacketType(enum.IntEnum):
@@ -34,6 +36,10 @@ class PipePacketType(enum.IntEnum):
     TEARDOWN_GPA_DIRECT = 4
 
 
+_END = _HEADER.pack(PipePacketType.DATA, 0)
+_NOTHING = memoryview(b"")
+
+
 def frame(data: bytes) -> Packet:
     """A data packet."""
     return Packet(PacketType.INBAND, 0, 0, 0, _HEADER.pack(PipePacketType.DATA, len(data)) + data)
@@ -42,19 +48,25 @@ def frame(data: bytes) -> Packet:
 def unframe(packet: Packet) -> bytes:
     """The data of a packet from the peer. Raises a `WireError`."""
     payload = packet.payload
-    if len(payload) < _HEADER.size:
-        raise ShortMessage("pipe packet", _HEADER.size, len(payload))
-    kind, length = _HEADER.unpack_from(payload)
+    start, stop, _ = _extent(payload[: _HEADER.size], len(payload))
+    return payload[start:stop]
+
+
+def _extent(begin: bytes, available: int) -> tuple[int, int, bool]:
+    """Where data begins and ends in a payload that begins so, and whether it says that the stream ends."""
+    if len(begin) < _HEADER.size:
+        raise ShortMessage("pipe packet", _HEADER.size, len(begin))
+    kind, length = _HEADER.unpack(begin)
     skipped = 0
     if kind == PipePacketType.PARTIAL:
         length, skipped = length & 0xFFFF, length >> 16
     elif kind != PipePacketType.DATA:
         raise BadValue(f"a pipe packet of type {kind}, where only data may be")
-    if length > len(payload) - _HEADER.size:
-        raise ShortMessage("pipe data", _HEADER.size + length, len(payload))
+    if length > available - _HEADER.size:
+        raise ShortMessage("pipe data", _HEADER.size + length, available)
     if skipped > length:
         raise BadValue(f"{skipped} of {length} bytes of pipe data are said to be taken")
-    return payload[_HEADER.size + skipped : _HEADER.size + length]
+    return _HEADER.size + skipped, _HEADER.size + length, not length
 
 
 class MessagePipe(trio.abc.Channel[bytes]):
@@ -79,54 +91,159 @@ class MessagePipe(trio.abc.Channel[bytes]):
 
 
 class BytePipe(trio.abc.HalfCloseableStream):
-    """A stream of bytes on a channel; an empty packet is the end of what its sender has to say."""
+    """A stream of bytes on a channel; an empty packet is the end of what its sender has to say.
+
+    One task may send and one receive at a time. Data is copied once from a sender's buffer into the ring, and once out
+    of it. What a peer sends after the end of its stream stays in the ring, and is nobody's.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self._left = b""
+        self._left = memoryview(b"")
+        """Taken out of the ring, and not received yet."""
         self._ended = False
         self._eof_sent = False
+        self._shut = False
+        """Closed at this end, though the channel may live on for what was sent."""
+        self._sending = False
+        self._receiving = False
+        self._most = 0
+        """How many bytes the receiver has still room for."""
+        self._first = True
+        third = channel.outgoing_bytes // 3 - ring_bytes(_HEADER.size)
+        self._cut = max(1, min(STREAM_CHUNK, third & ~7))
+        """Bytes in a packet: no more than lets a small ring hold three."""
+
+    # -------------------------------------------------------------------------------------------------------- sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send it in packets of up to 2,048 bytes."""
-        if self._eof_sent:
-            raise trio.ClosedResourceError("the end of this stream was sent already")
-        view = memoryview(data).cast("B")
-        packets = [frame(bytes(view[at : at + STREAM_CHUNK])) for at in range(0, len(view), STREAM_CHUNK)]
-        await self.channel.send_batch(packets)
+        """Send it, in packets of up to 16,384 bytes, and wait for room where there is none."""
+        await self._begin_sending()
+        channel, cut = self.channel, self._cut
+        self._sending = True
+        try:
+            slept = False
+            with memoryview(data) as given, given.cast("B") as view:
+                length = len(view)
+                for start in range(0, length, cut):
+                    size = min(cut, length - start)
+                    word = _HEADER.pack(PipePacketType.DATA, size)
+                    piece = view if size == length else view[start : start + size]
+                    while not channel.try_send_parts(word, piece):
+                        slept = True
+                        await self._wait_room(size)
+            if not slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        """As far as a channel can tell, that is now."""
-        if self.channel.closed:
-            raise trio.ClosedResourceError
-        await trio.lowlevel.checkpoint()
+        """Until there is room for a packet as large as `send_all` makes them."""
+        await self._begin_sending()
+        self._sending = True
+        try:
+            await self._wait_room(self._cut)
+        finally:
+            self._sending = False
 
     async def send_eof(self) -> None:
-        """Say that no more comes."""
-        if not self._eof_sent:
-            self._eof_sent = True
-            await self.channel.send(frame(b""))
-        else:
+        """Say that no more comes. A second time it does nothing."""
+        if self._eof_sent and not self._shut:
             await trio.lowlevel.checkpoint()
+            return
+        await self._begin_sending()
+        await self._send_end()
+
+    async def _send_end(self) -> None:
+        self._eof_sent = self._sending = True
+        try:
+            slept = False
+            while not self.channel.try_send_parts(_END, _NOTHING):
+                slept = True
+                await self.channel.wait_room(_HEADER.size)
+            if not slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._sending = False
+
+    async def _begin_sending(self) -> None:
+        """Raise what there is to raise; always a checkpoint then."""
+        if self._sending:
+            raise trio.BusyResourceError("another task sends on this stream")
+        if self._shut or self._eof_sent or self.channel.closed:
+            await trio.lowlevel.checkpoint()
+            self._check()
+            if self._eof_sent:
+                raise trio.ClosedResourceError("the end of this stream was sent already")
+            self.channel.check_open()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _wait_room(self, size: int) -> None:
+        await self.channel.wait_room(_HEADER.size + size)
+        self._check()
+        self.channel.check_open()
+
+    def _check(self) -> None:
+        if self._shut:
+            raise trio.ClosedResourceError
+
+    # ------------------------------------------------------------------------------------------------------ receiving
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, at least one; empty at the end, also where the peer just closed. Raises a `WireError`."""
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
-        if self._left or self._ended:
+        if self._receiving:
+            raise trio.BusyResourceError("another task receives on this stream")
+        self._receiving = True
+        try:
+            # The peer's turn comes before our look: what it sends meanwhile costs it no signal.
             await trio.lowlevel.checkpoint()
-        else:
-            try:
-                self._left = unframe(await self.channel.receive())
-            except trio.EndOfChannel:
-                pass
-            self._ended = not self._left
-        if max_bytes is None:
-            data, self._left = self._left, b""
-        else:
-            data, self._left = self._left[:max_bytes], self._left[max_bytes:]
-        return data
+            most = RECEIVE_BYTES if max_bytes is None else max_bytes
+            while True:
+                self._check()
+                if self._left or self._ended:
+                    break
+                data = self._take(most)
+                if len(data) > most:
+                    self._left = memoryview(data)
+                elif data:
+                    return data
+                elif not self._ended:
+                    await self.channel.wait_parts()
+            data, self._left = bytes(self._left[:most]), self._left[most:]
+            return data
+        finally:
+            self._receiving = False
+
+    def _take(self, most: int) -> bytes:
+        """What is there, in whole packets of `most` bytes together, or one that has more."""
+        self._most, self._first = most, True
+        try:
+            parts = self.channel.try_receive_parts(self._part_of)
+        except ChannelClosed:
+            self._peer_closed()
+            return b""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _peer_closed(self) -> None:
+        """The peer has closed the channel, and has not said that its stream ends."""
+        self._ended = True
+
+    def _part_of(self, begin: bytes, length: int) -> tuple[int, int] | None:
+        if self._ended:
+            return None
+        start, stop, is_end = _extent(begin, length)
+        size = stop - start
+        if self._first:
+            self._first = False
+            self._ended = is_end
+        elif is_end or size > self._most:
+            return None  # the end is taken when it is the first thing read
+        self._most -= size
+        return start, stop
 
     async def aclose(self) -> None:
         """Close the channel at this end; does not send the end of the stream."""
+        self._shut = True
         await self.channel.aclose()

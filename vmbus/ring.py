@@ -24,7 +24,7 @@ from __future__ import annotations
 import enum
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -47,6 +47,14 @@ _TRAILER = 8
 _LONGEST_BODY = 0xFFFF * 8 - _DESCRIPTOR
 _DESCRIPTOR_LAYOUT = struct.Struct("<HHHHQ")
 _head_and_id = struct.Struct("<QQ").unpack_from
+_WORD = 8
+_begin = struct.Struct(f"<QQ{_WORD}s").unpack_from
+_BEGIN = struct.Struct(f"<HHHHQ{_WORD}s")
+_LEAST_PACKET = _DESCRIPTOR + _TRAILER
+
+PartOf = Callable[[bytes, int], tuple[int, int] | None]
+"""Which bytes of a payload are wanted, from where to where, told its first eight (all, where it has fewer) and its
+length; none to leave this packet in the ring, and those behind it."""
 
 
 class PacketType(enum.IntEnum):
@@ -254,6 +262,57 @@ class RingReader(_Ring):
         self._commit(taken)
         return packets
 
+    def read_parts(self, part_of: PartOf, packets: list[Packet] | None = None) -> list[bytes]:
+        """Take out packets of which only a part is wanted, up to 64; one copy a packet, straight out of the ring.
+
+        Whole packets are put into `packets`, where somebody wants to see them. Raises `RingError`, and what `part_of`
+        raises; packets in front of a bad one are returned first. Ask `signal_needed` afterwards.
+        """
+        if self._error is not None:
+            raise self._error
+        size, data, out = self.size, self._data, self._out
+        available = (self._index(_IN, "in") - out) % size
+        parts: list[bytes] = []
+        taken = 0
+        try:
+            while taken < available and len(parts) < BATCH_PACKETS:
+                if available - taken < _LEAST_PACKET:
+                    raise self._fail(f"{available - taken} bytes are no packet")
+                position = (out + taken) % size
+                if position + _LEAST_PACKET <= size:
+                    head, transaction_id, begin = _begin(data, position)
+                else:
+                    head, transaction_id, begin = _begin(self._copy(position, _LEAST_PACKET))
+                shape = _shape(head)
+                if shape is None:
+                    raise self._fail(f"no packet begins with {head.to_bytes(8, 'little').hex()}")
+                kind, flags, data_offset, total = shape
+                if total > available - taken:
+                    raise self._fail(f"a packet of {total} bytes where {available - taken} are there")
+                length = total - _LEAST_PACKET - data_offset
+                at = position + _DESCRIPTOR + data_offset
+                if packets is not None:
+                    body = self._copy((position + _DESCRIPTOR) % size, total - _LEAST_PACKET)
+                    begin = body[data_offset : data_offset + _WORD]
+                elif data_offset or length < _WORD:
+                    begin = self._copy(at % size, min(length, _WORD))
+                part = part_of(begin, length)
+                if part is None:
+                    break
+                start, stop = part
+                if packets is None:
+                    parts.append(self._copy((at + start) % size, stop - start))
+                else:
+                    packets.append(Packet(kind, flags, transaction_id, data_offset, body))
+                    parts.append(body[data_offset + start : data_offset + stop])
+                taken += total
+        except WireError:
+            if not taken:
+                raise
+        if taken:
+            self._commit(taken)
+        return parts
+
     def signal_needed(self) -> bool:
         """Whether the writer waits for the room that the reads since the last question made."""
         needed, self._signal = self._signal, False
@@ -417,6 +476,35 @@ class RingWriter(_Ring):
         if written:
             self._publish(start, position)
         return written
+
+    def write_parts(self, word: bytes, data: memoryview) -> bool:
+        """Put in one in-band packet, without an ID, whose body is a word of eight bytes and then `data`, format `B`.
+
+        False if there is no room for it now. The data is copied once, straight into the ring. `ValueError` and
+        `signal_needed` as with `write_batch`.
+        """
+        if self._error is not None:
+            raise self._error
+        length = len(data)
+        body8 = (length + 2 * _WORD - 1) >> 3
+        if _WORD + length > self.largest_body:
+            raise ValueError(f"{_WORD + length} bytes of body never fit this ring: {self.largest_body} do")
+        size, ring, position = self.size, self._data, self._in
+        total = (body8 << 3) + _LEAST_PACKET
+        if total > (self._index(_OUT, "out") - position - 8) % size:
+            return False
+        end = position + total
+        if end < size:
+            _BEGIN.pack_into(ring, position, PacketType.INBAND, 2, 2 + body8, 0, 0, word)
+            start = position + _LEAST_PACKET
+            stop = start + length
+            ring[start:stop] = data
+            ring[stop:end] = bytes(end - stop - 4) + position.to_bytes(4, "little")
+        else:
+            packet = Packet(PacketType.INBAND, 0, 0, 0, b"".join((word, data)))
+            end = self._write_across(_fused(body8), packet, position)
+        self._publish(position, end)
+        return True
 
     def signal_needed(self) -> bool:
         """Whether the reader may sleep on what the writes since the last question put in."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from partitions.child.told import Told
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
+    from vmbus.client.sockets import GuestSocket
     from vsp_vsc.keyboard.vsc import Keyboard
     from vsp_vsc.mouse.vsc import Mouse
     from vsp_vsc.network.vsc import Network
@@ -212,6 +213,27 @@ class Guest:
         `NoSuchDevice` where the host does not offer it, or where its driver gave up.
         """
         return await self._devices.driver(name)
+
+    async def listen(
+        self, port: int | Guid, *, backlog: int = 32, ring_bytes: int = 64 * 1024
+    ) -> trio.abc.Listener[GuestSocket]:
+        """A listener for what the host connects to this port: `await trio.serve_listeners(handler, [listener])`.
+
+        `backlog` connections may wait to be accepted; `ring_bytes` is the size of each of a connection's two rings with
+        its control page. `OSError` where somebody listens there already, or where the host's bus has no sockets.
+        """
+        from vmbus.protocol.hvsocket import service_of
+
+        await trio.lowlevel.checkpoint()
+        service = port if isinstance(port, Guid) else service_of(port)
+        return self.vmbus.sockets.listen(service, backlog=backlog, ring_bytes=ring_bytes)
+
+    async def connect(self, port: int | Guid, *, ring_bytes: int = 64 * 1024) -> GuestSocket:
+        """A stream to whoever listens on this port in the host. `ConnectionRefusedError`, `TimeoutError`, `OSError`."""
+        from vmbus.protocol.hvsocket import service_of
+
+        service = port if isinstance(port, Guid) else service_of(port)
+        return await self.vmbus.sockets.connect(service, ring_bytes=ring_bytes)
 
     async def keyboard(self) -> Keyboard:
         """What people type: `await keyboard.read_line()`, `async for event in keyboard`. `NoSuchDevice` without one."""

@@ -10,9 +10,6 @@ from partitions.topology_schema import Topology
 LISTENER = '''
 import trio
 
-from vmbus.pipe import BytePipe
-from vmbus.protocol.hvsocket import is_socket, port_of
-
 
 async def echo(stream):
     """Port 7: says all that it hears."""
@@ -43,25 +40,22 @@ async def page(stream):
 PORTS = {7: echo, 9: drink, 80: page}
 
 
-async def serve(guest, offer):
-    program = PORTS.get(port_of(offer.interface))
-    if program is not None:
+def guarded(guest, program):
+    async def serve(stream):
         try:
-            await program(BytePipe(await guest.open_channel(offer, ring_bytes=65536)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await program(stream)
+        except trio.BrokenResourceError:
             guest.print("broken")
-        await guest.departure(offer)
+
+    return serve
 
 
 async def main(guest):
-    guest.print("listening")
-    changes = guest.device_changes()
-    for offer in guest.bus.offers:
-        if is_socket(offer.flags):
-            guest.start_soon(serve, guest, offer)
-    async for change in changes:
-        if change.arrived and is_socket(change.device.flags):
-            guest.start_soon(serve, guest, change.device)
+    async with trio.open_nursery() as nursery:
+        for port, program in PORTS.items():
+            listener = await guest.listen(port)
+            nursery.start_soon(trio.serve_listeners, guarded(guest, program), [listener])
+        guest.print("listening")
 
 
 async def resume(guest):

@@ -124,7 +124,7 @@ def test_connect_takes_what_there_is(run: Run, said: bytes) -> None:
 def test_refusals_and_usage(run: Run) -> None:
     """1 where nobody takes it, 2 for what cannot be meant, each with words."""
     for port, status, words in [
-        (8, 1, b"error: web: port 8: nothing in its guest took it within 2 s\n"),
+        (8, 1, b"error: web: port 8: nothing in its guest listens there\n"),
         ("http", 2, b"error: PORT: 'http' is neither a port nor the GUID of a service\n"),
     ]:
         done = run.connect(port, input=b"", capture_output=True)

@@ -24,9 +24,6 @@ import subprocess
 
 import trio
 
-from vmbus.pipe import BytePipe
-from vmbus.protocol.hvsocket import is_socket, port_of
-
 
 async def join(stream, process):
     async with process.stdin:
@@ -34,29 +31,22 @@ async def join(stream, process):
             await process.stdin.send_all(piece)
 
 
-async def serve(guest, offer):
-    if port_of(offer.interface) != 22:
-        return
-    stream = BytePipe(await guest.open_channel(offer, ring_bytes=65536))
-    process = await trio.lowlevel.open_process(guest.args["sshd"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(join, stream, process)
-            async for piece in process.stdout:
-                await stream.send_all(piece)
-            await stream.send_eof()
-    except* trio.BrokenResourceError:
-        pass  # the client hung up first
-    await process.wait()
-    await guest.departure(offer)
-
-
 async def main(guest):
-    changes = guest.device_changes()
+    async def serve(stream):
+        process = await trio.lowlevel.open_process(guest.args["sshd"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(join, stream, process)
+                async for piece in process.stdout:
+                    await stream.send_all(piece)
+                await stream.send_eof()
+        except* trio.BrokenResourceError:
+            pass  # the client hung up first
+        await process.wait()
+
+    listener = await guest.listen(22)
     guest.print("listening")
-    async for change in changes:
-        if change.arrived and is_socket(change.device.flags):
-            guest.start_soon(serve, guest, change.device)
+    await trio.serve_listeners(serve, [listener])
 """
 CONFIGURATION = """
 HostKey {folder}/host

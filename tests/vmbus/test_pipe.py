@@ -78,10 +78,13 @@ async def test_messages() -> None:
 
 
 async def test_stream_is_cut_into_chunks() -> None:
-    """A stream goes in packets of 2,048 bytes at most."""
-    up, down = channels()
+    """A stream goes in packets of 16 KiB at most, and of a third of a small ring."""
+    up, down = channels(16)
     await BytePipe(up).send_all(bytes(STREAM_CHUNK + 1))
     assert [len(unframe(got)) for got in await down.receive_batch()] == [STREAM_CHUNK, 1]
+    up, down = channels(5)
+    await BytePipe(up).send_all(bytes(8000))
+    assert [len(unframe(got)) for got in await down.receive_batch()] == [6792, 1208]
 
 
 async def test_empty_packet_is_the_end() -> None:

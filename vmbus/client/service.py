@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 import attrs
 import trio
@@ -28,6 +28,9 @@ from vmbus.gpadl import GpadlRange, page_range
 from vmbus.protocol import IMPLEMENTED, Feature, version_text
 from vmbus.protocol.identifiers import SHARED_EVENT_FLAG
 from vmbus.protocol.versions import Ability
+
+if TYPE_CHECKING:
+    from vmbus.client.sockets import ClientSockets
 
 __all__ = ["OfferedDevice", "VmbusClient", "VmbusError", "open_vmbus_client"]
 
@@ -52,6 +55,8 @@ class _Open:
     channel: Channel
     channel_id: int
     ring_gpadl: int
+    keep: int = 0
+    """How many bytes of what the host had sent are received after it has taken the channel back."""
 
 
 class VmbusClient:
@@ -74,6 +79,10 @@ class VmbusClient:
         self._delivered = trio.Event()
         self._pages: ClientPages | None = None
         self._drained = Bell()
+        self._sockets: ClientSockets | None = None
+        self._early_sockets: dict[int, OfferedDevice] = {}
+        """Offered before any program has asked for sockets, and not withdrawn; by channel."""
+        self._nursery: trio.Nursery | None = None
 
     # ------------------------------------------------------------------------------------------------- the connection
 
@@ -110,6 +119,26 @@ class VmbusClient:
             self._pages.close()
             self._pages = None
 
+    # -------------------------------------------------------------------------------------------------------- sockets
+
+    @property
+    def sockets(self) -> ClientSockets:
+        """Hyper-V sockets of this guest."""
+        if self._sockets is None:
+            from vmbus.client.sockets import ClientSockets  # which a guest that has none does not load
+
+            assert self._nursery is not None, "open_vmbus_client has begun"
+            self._sockets = ClientSockets(self, self._nursery, self._platform.sleep, self._early_sockets)
+        return self._sockets
+
+    def request_socket(self, endpoint: Guid, service: Guid) -> None:
+        """Ask for a stream to the host; `sockets` hears of the answer. `VmbusError`."""
+        self._do(self.state.request_socket(endpoint, service))
+
+    def release(self, offer: OfferedDevice) -> None:
+        """Give a closed channel's ID back, unless the host has taken it back itself."""
+        self._do(self.state.release(offer))
+
     # --------------------------------------------------------------------------------------------------------- offers
 
     @property
@@ -138,11 +167,13 @@ class VmbusClient:
         incoming_bytes: int,
         user_data: bytes = b"",
         target_vp: int = 0,
+        keep: int = 0,
     ) -> Channel:
         """Open a channel with rings of these sizes, whole pages with their control page.
 
-        `user_data` has up to 120 bytes that mean something to the device; `target_vp` takes the interrupts. Raises
-        `VmbusError` where the host refuses, `MemoryError`, and `RuntimeError` where the channel is open.
+        `user_data` has up to 120 bytes that mean something to the device; `target_vp` takes the interrupts; `keep` is
+        how much is received after a rescind. Raises `VmbusError` where the host refuses, `MemoryError`, and
+        `RuntimeError` where the channel is open.
         """
         for size in (outgoing_bytes, incoming_bytes):
             if size < 2 * PAGE_SIZE or size % PAGE_SIZE:
@@ -182,7 +213,7 @@ class VmbusClient:
             shared=self._shared,
         )
         # Before the host knows of the rings: its first signal may come before its answer.
-        self._open[channel_id] = _Open(channel, channel_id, gpadl_id)
+        self._open[channel_id] = _Open(channel, channel_id, gpadl_id, keep)
         self._platform.set_event_handler(channel_id, channel.wake)
         try:
             status = await self._ask(("open", channel_id), outputs)
@@ -256,6 +287,17 @@ class VmbusClient:
                 if known is not None:
                     known.channel.wake()
 
+    def start(self, nursery: trio.Nursery) -> None:
+        """Begin to take and to post messages."""
+        self._nursery = nursery
+        nursery.start_soon(self.receive_messages, name="vmbus messages in")
+        nursery.start_soon(self.post_messages, name="vmbus messages out")
+
+    async def finish_sockets(self) -> None:
+        """Let what was sent on sockets arrive."""
+        if self._sockets is not None:
+            await self._sockets.finish()
+
     async def receive_messages(self) -> None:
         """Task: hand the host's messages to the protocol."""
         while True:
@@ -304,6 +346,14 @@ class VmbusClient:
                     self._answer(_CONNECTION, VmbusError(output.reason))
                 case s.Offered():
                     self._offered.send_nowait(output.offer)
+                case s.SocketOffered():
+                    if self._sockets is None:
+                        self._early_sockets[output.offer.channel_id] = output.offer
+                    else:
+                        self._sockets.offered(output.offer)
+                case s.SocketRefused():
+                    if self._sockets is not None:
+                        self._sockets.refused(output.endpoint)
                 case s.OffersDelivered():
                     self._delivered.set()
                 case s.Rescinded():
@@ -323,6 +373,7 @@ class VmbusClient:
         channel_id = event.offer.channel_id
         gone = VmbusError(f"channel {channel_id} was rescinded by the host")
         self._forget(channel_id, by_peer=True)
+        self._early_sockets.pop(channel_id, None)
         self._answer(("open", channel_id), gone)
         for gpadl_id in event.gpadls:
             self._answer(("gpadl", gpadl_id), gone)
@@ -342,7 +393,7 @@ class VmbusClient:
         if known is not None:
             self._answer(("modify", channel_id), VmbusError(f"channel {channel_id} is closed"))
             self._platform.set_event_handler(channel_id, None)
-            known.channel.close(by_peer=by_peer)
+            known.channel.close(by_peer=by_peer, keep=known.keep)
 
     def _close_channels(self) -> None:
         for channel_id in list(self._open):
@@ -368,6 +419,8 @@ class VmbusClient:
         self._platform.set_message_handler(None)
         self._platform.set_event_handler(SHARED_EVENT_FLAG, None)
         self._close_channels()
+        if self._sockets is not None:
+            self._sockets.end()
         self._offered.close()
         self._next_offer.close()
 
@@ -391,11 +444,11 @@ async def open_vmbus_client(
     platform.set_message_handler(client.note_message)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.receive_messages, name="vmbus messages in")
-            nursery.start_soon(client.post_messages, name="vmbus messages out")
+            client.start(nursery)
             await client.connect()
             yield client
             if client.connected:
+                await client.finish_sockets()
                 await client.unload()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -22,6 +22,7 @@ from vmbus.gpadl import GpadlRange, encode_gpadl
 from vmbus.protocol import IMPLEMENTED, Direction, Feature, decode_message, version_text
 from vmbus.protocol import messages as m
 from vmbus.protocol.features import SIGNAL_PARAMETERS
+from vmbus.protocol.hvsocket import is_socket
 from vmbus.protocol.identifiers import (
     FIRST_GPADL_ID,
     MESSAGE_CONNECTION,
@@ -150,6 +151,20 @@ class Offered:
 
 
 @attrs.frozen
+class SocketOffered:
+    """A Hyper-V socket, which is no device: somebody waits for it, or it is to be released."""
+
+    offer: OfferedDevice
+
+
+@attrs.frozen
+class SocketRefused:
+    """Nobody in the host takes what was asked for with this endpoint; from 4.1 on."""
+
+    endpoint: Guid
+
+
+@attrs.frozen
 class OffersDelivered:
     """What was there at the connection has been offered."""
 
@@ -204,6 +219,8 @@ Output = (
     | Connected
     | ConnectionFailed
     | Offered
+    | SocketOffered
+    | SocketRefused
     | OffersDelivered
     | Rescinded
     | GpadlAnswered
@@ -256,8 +273,8 @@ class ClientState:
 
     @property
     def offers(self) -> list[OfferedDevice]:
-        """What is on offer now, in the order in which it came."""
-        return [channel.offer for channel in self._channels.values()]
+        """What is on offer now, in the order in which it came; sockets are not."""
+        return [channel.offer for channel in self._channels.values() if not is_socket(channel.offer.flags)]
 
     def channel_phase(self, channel_id: int) -> ChannelPhase | None:
         """None where that channel is not on offer."""
@@ -430,6 +447,20 @@ class ClientState:
             case _:
                 assert_never(channel.phase)
 
+    def release(self, offer: OfferedDevice) -> list[Output]:
+        """Give a closed channel's ID back, if the host has not withdrawn it: nothing is to be had on it any more."""
+        channel = self._channels.get(offer.channel_id)
+        if channel is None or channel.offer is not offer or channel.phase is not ChannelPhase.CLOSED:
+            return []
+        del self._channels[offer.channel_id]
+        return [self._post(m.RelIdReleased(channel_id=offer.channel_id))]
+
+    def request_socket(self, endpoint: Guid, service: Guid) -> list[Output]:
+        """Ask for a stream to a service of the host's. An offer with that endpoint follows, or `SocketRefused`."""
+        if self.phase is not Phase.CONNECTED:
+            raise VmbusError("the bus is not connected")
+        return [self._post(m.TlConnectRequest(endpoint=endpoint, service=service))]
+
     # ------------------------------------------------------------------------------------------------------- messages
 
     def receive(self, payload: bytes) -> list[Output]:
@@ -461,6 +492,8 @@ class ClientState:
                 return self._modify_response(message)
             case m.UnloadComplete():
                 return self._unload_complete()
+            case m.TlConnectResult():
+                return [SocketRefused(message.endpoint)]
             case _:
                 return self._ignore(f"{message.TYPE.name}, which this guest never asks for")
 
@@ -483,7 +516,7 @@ class ClientState:
             monitor_id=offer.monitor_id if monitored else None,
         )
         self._channels[offer.channel_id] = _Channel(offered)
-        return [Offered(offered)]
+        return [SocketOffered(offered) if is_socket(offer.flags) else Offered(offered)]
 
     def _rescind(self, rescind: m.RescindChannelOffer) -> list[Output]:
         """Close if open, then give the ID back. GPADLs are not torn down: with the device they are gone (so Linux)."""
