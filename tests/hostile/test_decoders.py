@@ -355,6 +355,10 @@ ELSEWHERE = {
     "hypervisor.saved_state.stream._decode": "the part of `decode` behind the header; sealed streams: test_stream",
     "hypervisor.wire.codec.Wire.decode": "all layouts: `test_every_layout`",
     "partitions.boundary.driver.Session.handle": "tests/hostile/test_boundary_sessions",
+    "vsp_vsc.network.guest_control.RndisControl.heard": "any bytes: test_guest_frames, test_guest_channel",
+    "vsp_vsc.network.guest_frames._with_tag": "any bytes: test_guest_frames, test_guest_channel",
+    "vsp_vsc.network.guest_parameters.decode_offload": "any bytes: test_guest_frames, test_guest_channel",
+    "vsp_vsc.network.vsc.Network._heard": "any bytes: test_guest_frames, test_guest_channel",
     "partitions.root.devices.CountedDevice.load": "hands on to a device's own",
     "partitions.root.intercepts.Intercepts._decode": "the hypervisor's messages, not a guest's bytes",
     "partitions.root.saving_file._unpacked": "of `decode_file`; damaged files: tests/partitions/test_saving",
@@ -386,6 +390,9 @@ ELSEWHERE = {
 
 
 REACHED = {
+    "partitions.child.net.stack": "partitions/child/net/test_stack.py",
+    "vsp_vsc.network.guest_channel": "vsp_vsc/network/test_guest_channel.py",
+    "vsp_vsc.network.vsc": "vsp_vsc/network/test_guest_channel.py",
     "hypervisor.crash": "hypervisor/test_crash.py",
     "hypervisor.hypercall.": "hypervisor/hypercall/test_hostile.py",
     "hypervisor.monitor": "hostile/test_monitor_pages.py",
