@@ -21,7 +21,9 @@ from partitions.topology import TopologyError, add_disk, load_topology
 EXPECTED = Path(__file__).parent / "expected"
 NEED_A_KERNEL = ["20-linux"]
 """Not run here: their kernels are fetched by a script. tests/linux_guest boots the same."""
-NAMES = [example.name for example in examples() if example.name not in NEED_A_KERNEL]
+SERVES = "11-http-over-socket"
+"""Has no end of its own, and clients on the real clock: a test below is one."""
+NAMES = [example.name for example in examples() if example.name not in (*NEED_A_KERNEL, SERVES)]
 PROGRAM_LINES = 80
 
 
@@ -31,7 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     name = request.param
     source = next(example.folder for example in examples() if example.name == name)
     copied = tmp_path / name
-    shutil.copytree(source, copied, ignore=shutil.ignore_patterns("*.img", "__pycache__"))
+    shutil.copytree(source, copied, ignore=shutil.ignore_patterns("*.img", "*.sock", "*.vsock", "__pycache__"))
     return copied
 
 
@@ -192,3 +194,18 @@ async def test_the_way_of_a_message_is_in_the_trace(folder: Path, autojump_clock
     assert order[0] == "initiate_contact"
     assert order.count("unload") == 2
     assert sum(host.trace.warnings.values()) >= 2
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed (Debian: apt-get install curl)")
+@pytest.mark.parametrize("folder", [SERVES], indirect=True)
+async def test_the_web_server_of_a_guest(folder: Path) -> None:
+    """curl fetches two pages from the partition over one connection."""
+    with trio.fail_after(30):
+        async with partitions.host.open_host(load_topology(folder)) as host:
+            await host.start_all()
+            urls = ["http://web/first", "http://web/second"]
+            call = ["curl", "--silent", "--retry", "5", "--unix-socket", str(folder / "http.sock"), *urls]
+            done = await trio.run_process(call, capture_stdout=True)
+            pages = [line.partition("you asked for ")[2] for line in done.stdout.decode().splitlines()]
+            assert pages == ["/first", "/second"]
+            assert "web: /second" in host["web"].console.text
