@@ -455,6 +455,31 @@ async def test_75_offloads_that_point_outside_of_their_frame(message: bytes) -> 
         await still_works(pair)
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(data_message(tcp(2048), info(2, 1 | 34 << 20)), id="segments of one byte, many times"),
+        pytest.param(data_message(frame(14)), id="frames of fourteen bytes"),
+        pytest.param(data_message(frame(14)) + data_message(frame(15)), id="and of fifteen"),
+    ],
+)
+async def test_75_a_message_of_which_more_frames_come_than_others_can_wait_for(one: bytes) -> None:
+    """256 KiB of these would have been a quarter of a million frames, in one go, while no other guest is served."""
+    async with serving() as pair:
+        await pair.start()
+        await pair.transmit(data_message(frame(14)))  # its header is known
+        pair.port.sent.clear()
+        message = one * (nvsp.MAX_MESSAGE // len(one))
+        pages = -(-len(message) // 4096)
+        at = pair.lend(99, pages)
+        pair.platform.memory[at : at + len(message)] = message
+        number = await pair.send_pages([(len(message), 0, range(at >> 12, (at >> 12) + pages))])
+        packet = await pair.hear()
+        assert (packet.transaction_id, struct.unpack_from("<II", packet.payload)) == (number, (108, FAIL))
+        assert not pair.port.sent
+        await still_works(pair)
+
+
 async def test_75_a_header_that_is_no_tcp_header_is_sent_as_it_is() -> None:
     """It is within the frame, so nothing points outside; whoever gets it drops it."""
     async with serving() as pair:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from hypervisor.wire import BadValue, ShortMessage
 from vsp_vsc.network.adapter import Counters
-from vsp_vsc.network.offload import ETHERNET_HEADER, fill_checksums, insert_tag, segment
+from vsp_vsc.network.offload import ETHERNET_HEADER, MAX_SEGMENTS, fill_checksums, insert_tag, segment
 from vsp_vsc.network.rndis import (
     HEADER_SIZE,
     LSO_IPV6,
@@ -64,7 +64,7 @@ class FrameReader:
             if length == size:
                 frames.append(data[start:stop])
                 return
-            if not size % length and start >= PACKET_HEADER_SIZE:
+            if not size % length and size <= length * MAX_SEGMENTS and start >= PACKET_HEADER_SIZE:
                 run = [
                     frame
                     for other, frame in _run(start - PACKET_HEADER_SIZE, stop - start, length - stop).iter_unpack(data)
@@ -80,6 +80,8 @@ class FrameReader:
         position, end = 0, len(data)
         while position < end:
             position = self._message(data, position, frames, borders)
+            if len(frames) > MAX_SEGMENTS:  # a message is dealt with in one go, and nobody else's turn comes before
+                raise BadValue(f"a message of more than {MAX_SEGMENTS} frames")
         return frames
 
     def _message(self, data: bytes, position: int, frames: list[bytes], borders: Sequence[int]) -> int:

@@ -14,7 +14,8 @@ from vsp_vsc.network.rndis import TransmitChecksum
 ETHERNET_HEADER = 14
 TAG = b"\x81\x00"
 MAX_SEGMENTS = 2048
-"""Of one frame; with less than 31 bytes a segment a guest would have the host do its worst for it."""
+"""Of one frame, and frames of one message; with less than 31 bytes a segment a guest would have the host do its worst
+for it."""
 _ADDRESSES = 12
 _TCP, _UDP = 6, 17
 _IPV4_LEAST, _IPV6_LEAST = 20, 40

@@ -24,7 +24,7 @@ What a guest's mistake costs it:
         an unknown kind, or whose headers cross from one range into the next: completion status FAIL; of a message of
         several frames none is sent
         a frame shorter than an Ethernet header or longer than the port's MTU, a checksum or segmentation that points
-        outside of its frame: the same
+        outside of its frame, more than 2,048 frames or segments in a message: the same
         more than `MAX_CONTROL_BYTES` of control messages that wait, or one on a subchannel: the same
         INDICATE_STATUS and SET_EX, which only a host may send: completion status SUCCESS, nothing else
         a control message that asks for what cannot be: a status in its RNDIS answer (`oids.py`)
