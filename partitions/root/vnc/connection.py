@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Final, assert_never
 
 import attrs
@@ -219,7 +220,7 @@ class RfbConnection:
             case ClientMessage.SET_PIXEL_FORMAT:
                 self.format = PixelFormat.decode(message[4:])
                 if not self.format.true_colour:
-                    self.output += _colour_map()
+                    self._tell_colours()
                 self._changed.add([self._screen])
             case ClientMessage.SET_ENCODINGS:
                 self._take_encodings(message)
@@ -243,6 +244,11 @@ class RfbConnection:
             case _:
                 raise AssertionError("its length is not known")
         return None
+
+    def _tell_colours(self) -> None:
+        """The map is always the same: one in front of the next picture does, however often a client wants it."""
+        if not self.output.endswith(_colour_map()):
+            self.output += _colour_map()
 
     def _take_encodings(self, message: bytes) -> None:
         before = self._understood
@@ -353,6 +359,7 @@ class RfbConnection:
         return rfb.RECT.pack(*rect, Encoding.ZRLE) + rfb.U32.pack(len(packed)) + packed
 
 
+@cache
 def _colour_map() -> bytes:
     """For clients without true colour: the 256 colours of `BGR233`."""
     (red, green, blue), shifts = rfb.BGR233.maxima, rfb.BGR233.shifts

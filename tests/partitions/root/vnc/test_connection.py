@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from partitions.root.vnc import connection
 from partitions.root.vnc.connection import Began, Key, Pointer, RfbConnection, State
-from partitions.root.vnc.protocol import MAX_CUT_TEXT, RfbError
+from partitions.root.vnc.protocol import MAX_CUT_TEXT, PixelFormat, RfbError
 from partitions.root.vnc.regions import MAX_RECTS
 from tests.doubles import rfb
 from tests.doubles.rfb import Viewer, client_format
@@ -146,6 +146,21 @@ def test_a_map_of_colours() -> None:
         blue, green, red = screen.framebuffer.pixels(x, y, 1, 1)[:3]
         for seen, meant, step in zip(viewer.pixel(x, y), (red, green, blue), (37, 37, 86), strict=True):
             assert abs(seen - meant) <= step / 2 + 1
+
+
+def test_a_map_of_colours_that_is_wanted_without_end() -> None:
+    """A client that wants it again and again, and reads nothing, has one waiting: else it fills the host's memory."""
+    _viewer, server, _screen = running()
+    wish = b"\0\0\0\0" + PixelFormat(8, 8, False, False).encode()
+    list(server.feed(wish))
+    once = len(server.output)
+    assert once
+    for _ in range(50):
+        list(server.feed(wish * 200))
+    assert len(server.output) == once
+    server.output.clear()
+    list(server.feed(wish))
+    assert server.output
 
 
 def test_nothing_is_sent_that_has_not_changed() -> None:
