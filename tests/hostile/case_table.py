@@ -326,6 +326,12 @@ ELSEWHERE: Final = (
         "tests/hostile/test_network.py::test_75_offloads_that_point_outside_of_their_frame",
     ),
     Elsewhere(
+        75,
+        "segments or frames without end in one message",
+        "completion status FAIL past 2,048; no frame of it is sent",
+        "tests/hostile/test_network.py::test_75_a_message_of_which_more_frames_come_than_others_can_wait_for",
+    ),
+    Elsewhere(
         76,
         "MTU 0 or 65535",
         "1514 is taken",
@@ -486,6 +492,12 @@ ELSEWHERE: Final = (
         "all of these through a host",
         "counted one by one; the sibling goes on",
         "tests/hostile/test_video.py::test_98_what_cannot_be_is_passed_over",
+    ),
+    Elsewhere(
+        98,
+        "a ring full of messages of 255 rectangles, with many viewers",
+        "taken one at a time, others run in between; a viewer gets one rectangle around them",
+        "tests/hostile/test_video.py::test_98_a_ring_full_of_rectangles_holds_nobody_up",
     ),
     Elsewhere(
         98,

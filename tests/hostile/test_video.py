@@ -9,8 +9,11 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 
 import pytest
+import trio
+import trio.testing
 
 from hypervisor.pages import PAGE_SHIFT
 from hypervisor.trace import Trace
@@ -19,10 +22,12 @@ from partitions.root.chipset import acpi
 from partitions.topology_schema import Backend, ScreenTable, Size
 from tests.doubles.boundary_guest import BoundaryGuest, Rings, boundary_guest, run
 from tests.doubles.root import topology, vm_table
+from tests.doubles.video import screen_pair
 from tests.hostile.invariants import all_is_given_back, check, others, reset_clears, sibling, sibling_goes_on
+from vmbus.pipe import frame
 from vmbus.protocol.messages import OfferChannel
 from vsp_vsc.video import protocol as p
-from vsp_vsc.video.framebuffer import Framebuffer
+from vsp_vsc.video.framebuffer import Framebuffer, Rect
 from vsp_vsc.video.protocol import VideoType
 
 MEMORY = 8 << 20
@@ -138,6 +143,33 @@ def test_98_what_cannot_be_read_stops_the_channel(kind: VideoType, body: bytes) 
             await all_is_given_back(guest.host)
 
     run(session)
+
+
+async def test_98_a_ring_full_of_rectangles_holds_nobody_up() -> None:
+    """Others run between two messages; and of 255 rectangles each of many viewers gets the one around them all."""
+    async with screen_pair() as pair, trio.open_nursery() as nursery:
+        await pair.say(p.encode_message(VideoType.VERSION_REQUEST, p.VideoVersionRequest(0x50003)))
+        await pair.say(p.encode_message(VideoType.VRAM_LOCATION, p.VramLocation(1, 1, 0x100000)))
+        await pair.say(p.encode_message(VideoType.SITUATION_UPDATE, mode(640, 480)))
+        await trio.testing.wait_all_tasks_blocked()
+        seen: list[int] = []
+
+        async def somebody_else() -> None:
+            while True:
+                seen.append(pair.vsp.counters.dirt)
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(somebody_else)
+        with pair.framebuffer.watch() as damage, pair.framebuffer.watch():
+            damage.take()
+            places = [p.Rectangle(2 * i, i, 2 * i + 3, i + 2) for i in range(255)]
+            sent = pair.guest_end.try_send_batch([frame(p.encode_dirt(places))] * 16)
+            assert sent > 2
+            while pair.vsp.counters.dirt < sent:
+                await trio.lowlevel.checkpoint()
+            assert max(later - before for before, later in pairwise(seen)) <= 2
+            assert damage.take() == (False, [Rect(0, 0, 511, 256)])
+        nursery.cancel_scope.cancel()
 
 
 def test_98_memory_in_the_window_comes_moves_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:

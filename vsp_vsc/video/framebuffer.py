@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from typing import Final, NamedTuple
 
 import attrs
@@ -110,10 +111,7 @@ class Damage:
         self._rects = [known for known in self._rects if not rect.covers(known)]
         self._rects.append(rect)
         if len(self._rects) > MAX_RECTS:
-            whole = self._rects[0]
-            for other in self._rects[1:]:
-                whole = whole.around(other)
-            self._rects = [whole]
+            self._rects = [reduce(Rect.around, self._rects)]
 
     def resize(self, width: int, height: int) -> None:
         """The screen is another one; all of it is new."""
@@ -249,11 +247,12 @@ class Framebuffer:
         """Parts have changed. What is outside the screen is cut off."""
         if not self._watchers:
             return
-        for rect in rects:
-            inside = _common(rect, self.width, self.height)
-            if inside is not None:
-                for watcher in self._watchers:
-                    watcher.add(inside)
+        inside = [part for rect in rects if (part := _common(rect, self.width, self.height)) is not None]
+        if len(inside) > MAX_RECTS:  # no viewer keeps more of them, and there may be many viewers
+            inside = [reduce(Rect.around, inside)]
+        for watcher in self._watchers:
+            for rect in inside:
+                watcher.add(rect)
 
 
 def _common(rect: Rect, width: int, height: int) -> Rect | None:

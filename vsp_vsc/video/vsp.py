@@ -113,6 +113,7 @@ class VideoVsp:
             link.busy -= 1
         if self.framebuffer.watched:
             link.viewers.ring()
+        await trio.lowlevel.cancel_shielded_checkpoint()  # a message may cost a millisecond, and a ring holds hundreds
 
     async def _tell_of_viewers(self, link: _Link, scope: trio.CancelScope) -> None:
         try:
