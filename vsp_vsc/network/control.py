@@ -45,6 +45,8 @@ _OIDS = {int(oid): oid.name for oid in Oid}
 
 def check(untrusted: bytes) -> bool:
     """Whether a control message is to be answered. Raises `WireError` for one that is none."""
+    if len(untrusted) < HEADER_SIZE:
+        raise ShortMessage("RNDIS message", HEADER_SIZE, len(untrusted))
     kind = _type(untrusted)[0]
     layout = _BODIES.get(kind)
     if layout is None:

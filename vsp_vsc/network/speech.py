@@ -10,7 +10,7 @@ import struct
 from collections import deque
 
 from hypervisor.trace import TO_CHILD, TO_ROOT
-from hypervisor.wire import BadValue, ShortMessage
+from hypervisor.wire import BadValue
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.network import control
 from vsp_vsc.network.adapter import AdapterState, RndisState
@@ -21,7 +21,7 @@ from vsp_vsc.network.protocol import (
     NvspType,
     NvspVersion,
 )
-from vsp_vsc.network.rndis import HEADER_SIZE, RndisStatus
+from vsp_vsc.network.rndis import RndisStatus
 from vsp_vsc.network.to_guest import FrameWriter
 from vsp_vsc.network.told import Told
 
@@ -54,8 +54,6 @@ class HostSpeech:
 
         Raises `WireError`.
         """
-        if len(data) < HEADER_SIZE:
-            raise ShortMessage("RNDIS message", HEADER_SIZE, len(data))
         if not control.check(data):
             if control.is_mistake(data):
                 return f"RNDIS message {data[0]:#x}, which only a host sends"

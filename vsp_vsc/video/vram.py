@@ -61,7 +61,7 @@ class Situation:
         if pitch < width * depth // 8:
             raise VramRefused(f"{words}: a row has {width * depth // 8}")
         made = cls(width, height, depth, pitch, offset)
-        if offset + made.length > VRAM_BYTES:
+        if not 0 <= offset <= VRAM_BYTES - made.length:
             raise VramRefused(f"{words}: a frame buffer has {VRAM_BYTES}")
         return made
 

@@ -91,6 +91,8 @@ class PixelFormat:
     @classmethod
     def decode(cls, untrusted: bytes) -> PixelFormat:
         """A client's wish. Raises `RfbError` for what cannot be."""
+        if len(untrusted) != PIXEL_FORMAT.size:
+            raise RfbError(f"a pixel format of {len(untrusted)} bytes")
         bits, depth, big, true_colour, *rest = PIXEL_FORMAT.unpack(untrusted)
         if bits not in (8, 16, 32) or not 1 <= depth <= bits:
             raise RfbError(f"pixels of {bits} bits with {depth} of colour")

@@ -93,7 +93,12 @@ class KvpDriver:
         told = decode_ip(untrusted, version)
         if operation is Operation.GET_IP_INFO:
             info = self.adapters.get(told.adapter)
-            return Reply(untrusted, Status.FAIL) if info is None else Reply(encode_ip(operation, info, version))
+            if info is None:
+                return Reply(untrusted, Status.FAIL)
+            try:
+                return Reply(encode_ip(operation, info, version))
+            except ValueError:  # more than there is room for in this version, or written out at length
+                return Reply(untrusted, Status.FAIL)
         if self.on_set_addresses is None or not self.on_set_addresses(told):
             return Reply(untrusted, Status.FAIL)
         self.adapters[told.adapter] = told
