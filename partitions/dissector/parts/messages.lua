@@ -237,17 +237,17 @@ return function(vmbus)
         return format("%s to VP %d", name_of(ctx, v.channel_id), v.target_vp)
     end
     local function told_service(_, v)
-        return "to service " .. group(v.service)
+        return "to service " .. (words.socket(v.service) or group(v.service))
     end
     local function told_refusal(_, v)
-        return format("service %s: %s", group(v.service), status_words(v.status))
+        return format("service %s: %s", words.socket(v.service) or group(v.service), status_words(v.status))
     end
     local function told_state(_, v)
         return words.of(words.connection_states, v.connection_state)
     end
 
     local function offered(ctx, _, v, items)
-        local name = words.interfaces[v.interface]
+        local name = words.interfaces[v.interface] or words.socket(v.interface)
         items.interface:append_text(" (" .. (name or "not a known interface") .. ")")
         name = name or "own device " .. group(v.interface)
         if v.subchannel_index > 0 then

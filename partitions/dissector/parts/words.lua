@@ -40,6 +40,12 @@ return function(vmbus)
     interface("8dedd1aa-9056-49e4-bfd6-1bf90dc38ef0", "guest emulation")
     interface("427b03e7-4ceb-4286-b5fc-486f4a1dd439", "crash dump")
 
+    -- A Hyper-V socket's port stands in the first group of its service's GUID.
+    function words.socket(service)
+        local d, c, b, a = service:upper():match("^(%x%x)(%x%x)(%x%x)(%x%x)CBFAE611BD5864006A7986D3$")
+        return d and string.format("socket port %d", tonumber(a .. b .. c .. d, 16))
+    end
+
     words.devices = {
         [0] = "unknown",
         [1] = "storage",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from hypervisor.wire import Guid
 from tests.doubles.captures import (
     COMPLETION,
     GPA_DIRECT,
@@ -25,6 +26,7 @@ from tests.doubles.tshark import FAULTS, faults_of, needs_tshark, read_clean, re
 from vmbus.gpadl import GpadlRange, encode_gpadl, page_range
 from vmbus.pipe import frame
 from vmbus.protocol import messages as m
+from vmbus.protocol.hvsocket import service_of
 from vsp_vsc.integration.protocol import encode_message
 from vsp_vsc.storage import protocol as s
 
@@ -151,6 +153,24 @@ def test_messages_find_their_answers(tmp_path: Path) -> None:
         "message.ring_to_root": ["40"],
         "message.ring_to_child": ["40"],
     }
+
+
+def test_sockets_are_named_by_their_port(tmp_path: Path) -> None:
+    """An offer of a socket, a guest's request and its refusal say the port; a service with a GUID of its own is one."""
+    own = Guid("11223344-5566-7788-99aa-bbccddeeff00")
+    units = [
+        *opened()[:3],
+        to_child(m.OfferChannel(channel_id=1, interface=service_of(80), connection_id=0x2001)),
+        to_root(m.TlConnectRequest(service=service_of(0xA0B0C0D0))),
+        to_child(m.TlConnectResult(service=service_of(0xA0B0C0D0), status=0xC0000236)),
+        to_root(m.TlConnectRequest(service=own)),
+    ]
+    rows = read_fields(write_capture(tmp_path / "a.pcapng", units), ["_ws.col.Info"], where="frame.number > 3")
+    infos = [row["_ws.col.Info"][0] for row in rows]
+    assert "channel 1: socket port 80," in infos[0]
+    assert "to service socket port 2695938256" in infos[1]
+    assert "service socket port 2695938256: " in infos[2]
+    assert "to service 11223344" in infos[3]
 
 
 def test_ranges_of_a_gpadl_that_begin_in_a_body(tmp_path: Path) -> None:
