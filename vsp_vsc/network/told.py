@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hypervisor.trace import Layer, Trace
+from vsp_vsc.network.frame_words import batch_words
 
 
 class Told:
@@ -40,7 +41,7 @@ class Told:
             direction=direction,
             channel=self._channel_id,
             size=size,
-            words=f"{len(frames)} frame{'s' if len(frames) > 1 else ''}",
+            words=batch_words(frames),
         )
 
     def say(self, words: str, direction: str) -> None:

@@ -58,9 +58,18 @@ function tag(row) {
       return row.words.split(" ", 1)[0] || row.event;
     case "packet":
       return row.words.split(" ").slice(0, 2).join(" ") || row.event;
+    case "device":
+      return deviceTag(row);
     default:
       return row.words || row.event.replaceAll("_", " ");
   }
+}
+
+// Of frames, what the first one is about: their number and the others are in the sentence.
+function deviceTag(row) {
+  const words = row.words || row.event.replaceAll("_", " ");
+  const frame = row.event === "network_frames" ? words.replace(/^\d+ frames?: /, "").split("; ", 1)[0] : words;
+  return shorter(frame, 40);
 }
 
 // What channel messages are for. `it` is the VM.
@@ -119,7 +128,10 @@ function caption(row) {
         : `The root puts a packet for ${vm} into the ring${channel}: ${row.words}${meant}`;
     }
     case "device":
-      return toRoot ? `The VSP of ${vm}${channel} reads the request: ${row.words}` : `The VSP of ${vm}${channel} has its result: ${row.words}`;
+      if (toRoot) return `The VSP of ${vm}${channel} reads the request: ${row.words}`;
+      return /_(result|ended)$/.test(row.event)
+        ? `The VSP of ${vm}${channel} has its result: ${row.words}`
+        : `The VSP of ${vm}${channel} has for its guest: ${row.words}`;
     case "state":
       return stateCaption(row, vm, row.words.replace(" -> ", " to "));
     default:
@@ -152,7 +164,7 @@ function hopWords(row) {
     case "synic": return row.event === "signal_event" ? "event flag" : "message";
     case "interrupt": return row.direction === ">root" ? "root interrupt" : "guest interrupt";
     case "packet": return row.direction === ">root" ? "root takes packet" : "root sends packet";
-    case "device": return row.direction === ">root" ? row.words : `result: ${row.words}`;
+    case "device": return /_(result|ended)$/.test(row.event) ? `result: ${row.words}` : deviceTag(row);
     default: return row.event.replaceAll("_", " ");
   }
 }

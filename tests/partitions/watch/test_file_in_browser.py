@@ -10,7 +10,7 @@ import pytest
 
 from hypervisor.trace import Layer, Level, TraceEvent
 from tests.doubles.browser import Browser, Page
-from tests.partitions.watch.conftest import MakePage, Run
+from tests.partitions.watch.conftest import ROOT, MakePage, Run, record
 
 STILL = {"prefers-reduced-motion": "reduce"}
 LOADED = "document.body.dataset.mode === 'file'"
@@ -217,6 +217,18 @@ def test_bytes_and_words(page: Page) -> None:
     page.run("detail.show(null)")
     page.click(".token .dot")
     assert page.text(".dump .codes") == dump
+
+
+def test_frames_of_a_network(browser: Browser, page_of: MakePage) -> None:
+    """What a VSP has for its guest unasked is no result, and a dot says what its first frame is about."""
+    events, names = record(ROOT / "examples" / "10-ping")
+    with browser.page(page_of(events, names), media=STILL) as page:
+        page.wait(LOADED)
+        for way, caption in ((">root", "reads the request"), (">child", "has for its guest")):
+            go(page, f"row.event === 'network_frames' && row.direction === '{way}' && row.words.includes('99? tell')")
+            assert page.text("#caption").endswith(f"{caption}: 1 frame: ARP who has 10.0.0.99? tell 10.0.0.3")
+            assert page.text(".token").strip().startswith("ARP who has 10.0.0.99? tell")
+            assert "result: " not in page.text("#request")
 
 
 def test_states_of_vms(page: Page) -> None:
