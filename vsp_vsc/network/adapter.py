@@ -15,7 +15,7 @@ from vsp_vsc.network.ndis import (
     ChecksumCapability,
     Offload,
 )
-from vsp_vsc.network.protocol import DEFAULT_MTU
+from vsp_vsc.network.protocol import DEFAULT_MTU, version_words
 from vsp_vsc.network.rndis import PacketFilter
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class AdapterState:
         """Settings, and the buffers."""
         receive, spreading = self.receive, self.spreading
         shown: dict[str, object] = {
-            "nvsp": Hex(self.version),
+            "nvsp": version_words(self.version) if self.version else "none",
             "ndis": "none" if self.ndis is None else ".".join(map(str, self.ndis)),
             "mtu": self.mtu,
             "capabilities": Hex(self.capabilities),

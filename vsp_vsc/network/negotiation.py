@@ -38,6 +38,7 @@ from vsp_vsc.network.protocol import (
     SendBufferComplete,
     message_size,
     piece_size,
+    version_words,
 )
 
 _W = TypeVar("_W", bound=Wire)
@@ -139,7 +140,7 @@ class Negotiation:
             self.state = State.BUFFERS
         body = NvspInitComplete(told, MAX_MDL_CHAIN, status).encode()
         # The size of the first version, whatever was agreed on: the guest learns it from this answer only.
-        words = f"{version >> 16}.{version & 0xFFFF}" + ("" if taken else ": unknown")
+        words = version_words(version) + ("" if taken else ": unknown")
         return _message(NvspType.INIT_COMPLETE, body, message_size(0)), words
 
     def _config(self, config: NdisConfig) -> tuple[bytes, str]:

@@ -131,6 +131,11 @@ NO_VERSION = 0xFFFF_FFFF
 """What INIT_COMPLETE says in the place of a version, except of version 1."""
 
 
+def version_words(version: int) -> str:
+    """A version as it is spoken of: `6.1`."""
+    return f"{version >> 16}.{version & 0xFFFF}"
+
+
 def message_size(version: int) -> int:
     """Bytes of an NVSP message in this version; a ring pads them to a multiple of 8."""
     return 0x28 if version >= NvspVersion.V6_1 else 0x1C

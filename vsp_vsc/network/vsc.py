@@ -55,6 +55,7 @@ from vsp_vsc.network.protocol import (
     SubchannelComplete,
     SubchannelRequest,
     message_size,
+    version_words,
 )
 from vsp_vsc.network.rndis import SEVERAL_PACKETS_PARAMETER, Oid, PacketFilter, RndisStatus
 
@@ -349,7 +350,7 @@ class Network:
                 self._message_size = message_size(version)
                 self._sender.set_nvsp_size(self._message_size)
                 return
-        spoken = ", ".join(f"{version >> 16}.{version & 0xFFFF}" for version in self._settings.versions)
+        spoken = ", ".join(map(version_words, self._settings.versions))
         raise NetworkError(f"the network adapter speaks none of the versions {spoken}")
 
     async def _share_receive_buffer(self) -> None:

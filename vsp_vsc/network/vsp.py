@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from hypervisor.inspect import Branch, Gone, data
+from hypervisor.inspect import Branch, Gone, Node, data
 from hypervisor.memory import GpaFault
 from hypervisor.trace import Layer, Trace
 from hypervisor.wire import BadValue, Guid, WireError
@@ -28,7 +28,7 @@ from vmbus.channel import Channel
 from vmbus.server.offers import Offer
 from vsp_vsc.network.adapter import AdapterState, Counters
 from vsp_vsc.network.negotiation import Negotiation
-from vsp_vsc.network.protocol import MAX_SUB_CHANNELS, NETWORK_INTERFACE
+from vsp_vsc.network.protocol import MAX_SUB_CHANNELS, NETWORK_INTERFACE, version_words
 from vsp_vsc.network.saved import RestoredSession, decode_session
 from vsp_vsc.network.session import MAX_UNSENT, NetworkSession
 
@@ -187,7 +187,7 @@ class NetworkVsp:
     def inspect(self) -> Branch:
         """Counters, the port, and the adapter as its guest has set it."""
         shown: dict[str, object] = {
-            "traffic": lambda: data(attrs.asdict(self.statistics())),
+            "traffic": self._traffic,
             "counters": lambda: data(attrs.asdict(self._counters)),
             "port": self.port.inspect,
         }
@@ -202,6 +202,11 @@ class NetworkVsp:
             if connection.channel_id == channel_id:
                 return connection.session.inspect()
         raise Gone
+
+    def _traffic(self) -> Node:
+        statistics = self.statistics()
+        words = version_words(statistics.version) if statistics.version else "none"
+        return data(attrs.asdict(statistics) | {"version": words})
 
     def statistics(self) -> NetworkStatistics:
         """Counters, as of now."""
