@@ -4,9 +4,10 @@ It listens from the VM's first start until the VM is destroyed or its host ends;
 is black. Nobody is asked for a password, so nobody but this machine is listened to.
 
 Concurrency: three tasks a client. One reads what it does, one follows what changes on the screen, and one sends: a
-picture when the client has asked for one and something has changed, `PICTURES_A_SECOND` at most. A client that does not
-read holds up its own sender and nothing else; what changes meanwhile waits as a few rectangles. At most `MAX_CLIENTS`
-are served; more are told so. One that breaks the protocol is closed, counted, and traced as a warning.
+picture when the client has asked for one and something has changed, `PICTURES_A_SECOND` at most. A client that does
+not read holds up its own sender and nothing else; what changes meanwhile waits as a few rectangles. At most
+`MAX_CLIENTS` are served; as many more at a time are told so, the rest is closed without a word. One that breaks the
+protocol is closed, counted, and traced as a warning.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class VncServer:
         self._trace = trace
         self._listener: trio.SocketListener | None = None
         self._numbers = itertools.count(1)
+        self._turning_away = 0
+        """Clients too many that are being told so."""
         self._clients: dict[int, _Client] = {}
 
     @property
@@ -147,10 +150,15 @@ class VncServer:
     async def serve(self, stream: trio.abc.HalfCloseableStream, address: str) -> None:
         """One client, from its coming to its going."""
         full = len(self._clients) >= MAX_CLIENTS
+        if full and self._turning_away >= MAX_CLIENTS:  # each of those costs a descriptor until it has read why
+            self.refused += 1
+            await trio.aclose_forcefully(stream)
+            return
         refuse = f"{MAX_CLIENTS} clients are connected already" if full else ""
         client = _Client(self, stream, address, RfbConnection(*self.size, self.name, refuse=refuse))
         number = next(self._numbers)
         self.refused += full
+        self._turning_away += full
         if not full:
             self.served += 1
             self._clients[number] = client
@@ -166,6 +174,7 @@ class VncServer:
             self._tell("vnc_failed", f"{client.address}: {''.join(traceback.format_exception(error))}", Level.ERROR)
         finally:
             self._clients.pop(number, None)
+            self._turning_away -= full
             client.hands.leave()
             if not full:
                 self._tell("vnc_client_left", client.address)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 import pytest
@@ -193,6 +194,30 @@ async def test_there_is_a_limit() -> None:
         async with viewing(served) as it:
             await it.come_in()
         assert (served.shown("served"), served.shown("refused"), served.shown("faults")) == (MAX_CLIENTS + 1, 1, 0)
+
+
+async def test_a_crowd_of_clients_that_say_nothing() -> None:
+    """Each would cost the host a descriptor and three tasks until its time to come in is over: 32 may, no more."""
+    async with serving(Screen().framebuffer) as served, AsyncExitStack() as stack:
+        crowd = [
+            await stack.enter_async_context(await trio.open_tcp_stream(ADDRESS, served.server.port))
+            for _ in range(2 * MAX_CLIENTS + 20)
+        ]
+        closed = 0
+
+        async def listen(stream: trio.SocketStream) -> None:
+            nonlocal closed
+            with contextlib.suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            closed += 1
+            if closed == 20:
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for stream in crowd:
+                nursery.start_soon(listen, stream)
+        assert (closed, served.shown("refused")) == (20, MAX_CLIENTS + 20)
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"RFB 003.008\n\x02", b"RFB 003.008\n\1\1\x99"])
