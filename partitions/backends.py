@@ -54,12 +54,12 @@ def refuse_threads(topology: Topology) -> None:
     """Raise `ValueError` for a VM that needs real time: its backend has threads, or others reach it by Unix sockets."""
     for vm in topology.vm:
         if vm.backend is not BackendKind.TASK:
-            raise ValueError(f"VM {vm.name!r}: the {vm.backend.value} backend cannot run on the virtual clock")
+            raise ValueError(f'VM "{vm.name}": the {vm.backend.value} backend cannot run on the virtual clock')
         if vm.sockets is not None:
-            raise ValueError(f"VM {vm.name!r}: [vm.sockets] cannot be had on the virtual clock, which waits for nobody")
+            raise ValueError(f'VM "{vm.name}": [vm.sockets] cannot be had on the virtual clock, which waits for nobody')
     for switch in topology.switch:
         if switch.kind is not SwitchKind.PRIVATE:
             raise ValueError(
-                f"switch {switch.name!r}: of kind {switch.kind.value!r} it cannot be on the virtual clock, which waits "
+                f'switch "{switch.name}": of kind "{switch.kind.value}" it cannot be on the virtual clock, which waits '
                 "for nobody; make it private"
             )

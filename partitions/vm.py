@@ -316,8 +316,7 @@ class Vm:
         """
         from partitions.root.file_source import copy_into
 
-        integration = self._integration()
-        component = need(None if integration is None else integration.file_copy, "file-copy")
+        component = need(self._integration(), lambda it: it.file_copy, "file-copy")
         return await copy_into(component, source, path, overwrite=overwrite, create_path=create_path)
 
     def frozen(self, hold: float = HOLD_SECONDS) -> AbstractAsyncContextManager[None]:
@@ -329,18 +328,15 @@ class Vm:
         After `hold` seconds of the guest's time it thaws in any case, and the end of the block raises `NoAnswer`. Other
         things that raise it: a guest without a driver, one that refuses, one that is reset meanwhile.
         """
-        integration = self._integration()
-        return frozen(need(None if integration is None else integration.vss, "vss"), hold)
+        return frozen(need(self._integration(), lambda it: it.vss, "vss"), hold)
 
     async def freeze(self, hold: float = HOLD_SECONDS) -> None:
         """The beginning of `frozen`, for those whose block has no end in sight; `thaw` is the end."""
-        integration = self._integration()
-        await need(None if integration is None else integration.vss, "vss").freeze(hold)
+        await need(self._integration(), lambda it: it.vss, "vss").freeze(hold)
 
     async def thaw(self) -> None:
         """Let its file systems go on. Raises `NoAnswer` where they are not frozen, or the guest does not say so."""
-        integration = self._integration()
-        await need(None if integration is None else integration.vss, "vss").thaw()
+        await need(self._integration(), lambda it: it.vss, "vss").thaw()
 
     @property
     def freeze_state(self) -> FreezeState:

@@ -156,14 +156,16 @@ class Kvp:
         return await self._component().delete(key, pool)
 
     def _component(self) -> KvpVsp:
-        integration = self._find()
-        return need(None if integration is None else integration.kvp, "kvp")
+        return need(self._find(), lambda it: it.kvp, "kvp")
 
 
-def need(component: C | None, name: str) -> C:
-    """A component that something is asked of. Raises `Unavailable` where the VM has it not."""
+def need(integration: Integration | None, pick: Callable[[Integration], C | None], name: str) -> C:
+    """A component that something is asked of. Raises `Unavailable` while the VM is off, and where it has it not."""
+    if integration is None:
+        raise Unavailable(f"{name}: the VM is off; start it")
+    component = pick(integration)
     if component is None:
-        raise Unavailable(f'{name}: the VM is off, or its topology does not name "{name}" under integration')
+        raise Unavailable(f'{name}: the VM has no such component; its topology gives it with integration = ["{name}"]')
     return component
 
 

@@ -269,7 +269,9 @@ def _listen(path: Path) -> trio.SocketListener:
     try:
         bound = control_folder.bind(path)
     except FileExistsError:
-        words = "somebody listens there already, or it is no socket; remove it, or name another path"
+        taken = path.is_socket()
+        words = "somebody listens there already" if taken else "it is there already and is no socket; remove it"
+        words += "; name another path" if taken else ", or name another path"
         raise SocketsError(f"{path}: {words}") from None
     except OSError as error:
         raise SocketsError(f"{path}: {error.strerror or error}") from None

@@ -125,7 +125,8 @@ OTHERWISE: Final = 'or give the switch a socket in its place: listen = "lan.sock
 def _no_clone(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return f"there is no {CLONE}: load it with `modprobe tun`, {OTHERWISE}"
-    return f"{CLONE} cannot be opened: {error.strerror}; {OTHERWISE}"
+    root = "; run as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return f"{CLONE} cannot be opened: {error.strerror}{root}, {OTHERWISE}"
 
 
 def _not_had(name: str, there: bool, error: OSError) -> str:

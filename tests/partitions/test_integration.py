@@ -72,10 +72,15 @@ async def test_without_the_component_the_button_is_pressed(autojump_clock: trio.
     async with open_guest(wait, None) as host:  # type: ignore[attr-defined]
         vm = await started(host)
         assert vm.integration == {}
-        with pytest.raises(NoAnswer, match="does not name"):
+        with pytest.raises(
+            NoAnswer, match=r'kvp: the VM has no such component; its topology .* integration = \["kvp"\]'
+        ):
             await vm.kvp.items()
         assert not await vm.restart()
         assert (await vm.shut_down()).reason is ExitReason.POWERED_OFF
+        for question in (vm.kvp.items, vm.freeze, vm.thaw):
+            with pytest.raises(NoAnswer, match="the VM is off; start it"):
+                await question()
 
 
 async def test_a_guest_that_refuses_feels_the_button(autojump_clock: trio.abc.Clock) -> None:

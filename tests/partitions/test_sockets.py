@@ -276,7 +276,7 @@ async def test_a_path_that_cannot_be_had(tmp_path: Path) -> None:
 def test_not_on_the_virtual_clock(tmp_path: Path) -> None:
     """It waits for nobody outside: refused by name, before anything starts."""
     topology = listening_topology(tmp_path, '[vm.sockets.ports]\n"http.sock" = 80\n')
-    with pytest.raises(ValueError, match=r"VM 'web': \[vm\.sockets\] cannot be had on the virtual clock"):
+    with pytest.raises(ValueError, match=r'VM "web": \[vm\.sockets\] cannot be had on the virtual clock'):
         refuse_threads(topology)
 
 

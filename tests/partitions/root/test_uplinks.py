@@ -246,7 +246,8 @@ async def test_a_device_that_is_taken_away_is_said(tmp_path: Path) -> None:
     ("where", "number", "name", "words"),
     [
         ("open", errno.ENOENT, "", r"there is no /dev/net/tun: load it with `modprobe tun`, or give .* listen = "),
-        ("open", errno.EACCES, "", r"/dev/net/tun cannot be opened: Permission denied; or give"),
+        ("open", errno.EACCES, "", r"/dev/net/tun cannot be opened: Permission denied; run as root, or give"),
+        ("open", errno.EMFILE, "", r"/dev/net/tun cannot be opened: Too many open files, or give"),
         (
             tap._TUNSETIFF,
             errno.EPERM,
@@ -296,6 +297,6 @@ async def test_the_virtual_clock_has_private_switches_only(tmp_path: Path, autoj
     """What is outside does not wait for time that jumps: refused by name."""
     (tmp_path / "guest.py").write_text("async def main(guest): ...\n")
     text = '[[vm]]\nname = "web"\nprogram = "guest.py"\n[[switch]]\nname = "lan"\nkind = "internal"\n'
-    with pytest.raises(ValueError, match="switch 'lan': of kind 'internal' it cannot be on the virtual clock"):
+    with pytest.raises(ValueError, match='switch "lan": of kind "internal" it cannot be on the virtual clock'):
         async with open_host(parse_topology(text, tmp_path)):
             pass
