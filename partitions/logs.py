@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from hypervisor.clock import seconds
-from hypervisor.trace import Level, Sink, Trace, TraceEvent
+from hypervisor.trace import Layer, Level, Sink, Trace, TraceEvent
 
 if TYPE_CHECKING:
     from partitions.trace.filters import Predicate
@@ -25,6 +25,8 @@ JSON_KEYS = ("time", "vm", "layer", "event", "level", "direction", "channel", "s
 """Stable names, in this order; an event's further fields follow. Absent keys have no meaning for that event."""
 
 EventDict = MutableMapping[str, Any]
+Processor = Callable[[object, str, EventDict], EventDict | str | bytes]
+"""As structlog has them."""
 
 
 def vm_name(names: Mapping[int, str], event: TraceEvent) -> str:
@@ -179,7 +181,7 @@ def human_sink(stream: TextIO, trace: Trace, *, colour: bool | None = None) -> S
     renderer = HumanRenderer(colour=wants_colour(stream) if colour is None else colour)
     import structlog
 
-    return _sink(structlog.PrintLogger(stream), trace, renderer)
+    return _sink(structlog.PrintLogger(stream), trace, unpack_for_people, renderer)
 
 
 def json_sink(file: IO[bytes], trace: Trace, *, flush: bool = False) -> Sink:
@@ -187,15 +189,15 @@ def json_sink(file: IO[bytes], trace: Trace, *, flush: bool = False) -> Sink:
     import structlog
 
     logger = structlog.BytesLogger(file if flush else _Unflushed(file))  # type: ignore[arg-type]  # write and flush do
-    return _sink(logger, trace, JsonRenderer())
+    return _sink(logger, trace, unpack_event, JsonRenderer())
 
 
-def _sink(logger: object, trace: Trace, renderer: Callable[[object, str, EventDict], str | bytes]) -> Sink:
+def _sink(logger: object, trace: Trace, *processors: Processor) -> Sink:
     import structlog
 
     names = trace.names
     # The base class, which has no methods for levels: what is wanted was asked before, and lazy proxies cost a lot.
-    write = structlog.BoundLoggerBase(logger, [unpack_event, renderer], {})._proxy_to_logger
+    write = structlog.BoundLoggerBase(logger, list(processors), {})._proxy_to_logger
 
     def sink(event: TraceEvent) -> None:
         write("msg", trace_event=event, vm=vm_name(names, event))
@@ -224,6 +226,25 @@ def unpack_event(logger: object, method: str, pairs: EventDict) -> EventDict:
     for key, value in event.fields.items():
         # A field that has one of our names keeps its value under a name of its own.
         made[f"{key}_" if key in _COLUMNS else key] = _plain(value) if isinstance(value, bytes) else value
+    return made
+
+
+LONGEST_PAYLOAD_WORDS = 160
+"""Characters of what a device makes of a packet; a guest's texts may be in it."""
+
+
+def unpack_for_people(logger: object, method: str, pairs: EventDict) -> EventDict:
+    """`unpack_event`, and behind a ring packet's words those of the device it is for, where it is one we know."""
+    made = unpack_event(logger, method, pairs)
+    event: TraceEvent = pairs["trace_event"]
+    if event.layer is Layer.PACKET and event.data:
+        from partitions.decode.packet import payload_words
+
+        said = payload_words(event.data, str(event.fields.get("device", "")), event.direction)
+        if len(said) > LONGEST_PAYLOAD_WORDS:
+            said = f"{said[: LONGEST_PAYLOAD_WORDS - 3]}..."
+        if said:
+            made["words"] = f"{event.words}: {said}"
     return made
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from hypervisor.trace import Layer, TraceEvent
 from partitions.cli.common import FAILED, Refusal, print_json
-from partitions.logs import HumanRenderer, JsonRenderer, unpack_event, wants_colour
+from partitions.logs import HumanRenderer, JsonRenderer, unpack_event, unpack_for_people, wants_colour
 
 if TYPE_CHECKING:
     from partitions.decode.field import Field
@@ -109,7 +109,8 @@ class Lines:
         if self._limit is not None and self.shown >= self._limit:
             raise Enough
         self.shown += 1
-        made = unpack_event(None, "", {"trace_event": event, "vm": vm})
+        unpack = unpack_event if self._json else unpack_for_people
+        made = unpack(None, "", {"trace_event": event, "vm": vm})
         field = self._versions.decode(event, vm) if self._bytes_shown and event.data else None
         if self._json:
             if field is not None:

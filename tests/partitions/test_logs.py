@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from hypervisor.trace import TO_ROOT, Layer, Level, Trace, TraceEvent
+from hypervisor.trace import TO_ROOT, Layer, Level, PacketBatch, Trace, TraceEvent
 from hypervisor.wire import Guid
 from partitions import logs
+from partitions.decode.packet import DEVICES
 from partitions.trace.filters import parse_filter
+from vmbus.pipe import frame
+from vmbus.ring import Packet, PacketType
+from vmbus.server.slots import packet_event
 
 
 def make_trace() -> Trace:
@@ -114,6 +118,31 @@ def test_fields_for_people_and_for_scripts() -> None:
     assert text.getvalue().endswith("write_msr               GUEST_OS_ID  vp=0  msr=0x40000000\n")
     line = json.loads(data.getvalue())
     assert (line["vp"], line["msr"], line["register"]) == (0, 0x40000000, "GUEST_OS_ID")
+
+
+def test_packets_in_the_words_of_their_device() -> None:
+    """Behind a packet's descriptor people read what its device makes of it, at a bounded length; scripts do not."""
+    trace, text, data = make_trace(), io.StringIO(), io.BytesIO()
+    sinks = logs.human_sink(text, trace), logs.json_sink(data, trace)
+    payloads = [
+        ("hv-socket", frame(b"hello").body),
+        ("hv-socket", frame(b"").body),
+        ("keyboard", (1).to_bytes(4, "little") + (0x10000).to_bytes(4, "little")),
+        ("", bytes(8)),
+        *((device, bytes([value]) * 8000) for device in DEVICES for value in (0, 1, 0xFF)),
+    ]
+    for device, payload in payloads:
+        batch = PacketBatch(0, 2, 5, TO_ROOT, device, ())
+        event = packet_event(batch, Packet(PacketType.INBAND, 0, 9, 0, payload))
+        for sink in sinks:
+            sink(event)
+    lines = text.getvalue().splitlines()
+    assert "INBAND id=0x9 flags=0: 5 bytes  " in lines[0]
+    assert "flags=0: the end of the stream" in lines[1]
+    assert "flags=0: PROTOCOL_REQUEST 1.0" in lines[2]
+    assert "flags=0  transaction_id=9" in lines[3]
+    assert max(map(len, lines)) < 320
+    assert all(json.loads(line)["words"] == "INBAND id=0x9 flags=0" for line in data.getvalue().splitlines())
 
 
 def test_guests_cannot_drive_the_terminal() -> None:
