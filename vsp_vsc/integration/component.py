@@ -157,7 +157,7 @@ class IntegrationVsp:
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Offer versions, then take answers until the channel closes. Raises `WireError` where the guest errs."""
         restored = opened.restored if isinstance(opened.restored, Session) else None
-        link = Link(channel, restored or Session(self.component), self._time)
+        link = Link(channel, opened.channel_id, restored or Session(self.component), self._time)
         self._link, self._stopped = link, False
         try:
             async with trio.open_nursery() as nursery:
@@ -169,7 +169,7 @@ class IntegrationVsp:
                     elif restored.state is State.READY:
                         link.ready.set()
                     while True:
-                        self._take(link, unframe(await channel.receive()), opened.channel_id)
+                        self._take(link, unframe(await channel.receive()))
                 except WireError as fault:
                     link.fault = link.fault or fault
                 except (trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError):
@@ -206,10 +206,10 @@ class IntegrationVsp:
         if link is None or not self.ready:
             raise Unavailable(f"{self.words}: {self.contact.value}")
         if self._trace.on:
-            self._emit(TO_CHILD, words)
+            self._emit(link, TO_CHILD, words)
         answer = await link.ask(body, limit, self.words)
         if self._trace.on:
-            self._emit(TO_ROOT, status_words(answer.status))
+            self._emit(link, TO_ROOT, status_words(answer.status))
         return answer
 
     def stop(self, fault: WireError) -> None:
@@ -236,7 +236,7 @@ class IntegrationVsp:
         except WireError as fault:
             link.fail(fault)
 
-    def _take(self, link: Link, untrusted: bytes, channel_id: int) -> None:
+    def _take(self, link: Link, untrusted: bytes) -> None:
         before = link.session.state
         link.take(untrusted)
         state = link.session.state
@@ -244,13 +244,13 @@ class IntegrationVsp:
             words = f"{self.words}: {state.value}"
             if state is State.READY:
                 words += f", version {link.session.version}"
-            self._emit(TO_ROOT, words, "integration_negotiated", channel_id)
+            self._emit(link, TO_ROOT, words, "integration_negotiated")
 
-    def _emit(self, direction: str, words: str, event: str = "integration_message", channel: int | None = None) -> None:
+    def _emit(self, link: Link, direction: str, words: str, event: str = "integration_message") -> None:
         self._trace.emit(
             *(Layer.DEVICE, event, self._partition_id),
             direction=direction,
-            channel=channel,
+            channel=link.channel_id,
             words=words,
             component=self.words,
         )
@@ -259,8 +259,9 @@ class IntegrationVsp:
 class Link:
     """A session on a channel, and those who wait for an answer."""
 
-    def __init__(self, channel: Channel, session: Session, time: PartitionTime) -> None:
+    def __init__(self, channel: Channel, channel_id: int, session: Session, time: PartitionTime) -> None:
         self.session = session
+        self.channel_id = channel_id
         self.opened_at = time.now()
         self.ready = trio.Event()
         self.mute = False

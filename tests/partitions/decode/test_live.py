@@ -134,6 +134,7 @@ async def test_integration_components_in_the_words_of_their_devices(autojump_clo
         await vm.kvp.get("color", Pool.EXTERNAL)
         await vm.shut_down()
     told = [event for event in seen if event.event == "integration_message"]
+    assert all(event.channel is not None for event in told), "by which `device=kvp` finds them"
     meant = []
     for event in seen:
         if event.layer is Layer.PACKET and event.fields["device"] in DEVICES:
