@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 import select
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +67,10 @@ class Found:
     def label(self) -> str:
         """How this one can be told from others of the same name: the socket's name."""
         return self.path.name.removesuffix(control_folder.SUFFIX)
+
+    def may_have(self, vms: Collection[str]) -> bool:
+        """Whether all of these VMs can be its own; a host that does not answer may have any."""
+        return self.greeting is None or set(vms) <= set(self.greeting.vms)
 
     @property
     def name(self) -> str:
@@ -237,26 +241,31 @@ async def running_hosts(environment: Mapping[str, str] = os.environ) -> list[Fou
 
 @asynccontextmanager
 async def connect(
-    where: str | os.PathLike[str] | None = None, *, environment: Mapping[str, str] = os.environ
+    where: str | os.PathLike[str] | None = None,
+    *,
+    vms: Collection[str] = (),
+    environment: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[Remote]:
     """A host by its socket's path, by its name or process number as `running_hosts` has them, or the only one.
+
+    Where several run and `where` is None, it is the only one that has all of `vms`.
 
     Raises `NoHost` with a list of those that there are, and `HostGone`.
     """
     if where is not None and (os.sep in os.fspath(where) or Path(where).is_socket()):  # noqa: ASYNC240  # once
         path = Path(where)
     else:
-        path = choose(await running_hosts(environment), None if where is None else os.fspath(where)).path
+        path = choose(await running_hosts(environment), None if where is None else os.fspath(where), vms).path
     async with _open(path) as remote:
         yield remote
 
 
-def choose(found: Sequence[Found], wanted: str | None) -> Found:
-    """The one that is meant. Raises `NoHost`."""
+def choose(found: Sequence[Found], wanted: str | None, vms: Collection[str] = ()) -> Found:
+    """The one that is meant: by name, else by the VMs that it has, if that leaves no doubt. Raises `NoHost`."""
     if not found:
         raise NoHost("no host runs that could be asked; start one with: partita run TOPOLOGY")
     if wanted is None:
-        meant = list(found)
+        meant = [one for one in found if not vms or one.may_have(vms)] or list(found)
     else:
         meant = [one for one in found if wanted == one.label]
         meant = meant or [one for one in found if wanted in (one.name, str(control_folder.pid_of(one.path)))]

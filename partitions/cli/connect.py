@@ -24,7 +24,7 @@ def add_parser(verbs: Verbs) -> None:
         "connect",
         help="standard input and output become a stream to a port of a VM",
         description="Join standard input and output to a port that the guest of a VM listens on (a Hyper-V socket), "
-        "until both ends have said all: ssh -o ProxyCommand='partita connect web 22' web",
+        "until both ends have said all, as in: ssh -o ProxyCommand='partita connect web 22' web.",
         allow_abbrev=False,
     )
     parser.add_argument("vm", metavar="VM", help="name of a VM")

@@ -28,7 +28,7 @@ def add_host_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         metavar="NAME|PATH",
-        help="which running host: its topology's name, process number or socket; needed where several run",
+        help="which running host: its topology's name, process number or socket; needed where several have such a VM",
     )
     parser.description = f"{parser.description} {_ABOUT}" if parser.description else _ABOUT
 
@@ -58,10 +58,16 @@ def with_host(options: argparse.Namespace, action: Callable[[Remote], Awaitable[
     from partitions.remote import connect
 
     async def main() -> T:
-        async with connect(options.host) as host:
+        async with connect(options.host, vms=_named(options)) as host:
             return await action(host)
 
     return run(main)
+
+
+def _named(options: argparse.Namespace) -> Sequence[str]:
+    """The VMs that the command line names: they say which host is meant, where only one has them."""
+    named: str | Sequence[str] = getattr(options, "vm", None) or ()
+    return (named,) if isinstance(named, str) else named
 
 
 def run(main: Callable[[], Awaitable[T]]) -> T:

@@ -155,8 +155,8 @@ def test_a_path_may_be_long(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-def found(label: str, name: str) -> Found:
-    greeting = Greeting(name=name, pid=int(label.rpartition("-")[2]), clock="real", seconds=1.0, vms=[])
+def found(label: str, name: str, *vms: str) -> Found:
+    greeting = Greeting(name=name, pid=int(label.rpartition("-")[2]), clock="real", seconds=1.0, vms=list(vms))
     return Found(Path(f"/x/{label}.sock"), greeting)
 
 
@@ -187,6 +187,18 @@ def test_no_host_is_meant(hosts: list[Found], wanted: str | None, words: str) ->
     with pytest.raises(NoHost) as caught:
         choose(hosts, wanted)
     assert str(caught.value) == words
+
+
+def test_a_vm_says_which_host_is_meant() -> None:
+    """Where only one has it; one that does not answer might have it, too, and a name that is given wins."""
+    farm, lab = found("farm-1", "farm", "web", "db"), found("lab-2", "lab", "web", "desk")
+    silent = Found(Path("/x/mute-3.sock"), None)
+    assert choose([farm, lab], None, ["desk"]) is lab
+    assert choose([farm, lab], None, ["web", "db"]) is farm
+    assert choose([farm, lab], "farm", ["desk"]) is farm
+    for hosts, vms in (([farm, lab], ["web"]), ([farm, lab], ["db", "desk"]), ([farm, lab, silent], ["desk"])):
+        with pytest.raises(NoHost, match="several hosts run; choose one with --host: "):
+            choose(hosts, None, vms)
 
 
 def test_the_only_host_is_meant() -> None:

@@ -98,7 +98,7 @@ def test_what_a_guest_is_asked_from_a_terminal(run: subprocess.Popen[str], capsy
     assert answer(capsys, "copy", "web", str(file), "/") == [{"vm": "web", "path": "/", "bytes": 5}]
     assert "overwrite it" in refused(capsys, "copy", "web", str(file), "/", status=1)
     assert "No such file" in refused(capsys, "copy", "web", str(tmp_path / "none"), "/", status=1)
-    assert 'does not name "file-copy"' in refused(capsys, "copy", "plain", str(file), "/", status=1)
+    assert 'integration = ["file-copy"]' in refused(capsys, "copy", "plain", str(file), "/", status=1)
 
     assert answer(capsys, "freeze", "web")[0]["file_systems"] == "frozen"
     assert "already frozen" in refused(capsys, "freeze", "web", status=1)

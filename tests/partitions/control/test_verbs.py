@@ -196,6 +196,7 @@ def test_several_hosts(start: Callable[..., Running], capsys: Capture) -> None:
     assert {row["host"] for row in answer(capsys, "ps")} == {"farm", "lab"}
     words = refused(capsys, "pause", "web", status=2)
     assert re.fullmatch(r"error: several hosts run; choose one with --host: farm-\d+, lab-\d+\n", words)
+    assert refused(capsys, "connect-nic", "nobody", "0", status=2).startswith("error: several hosts run")
     assert answer(capsys, "pause", "web", "--host", "lab")[0]["state"] == "paused"
     assert answer(capsys, "ps", "web", "--host", str(other.process.pid))[0]["state"] == "paused"
     assert [row["state"] for row in answer(capsys, "ps", "web")] == ["running", "paused"]
