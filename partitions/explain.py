@@ -24,8 +24,9 @@ from vsp_vsc.device import name_of
 _PAGE: Final = ~0xFFF
 _WORD = re.compile(r"(\w+)=(\S+)")
 _KEPT_MISTAKES: Final = 8
-HARMLESS: Final = frozenset({"unknown_port"})
-"""Warnings that say nothing about a guest's way: every kernel for PCs probes for a PCI bus, a keyboard and timers."""
+HARMLESS: Final = frozenset({"unknown_port", "socket_refused"})
+"""Warnings that say nothing about a guest's way: every kernel for PCs probes for a PCI bus, a keyboard and timers, and
+who knocks where nobody listens, host or guest, has made no mistake."""
 
 
 @attrs.define

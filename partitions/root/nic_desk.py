@@ -102,8 +102,9 @@ class NicDesk:
     def _table(self, number: int) -> NicTable:
         tables = self._tables()
         if number not in tables:
-            there = ", ".join(map(str, sorted(tables))) or "none"
-            raise NicError(f"there is no adapter {number}; there are: {there}")
+            there = ", ".join(map(str, sorted(tables)))
+            hint = f"there are: {there}" if there else "the VM has none: `partita add-nic` gives it one"
+            raise NicError(f"there is no adapter {number}; {hint}")
         return tables[number]
 
     def _numbered(self) -> list[NicTable]:

@@ -194,6 +194,8 @@ async def test_what_cannot_be_done_to_adapters_is_said(tmp_path: Path, autojump_
                     await vm.add_nic(**keys)
             with pytest.raises(NicError, match="there is no adapter 7; there are: 0"):
                 await vm.remove_nic(7)
+            with pytest.raises(NicError, match="there is no adapter 0; the VM has none: `partita add-nic`"):
+                await host["db"].remove_nic(0)
             with pytest.raises(NicError, match='no switch is called "x"'):
                 await vm.connect_nic(0, "x")
             assert vm.nics == before
