@@ -11,6 +11,7 @@ from hypervisor.wire import WireError
 from vmbus.ring import Packet, PacketType
 
 T = TypeVar("T")
+NONE = ()
 
 
 @attrs.frozen
@@ -21,7 +22,8 @@ class Decoder:
     """Gets the bytes, and a number for whatever else there is to choose."""
     seeds: tuple[bytes, ...] = ()
     """Good ones; what is tried is near to them, or nowhere near."""
-    errors: type[Exception] = WireError
+    errors: type[Exception] | tuple[()] = WireError
+    """`NONE` where any bytes have a value."""
 
 
 @attrs.frozen

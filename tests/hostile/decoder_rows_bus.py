@@ -13,7 +13,7 @@ from hypervisor.saved_state.records import EndRecord, PartitionRecord, Processor
 from partitions.boundary import protocol as boundary
 from partitions.root import saving_file
 from partitions.root.saving_records import Facts, MemoryRun, SavedChipset, SavedCom1, SavedVm
-from tests.hostile.decoder_rows import Decoder, Rows, packet_of, stateless
+from tests.hostile.decoder_rows import NONE, Decoder, Rows, packet_of, stateless
 from vmbus import gpadl, pipe
 from vmbus.interrupt_page import InterruptPage
 from vmbus.protocol import messages, table
@@ -106,12 +106,13 @@ DECODERS = {
         any_message, tuple(row.layout().encode().ljust(240, b"\0") for row in table.MESSAGES)
     ),
     "vmbus.server.state.ServerState.handle": Decoder(
-        bus, tuple(row.layout().encode().ljust(240, b"\0") for row in table.MESSAGES)
+        bus, tuple(row.layout().encode().ljust(240, b"\0") for row in table.MESSAGES), NONE
     ),
-    "MonitorPage": Decoder(look_at_monitors, (bytes(64),)),
+    "MonitorPage": Decoder(look_at_monitors, (bytes(64),), NONE),
     "InterruptPage.take": Decoder(
         lambda data, number: InterruptPage(memoryview(bytearray(data[:4096].ljust(4096, b"\xff"))), host=True).take(),
         (bytes(4096),),
+        NONE,
     ),
     "partitions.boundary.protocol.decode": Decoder(
         stateless(boundary.decode), (b'{"op":"settle","id":1}', b'{"op":"hypercall","id":2,"vp":0}'), boundary.BadLine

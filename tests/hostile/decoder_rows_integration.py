@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from tests.hostile.decoder_rows import Decoder, Rows, at_once, stateless
+from tests.hostile.decoder_rows import NONE, Decoder, Rows, at_once, stateless
 from vsp_vsc.integration import protocol as integration
 from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.file_copy.vsc import FileCopyDriver
@@ -125,7 +125,7 @@ VSS_MESSAGES = tuple(vss.encode_vss(operation) for operation in vss.VssOperation
 
 DECODERS = {
     "vsp_vsc.integration.file_copy.protocol.decode_name": Decoder(
-        stateless(file_copy.decode_name), ("a name\0".encode("utf-16-le").ljust(520, b"\0"),)
+        stateless(file_copy.decode_name), ("a name\0".encode("utf-16-le").ljust(520, b"\0"), b"\0\xd8\0\0")
     ),
     "vsp_vsc.integration.file_copy.vsc.FileCopyDriver.answer": Decoder(
         copy_file,
@@ -192,7 +192,7 @@ DECODERS = {
         lambda data, number: ShutdownDriver().answer(data, integration.NO_VERSION), (bytes(3000),)
     ),
     "vsp_vsc.integration.time_sync.vsp._told": Decoder(
-        time_sync._told, (TimeMessage(1, 2, 3, 1).encode(), TimeMessage(1, (1 << 64) - 1, 3, 1).encode())
+        time_sync._told, (TimeMessage(1, 2, 3, 1).encode(), TimeMessage(1, (1 << 64) - 1, 3, 1).encode()), NONE
     ),
     "vsp_vsc.integration.vss.vsc.VssDriver.answer": Decoder(
         lambda data, number: at_once(VssDriver().answer(data, choose_version(Component.VSS, number))), VSS_MESSAGES

@@ -12,7 +12,7 @@ from hypervisor.memory import GuestMemory
 from hypervisor.wire import Guid
 from partitions.root import sockets
 from tests.doubles.network_vsp import FakePort
-from tests.hostile.decoder_rows import Decoder, Rows, stateless
+from tests.hostile.decoder_rows import NONE, Decoder, Rows, stateless
 from tests.hostile.test_network import rss
 from tests.hostile.test_network_bytes import session
 from vmbus.client.sockets import ClientSockets
@@ -137,6 +137,8 @@ PARAMETERS = (
     parameter("NetworkAddress", "00-15-5D-00-00-07"),
     parameter("*TCPChecksumOffloadIPv4", "3"),
     parameter("*LsoV2IPv6", "0"),
+    parameter("*LsoV2IPv6", "off"),
+    parameter("*LsoV2IPv6", ""),
     parameter(rndis.SEVERAL_PACKETS_PARAMETER, 1),
 )
 RNDIS_MESSAGES = (
@@ -195,7 +197,7 @@ DECODERS = {
         lambda data, number: hvsocket.parse_service(data.decode("latin-1")), SERVICES, ValueError
     ),
     "ClientSockets.offered": Decoder(
-        offer_socket, tuple(hvsocket.user_defined(is_for_guest_accept=one) for one in (False, True))
+        offer_socket, tuple(hvsocket.user_defined(is_for_guest_accept=one) for one in (False, True)), NONE
     ),
     "vsp_vsc.network.control.check": Decoder(control_message, RNDIS_MESSAGES),
     "vsp_vsc.network.negotiation.Negotiation.control": Decoder(

@@ -9,7 +9,7 @@ import msgspec
 from partitions.root.vnc import protocol as rfb
 from partitions.root.vnc.connection import RfbConnection
 from tests.doubles.storage import PlainPlatform
-from tests.hostile.decoder_rows import Decoder, Rows, packet_of, stateless
+from tests.hostile.decoder_rows import NONE, Decoder, Rows, packet_of, stateless
 from vsp_vsc.keyboard import protocol as keyboard
 from vsp_vsc.keyboard.session import KeyboardSession, SavedKeyboard
 from vsp_vsc.mouse import protocol as mouse
@@ -66,6 +66,13 @@ def go_on_drawing(data: bytes, number: int) -> object:
 
 def go_on_typing(data: bytes, number: int) -> object:
     return KeyboardSession.load(KeyboardSession.load(data).save())
+
+
+def describe_mouse(data: bytes, number: int) -> object:
+    """All of the report descriptor is there."""
+    info, descriptor = mouse.decode_device_info(data)
+    assert len(descriptor) == int.from_bytes(info.hid_descriptor[-2:], "little")
+    return info
 
 
 def go_on_pointing(data: bytes, number: int) -> object:
@@ -158,7 +165,7 @@ DECODERS = {
     ),
     "vsp_vsc.keyboard.session.KeyboardSession.load": Decoder(go_on_typing, KEYBOARDS),
     "vsp_vsc.mouse.protocol.decode_device_info": Decoder(
-        stateless(mouse.decode_device_info), (mouse.encode_device_info()[mouse.MouseHeader.SIZE :],)
+        describe_mouse, (mouse.encode_device_info()[mouse.MouseHeader.SIZE :],)
     ),
     "vsp_vsc.mouse.protocol.decode_message": Decoder(
         stateless(mouse.decode_message),
@@ -176,6 +183,7 @@ DECODERS = {
     "vsp_vsc.video.protocol.unpack_version": Decoder(
         lambda data, number: video.unpack_version(int.from_bytes(data[:4], "little")),
         (video.pack_version((3, 5)).to_bytes(4, "little"),),
+        NONE,
     ),
     "vsp_vsc.video.session.VideoSession.take": Decoder(draw, DRAWING),
     "vsp_vsc.video.session.load": Decoder(go_on_drawing, SCREENS),

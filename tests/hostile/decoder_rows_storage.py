@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 
-from tests.hostile.decoder_rows import Decoder, Rows, stateless
+from tests.hostile.decoder_rows import NONE, Decoder, Rows, stateless
 from vmbus.ring import Packet
 from vsp_vsc.storage import saved
 from vsp_vsc.storage.backends.memory import MemoryBackend
@@ -67,6 +67,7 @@ DECODERS = {
             *(bytes((code,)).ljust(40, b"\0") for code in (0x12, 0x15, 0x1A, 0x28, 0x2A, 0x41, 0x55, 0x5E, 0x5F)),
             struct.pack(">B6xHx6x", 0x42, 24) + struct.pack(">HH4xQI4x", 22, 16, 4, 8),
         ),
+        NONE,
     ),
 }
 

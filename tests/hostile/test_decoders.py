@@ -139,6 +139,9 @@ def test_every_decoder(name: str) -> None:
             with contextlib.suppress(decoder.errors):
                 decoder.take(seed, number)
                 good += 1
+        for cut in (seed[:-1], seed[: len(seed) // 2], b""):
+            with contextlib.suppress(decoder.errors):
+                decoder.take(cut, 0)
     assert good, "no seed is a good one any more"
 
     @settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck), database=None)
