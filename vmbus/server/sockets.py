@@ -35,7 +35,7 @@ from vmbus.protocol.hvsocket import (
 )
 from vmbus.server.connection import Phase
 from vmbus.server.offers import Device, Offer
-from vmbus.server.socket_stream import HostSocket, SocketState
+from vmbus.server.socket_stream import LATE_BYTES, HostSocket, SocketState
 
 if TYPE_CHECKING:
     from vmbus.channel import Channel
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 
 HOST_CONNECTS_WITHIN: Final = 5.0
 """Seconds that a listener has to be reached; the guest waits for its OPEN_RESULT meanwhile."""
+
+MAX_LATE: Final = 64 * LATE_BYTES
+"""The host's memory for what was sent on all connections of a guest that it has closed, and nobody has received yet."""
+_PACKET_BYTES: Final = 128
+"""What a packet takes up beside its bytes. A guest may send each byte in one of its own."""
 
 Accept = Callable[[HostSocket], Awaitable[None]]
 """Serves one connection, in a task of its own; the stream is closed when it returns."""
@@ -162,6 +167,8 @@ class SocketConnection:
     """When it was asked for, 100 ns units on the host's clock."""
     trace: Trace = attrs.field(repr=False)
     partition_id: int
+    late_room: Callable[[], int] = attrs.field(repr=False)
+    """Bytes that may still be kept of what guests sent before they closed."""
     reach: Reach | None = None
     """Reaches its listener; None where the host connects."""
     reached: Reached | None = None
@@ -177,6 +184,7 @@ class SocketConnection:
     decided: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """It is open, or never will be."""
     ended: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    _late: int = 0
 
     async def prepare(self, opened: OpenedChannel) -> bool:
         """The guest opens the channel: reach the host's end. A second time, or too late, it cannot."""
@@ -213,8 +221,27 @@ class SocketConnection:
             await self.stream.finish()
             self.end("the host closed it")
         finally:
-            self.stream.guest_is_gone()
+            self.guest_is_gone()
             self.end("its guest closed it")
+
+    def guest_is_gone(self) -> None:
+        """The channel ends, and what the guest has sent is kept for its receiver, if there is room for it."""
+        stream = self.stream
+        if stream is None:
+            return
+        channel = stream.channel
+        if not channel.closed and self.late_room() <= 0:
+            self._broken(f"{MAX_LATE >> 20} MiB of closed sockets wait to be received already; the rest of it is lost")
+            channel.close(by_peer=True)
+        before = channel.statistics()
+        stream.guest_is_gone()
+        after = channel.statistics()
+        self._late += after.bytes_in - before.bytes_in + (after.packets_in - before.packets_in) * _PACKET_BYTES
+
+    @property
+    def late(self) -> int:
+        """Bytes of the host's memory for what the guest had sent before it closed and nobody has received yet."""
+        return self._late if self._late and self.stream is not None and self.stream.channel.ahead else 0
 
     def end(self, why: str) -> None:
         """It is over, if it was not before: the first reason counts."""
@@ -388,7 +415,11 @@ class HostSockets:
             user_defined=user_defined(is_for_guest_accept=reach is None),
             name=f"socket {self._number} to {service_words(service)}",
         )
-        return SocketConnection(self._number, offer, self._trace.clock(), self._trace, self._partition_id, reach)
+        began = self._trace.clock()
+        return SocketConnection(self._number, offer, began, self._trace, self._partition_id, self._late_room, reach)
+
+    def _late_room(self) -> int:
+        return MAX_LATE - sum(connection.late for connection in self.live.values())
 
     def _begin(self, connection: SocketConnection, offered: OfferedChannel, seconds: float) -> None:
         self.live[connection.number] = connection
@@ -418,8 +449,8 @@ class HostSockets:
             connection.end("its VM is off")
             self._withdraw(offered)
             connection.withdrawn = True
+            connection.guest_is_gone()
             if connection.stream is not None:
-                connection.stream.guest_is_gone()
                 self._ended += connection.stream.channel.statistics()
             if connection.reached is not None:
                 connection.reached.close()
