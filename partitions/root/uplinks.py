@@ -202,7 +202,12 @@ class StreamLink:
             try:
                 if self._listener is not None:
                     await trio.lowlevel.wait_readable(self._listener)
-                    self._take(self._listener.accept()[0])
+                    try:
+                        peer = self._listener.accept()[0]
+                    except OSError:
+                        await trio.sleep(RETRY_SECONDS)  # of descriptors there is none, and the peer still waits
+                        continue
+                    self._take(peer)
                 else:
                     await trio.sleep(RETRY_SECONDS)
                     self._take(await self._connected())

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from hypervisor.trace import Trace, TraceEvent
 from partitions.host import SwitchError, open_host
 from partitions.root import tap
 from partitions.root.switches import Switches, open_uplinks
-from partitions.root.uplinks import LONGEST_FRAME, MAX_UNSENT
+from partitions.root.uplinks import LONGEST_FRAME, MAX_UNSENT, StreamLink
 from partitions.topology import parse_topology
 from partitions.topology_schema import NicTable, SwitchTable
 from tests.doubles.real_network import device_exists, needs, tool
 from tests.doubles.switch import BROADCAST, Plug, ethernet, stranger
 from vsp_vsc.network.switch.kinds import SwitchKind
+from vsp_vsc.network.switch.ports import Port
 
 
 def switch(kind: SwitchKind = SwitchKind.EXTERNAL, **keys: Any) -> SwitchTable:
@@ -136,6 +138,40 @@ def await_bytes(bench: Bench) -> int:
     """What waits for the peer."""
     shown = bench.switches.inspect().child("lan").child("uplink")  # type: ignore[union-attr]
     return int(shown().child("unsent_bytes"))  # type: ignore[operator]
+
+
+async def test_a_peer_for_whom_there_is_no_descriptor_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+) -> None:
+    """A process that has no descriptor left looks for one once a second, and does not turn in circles."""
+    path = tmp_path / "lan.sock"
+    async with trio.open_nursery() as nursery:
+        link = StreamLink(Port("lan:uplink", bytes(6)), path, Trace(lambda: 0))
+        link.listen()
+        listener, tries = link._listener, list[float]()
+        assert listener is not None
+
+        class Poor:
+            def fileno(self) -> int:
+                return listener.fileno()
+
+            def accept(self) -> tuple[socket.socket, object]:
+                tries.append(trio.current_time())
+                if len(tries) < 4:
+                    raise OSError(errno.EMFILE, "no more")
+                return listener.accept()
+
+            def close(self) -> None:
+                listener.close()
+
+        monkeypatch.setattr(link, "_listener", Poor())
+        nursery.start_soon(link.run)
+        async with await trio.open_unix_socket(str(path)):
+            await trio.sleep(3.5)
+            assert link.inspect().children["peer"]
+        assert [round(later - before, 1) for before, later in pairwise(tries)] == [1.0, 1.0, 1.0]
+        nursery.cancel_scope.cancel()
+    link.close()
 
 
 async def test_a_socket_that_was_left_over_is_taken_and_one_in_use_is_not(tmp_path: Path) -> None:
