@@ -324,7 +324,9 @@ class Devices:
                     # The host has let go of the rings, and of all pages that packets named, before the driver ends.
                     if not kind.wants_bus:
                         await self._bus.close(channel)
-        except* (VmbusError, WireError, trio.EndOfChannel, trio.ClosedResourceError, OSError, MemoryError) as group:
+        except* trio.EndOfChannel:
+            problem = "its channel was closed"  # the host has taken the device back, which is nobody's failure
+        except* (VmbusError, WireError, trio.ClosedResourceError, OSError, MemoryError) as group:
             problem = "; ".join(str(error) or type(error).__name__ for error in group.exceptions)
             self._console.print(f"driver of channel {device.offer.channel_id}: {problem}")
         finally:

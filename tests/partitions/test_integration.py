@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,49 @@ async def test_the_guest_knows_the_date_after_a_pause_too(autojump_clock: trio.a
         assert abs(told[0] - day) < datetime.timedelta(seconds=2)
         assert abs(told[-1] - day - elapsed) < datetime.timedelta(seconds=1.5)
         await vm.turn_off()
+
+
+async def test_components_come_and_go_while_busy(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
+    """One that is pulled out ends its host's question at once, and no other's; plugged in again, it works again."""
+    source = tmp_path / "file"
+    source.write_bytes(bytes(1 << 20))
+
+    async def frozen_once(vm: Vm) -> None:
+        async with vm.frozen():
+            await trio.sleep(0.01)
+
+    work: dict[str, Callable[[Vm], Awaitable[object]]] = {
+        "kvp": lambda vm: vm.kvp.items(Pool.AUTO),
+        "vss": frozen_once,
+        "file copy": lambda vm: vm.copy_file(source, "/srv/file", overwrite=True, create_path=True),
+    }
+
+    async def busy(vm: Vm, name: str) -> None:
+        with pytest.raises(NoAnswer, match="the channel was closed|the guest's driver has gone"):
+            while True:
+                await work[name](vm)
+
+    async with open_guest(wait) as host:  # type: ignore[attr-defined]
+        vm = await started(host)
+        integration = vm._managed.worker.integration
+        for component in integration.components:
+            name = component.words
+            async with trio.open_nursery() as nursery:
+                if name in work:
+                    nursery.start_soon(busy, vm, name)
+                    for _ in range(40):
+                        await trio.lowlevel.checkpoint()
+                await vm.remove_device(name)
+                assert [one for one, contact in vm.integration.items() if contact is not Contact.READY] == [name]
+            await vm.add_device(name, component)
+            await trio.sleep(0.1)
+            assert vm.integration[name] is Contact.READY
+            if name in work:
+                await work[name](vm)
+        await trio.sleep(10)
+        assert vm.heartbeat.state is HeartbeatState.OK
+        assert vm.console.text == ""
+        await vm.shut_down()
 
 
 async def test_items_between_a_program_and_the_host(autojump_clock: trio.abc.Clock) -> None:

@@ -318,7 +318,7 @@ class Link:
 
     def _check_open(self, words: str) -> None:
         if self._closed:
-            raise NoAnswer(f"{words}: the guest has closed the channel")
+            raise NoAnswer(f"{words}: the channel was closed")
 
     def _last_answer(self) -> Answer | None:
         return self._answer

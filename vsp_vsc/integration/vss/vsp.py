@@ -99,7 +99,7 @@ class VssVsp(IntegrationVsp):
         try:
             await self._do(VssOperation.FREEZE, FREEZE_SECONDS)
             if self._link is not link:
-                raise NoAnswer("vss: the guest has closed the channel")
+                raise NoAnswer("vss: the channel was closed")
         except BaseException:
             # Whether it refused or kept silent: some of its file systems may stand still by now, or will.
             self._move(FreezeState.THAWING if self._link is link else FreezeState.THAWED)
