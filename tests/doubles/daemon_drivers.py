@@ -13,7 +13,6 @@ import trio
 from vsp_vsc.integration.file_copy import protocol as copying
 from vsp_vsc.integration.file_copy.protocol import FileCopyHeader, FileCopyOperation, StartFileCopy
 from vsp_vsc.integration.kvp.protocol import (
-    MESSAGE_SIZE,
     KvpHeader,
     KvpIndex,
     KvpItem,
@@ -30,6 +29,8 @@ from vsp_vsc.integration.vss.protocol import NO_AUTO_RECOVERY, VssFlags, VssHead
 
 KVP_REGISTER1, VSS_REGISTER1, FCOPY_VERSION = 100, 129, 1
 STRING = 1
+DEVICE_MESSAGE_SIZE = 7432
+"""Of each message at /dev/vmbus/hv_kvp: Linux's struct hv_kvp_msg, with room for addresses."""
 
 
 class KvpByDaemon:
@@ -42,15 +43,15 @@ class KvpByDaemon:
 
     async def register(self) -> None:
         """The daemon says that it is there, and hears our version."""
-        hello = await self._device.recv(MESSAGE_SIZE)
-        assert (len(hello), hello[0]) == (MESSAGE_SIZE, KVP_REGISTER1)
-        await self._device.send((KvpHeader(KVP_REGISTER1, 0).encode() + b"3.1").ljust(MESSAGE_SIZE, b"\0"))
+        hello = await self._device.recv(DEVICE_MESSAGE_SIZE)
+        assert (len(hello), hello[0]) == (DEVICE_MESSAGE_SIZE, KVP_REGISTER1)
+        await self._device.send((KvpHeader(KVP_REGISTER1, 0).encode() + b"3.1").ljust(DEVICE_MESSAGE_SIZE, b"\0"))
 
     async def answer(self, untrusted: bytes, version: Version) -> Reply:
         header = KvpHeader.decode(untrusted)
         body, item = self._question(header.operation, untrusted[KvpHeader.SIZE :])
-        await self._device.send((header.encode() + body).ljust(MESSAGE_SIZE, b"\0"))
-        answer = await self._device.recv(MESSAGE_SIZE)
+        await self._device.send((header.encode() + body).ljust(DEVICE_MESSAGE_SIZE, b"\0"))
+        answer = await self._device.recv(DEVICE_MESSAGE_SIZE)
         (error,) = struct.unpack_from("<I", answer)
         if error:
             return Reply(untrusted, error)

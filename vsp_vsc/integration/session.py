@@ -2,8 +2,8 @@
 
     negotiating --answer--> ready, or refused: no version in common
 
-One question is out at a time. Each has a transaction ID of its own, so an answer that comes after its question was
-given up is known as stale and dropped. `protocol.py` says which answers raise.
+One question is out at a time. Its transaction ID is 0, as other hosts have it, until one is given up: what comes after
+that has the next, so an answer to the former is known as stale and dropped. `protocol.py` says which answers raise.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Session:
         """
         if self.state is State.NEGOTIATING and self._asked is None:
             return None
-        record = SavedComponent(self.state.value, self.framework, self.version, self._transaction, self.frozen)
+        forgotten = self.state is State.READY and self._asked is not None
+        transaction = (self._transaction + forgotten) & 0xFF
+        record = SavedComponent(self.state.value, self.framework, self.version, transaction, self.frozen)
         return msgspec.msgpack.encode(record)
 
     @classmethod
@@ -117,8 +119,10 @@ class Session:
         return self._ask(self.component, body)
 
     def give_up(self) -> None:
-        """Nobody waits for the answer any more."""
-        self._asked = None
+        """Nobody waits for the answer any more; nothing if it has come."""
+        if self._asked is not None:
+            self._asked = None
+            self._transaction = (self._transaction + 1) & 0xFF
 
     def take(self, untrusted: bytes) -> Answer | None:
         """A message from the guest: the answer to our question, or None where it ends here. Raises `WireError`."""
@@ -141,8 +145,6 @@ class Session:
 
     def _ask(self, component: Component, body: bytes) -> bytes:
         assert self._asked is None, "one question at a time"
-        if component is not Component.NEGOTIATE:
-            self._transaction = (self._transaction + 1) & 0xFF
         self._asked = component
         return encode_message(
             component,

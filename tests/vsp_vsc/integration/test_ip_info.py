@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doubles.integration import serving
-from vsp_vsc.integration.kvp.ip_info import IpInfo, decode_ip, encode_ip
-from vsp_vsc.integration.kvp.protocol import MESSAGE_SIZE, Operation
+from vsp_vsc.integration.kvp.ip_info import IP_MESSAGE_SIZE, IpInfo, decode_ip, encode_ip
+from vsp_vsc.integration.kvp.protocol import Operation
 from vsp_vsc.integration.kvp.vsc import KvpDriver
 from vsp_vsc.integration.kvp.vsp import KvpRefused, KvpVsp
 from vsp_vsc.integration.protocol import VERSIONS, Component, Version
@@ -48,7 +48,7 @@ def test_there_and_back(four: list[Any], six: list[Any], gateways: list[Any], dh
     """What goes in comes out, IPv4 first, in messages of the one size that Linux takes."""
     info = IpInfo(MAC, dhcp, (*four, *six), tuple(gateways))
     message = encode_ip(Operation.SET_IP_INFO, info, version)
-    assert len(message) == MESSAGE_SIZE
+    assert len(message) == IP_MESSAGE_SIZE
     assert decode_ip(message, version) == info
 
 

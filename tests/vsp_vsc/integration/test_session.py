@@ -54,13 +54,17 @@ def test_the_first_message_offers_everything() -> None:
     assert decode_offer(body) == (FRAMEWORK_VERSIONS, VERSIONS[Component.SHUTDOWN])
 
 
-def test_questions_carry_the_agreed_versions_and_their_own_numbers() -> None:
-    """So that a late answer is known by its number."""
+def test_questions_carry_the_agreed_versions_and_a_number_that_tells_late_answers() -> None:
+    """0, as other hosts say, and after each question that was given up the next."""
     session = ready_session()
-    first = Header.decode(session.ask(b"one"))
-    assert (first.framework_major, first.message_major, first.transaction_id, first.size) == (3, 3, 1, 3)
+    first = session.ask(b"one")
+    header = Header.decode(first)
+    assert (header.framework_major, header.message_major, header.transaction_id, header.size) == (3, 3, 0, 3)
+    assert session.take(answer_to(first)) is not None
+    session.give_up()  # nothing is out
+    assert Header.decode(session.ask(b"two")).transaction_id == 0
     session.give_up()
-    assert Header.decode(session.ask(b"two")).transaction_id == 2
+    assert Header.decode(session.ask(b"three")).transaction_id == 1
 
 
 def test_an_answer_comes_back_with_its_status() -> None:
@@ -77,7 +81,7 @@ def test_what_comes_too_late_is_dropped() -> None:
     assert session.take(late) is None
     question = session.ask(b"")
     assert session.take(late) is None
-    other = encode_message(Component.KVP, b"", transaction_id=2, flags=RESPONSE)
+    other = encode_message(Component.KVP, b"", transaction_id=1, flags=RESPONSE)
     assert session.take(other) is None
     assert session.stale == 3
     assert session.waiting

@@ -10,6 +10,7 @@ import pytest
 from hypervisor.wire import BadValue, ShortMessage, WireError
 from vsp_vsc.integration.heartbeat.protocol import SEQUENCE_MASK, Beat
 from vsp_vsc.integration.heartbeat.vsc import HeartbeatDriver
+from vsp_vsc.integration.kvp.ip_info import IpInfo, encode_ip
 from vsp_vsc.integration.kvp.protocol import KvpItem, Operation, encode_item, encode_key, encode_request
 from vsp_vsc.integration.kvp.vsc import MAX_ITEMS, KvpDriver
 from vsp_vsc.integration.protocol import Status, Version
@@ -28,7 +29,7 @@ def test_94_a_pool_or_an_operation_that_is_none() -> None:
     body = KvpItem().encode()
     assert driver.answer(encode_request(Operation.GET, 5, body), V).status == Status.FAIL
     assert driver.answer(bytes([6, 0]) + bytes(7430), V).status == Status.FAIL
-    assert driver.answer(encode_request(Operation.SET_IP_INFO, 0, b""), V).status == Status.FAIL
+    assert driver.answer(encode_ip(Operation.SET_IP_INFO, IpInfo("none"), V), V).status == Status.FAIL
 
 
 def test_94_keys_that_cannot_be() -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from hypervisor.wire import BadValue, Wire, at, wire
 from hypervisor.wire.scalars import u8, u16, u32
-from vsp_vsc.integration.kvp.protocol import MESSAGE_SIZE, KvpHeader, Operation
+from vsp_vsc.integration.kvp.protocol import KvpHeader, Operation
 from vsp_vsc.integration.protocol import Version
 
 BINARY_VERSION: Final = Version(5, 0)
@@ -24,6 +24,8 @@ _PREFIX: Final = 2
 """Bytes of header in front of the texts, which need no alignment but their own."""
 _MOST, _MOST_GATEWAYS = 64, 5
 IPV4, IPV6 = 1, 2
+IP_MESSAGE_SIZE: Final = 7428
+"""Of each message about addresses, texts or numbers: two bytes of header, and the texts."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -89,7 +91,7 @@ def encode_ip(operation: Operation, info: IpInfo, version: Version) -> bytes:
     """A whole message, or its answer. Raises `ValueError` for more than there is room for."""
     body = _numbers(info) if version >= BINARY_VERSION else _texts(info)
     header = KvpHeader(operation, 0).encode()
-    return (header[: _offset(version)] + body).ljust(MESSAGE_SIZE, b"\0")
+    return (header[: _offset(version)] + body).ljust(IP_MESSAGE_SIZE, b"\0")
 
 
 def decode_ip(untrusted: bytes, version: Version) -> IpInfo:

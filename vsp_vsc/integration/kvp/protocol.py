@@ -1,6 +1,6 @@
 """Key-value messages: the host gets, sets, deletes and enumerates items in a guest's pools. Both sides.
 
-Every message has the size of the largest one, as Linux demands. Keys and values are UTF-16 with a NUL that counts into
+Every message about items has the size of the largest of them. Keys and values are UTF-16 with a NUL that counts into
 their size. Whatever a guest stores there is data: text of a bounded length, shown and never obeyed.
 
 Limits: keys 512 bytes, values 2,048. Layouts after Linux 6.12 include/uapi/linux/hyperv.h, struct hv_kvp_msg.
@@ -16,8 +16,8 @@ from hypervisor.wire.scalars import u8, u16, u32
 
 KEY_BYTES = 512
 VALUE_BYTES = 2048
-MESSAGE_SIZE = 7432
-"""Header and the largest body, an adapter's addresses."""
+MESSAGE_SIZE = 2580
+"""Of each message about items: header, index, item (openvmm hyperv_ic_protocol, KvpMessage)."""
 _key = Annotated[bytes, "512s"]
 _value = Annotated[bytes, "2048s"]
 
