@@ -46,6 +46,7 @@ class TapLink:
         self._trace = trace
         self._write = os.write
         self._open = True
+        self._lost = False
         port.attach(self)
 
     def deliver(self, frames: Sequence[bytes]) -> int:
@@ -79,6 +80,7 @@ class TapLink:
                 if frames:
                     port.transmit(frames)
         except OSError as error:
+            self._lost = True
             port.set_enabled(False)
             _tell(self._trace, "uplink_lost", f"{port.name}: the device {self._device.name} is gone: {error.strerror}")
 
@@ -89,8 +91,8 @@ class TapLink:
         self._device.close()
 
     def inspect(self) -> Branch:
-        """Which device."""
-        return Branch({"tap": self._device.name, "made": self._device.made})
+        """Which device, and whether somebody has taken it away."""
+        return Branch({"tap": self._device.name, "made": self._device.made, "lost": self._lost})
 
 
 class StreamLink:

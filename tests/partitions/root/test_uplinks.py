@@ -24,6 +24,7 @@ from partitions.root.switches import Switches, open_uplinks
 from partitions.root.uplinks import LONGEST_FRAME, MAX_UNSENT, StreamLink
 from partitions.topology import parse_topology
 from partitions.topology_schema import NicTable, SwitchTable
+from tests.doubles.looking import seen
 from tests.doubles.real_network import device_exists, needs, tool
 from tests.doubles.switch import BROADCAST, Plug, ethernet, stranger
 from vsp_vsc.network.switch.kinds import SwitchKind
@@ -275,6 +276,7 @@ async def test_a_device_that_is_taken_away_is_said(tmp_path: Path) -> None:
         await until(lambda: bool(bench.told))
         assert bench.told[0].event == "uplink_lost"
         assert not bench.switches.ports["lan:uplink"].link_up
+        assert seen(bench.switches.inspect(), "lan/uplink/lost") is True
         bench.port.transmit([ethernet(BROADCAST, bench.port.mac)])
 
 
