@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
+import trio
 
 from tests.doubles.network_vsp import (
     MAC,
@@ -21,7 +23,7 @@ from tests.doubles.network_vsp import (
     set_message,
 )
 from vmbus.gpadl import GpadlRange, page_range
-from vmbus.ring import Packet, PacketType
+from vmbus.ring import COMPLETION_REQUESTED, Packet, PacketType
 from vsp_vsc.network import ndis
 from vsp_vsc.network import protocol as nvsp
 from vsp_vsc.network.protocol import NO_SECTION, NvspStatus, NvspType, NvspVersion
@@ -143,6 +145,30 @@ async def test_67_a_buffer_that_is_none(kind: NvspType, ranges: tuple[GpadlRange
         await pair.control(initialize_message())
         await pair.set(Oid.GEN_CURRENT_PACKET_FILTER, struct.pack("<I", 0xD))
         await still_works(pair)
+
+
+async def test_67_a_ring_full_of_buffers_holds_nobody_up() -> None:
+    """A buffer may lie in any number of pages, and takes as long to look at; others run after each."""
+    async with serving() as pair, trio.open_nursery() as nursery:
+        await pair.start()
+        pair.lend(77, 48, backwards=True)
+        told: list[int] = []
+
+        async def somebody_else() -> None:
+            while True:
+                told.append(pair.host_end.statistics().packets_out)
+                await trio.lowlevel.checkpoint()
+
+        revoke = nvsp_message(NvspType.REVOKE_SEND_BUFFER, nvsp.RevokeBuffer(0).encode())
+        lend = nvsp_message(NvspType.SEND_SEND_BUFFER, nvsp.SendBuffer(77, 0).encode())
+        nursery.start_soon(somebody_else)
+        both = [Packet(PacketType.INBAND, COMPLETION_REQUESTED, 1, 0, body) for body in (revoke, lend)]
+        assert pair.guest_end.try_send_batch(both * 16) == 32
+        answers: list[Packet] = []
+        while len(answers) < 32:
+            answers += await pair.guest_end.receive_batch()
+        assert max(later - before for before, later in pairwise(told)) <= 2
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("pages", [1, 7])

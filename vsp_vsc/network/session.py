@@ -268,7 +268,7 @@ class NetworkSession:
             self._told.say(f"{_NAMES[kind]} {words}".rstrip(), TO_ROOT)
         if packet.flags & COMPLETION_REQUESTED and body is not None:
             self.outbox.append(Packet(_COMPLETION, 0, packet.transaction_id, 0, body))
-        return 0
+        return TURN_COST  # a buffer may lie in tens of thousands of pages
 
     def _sub_channels(self, request: SubchannelRequest) -> tuple[bytes, str]:
         adapter, count = self._adapter, request.count
