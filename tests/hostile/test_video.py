@@ -167,6 +167,7 @@ async def test_98_a_ring_full_of_rectangles_holds_nobody_up() -> None:
             assert sent > 2
             while pair.vsp.counters.dirt < sent:
                 await trio.lowlevel.checkpoint()
+            seen.append(pair.vsp.counters.dirt)
             assert max(later - before for before, later in pairwise(seen)) <= 2
             assert damage.take() == (False, [Rect(0, 0, 511, 256)])
         nursery.cancel_scope.cancel()
