@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import trio
@@ -25,6 +26,14 @@ RECEIVED = "received"
 SENT = "sent"
 PacketTap = Callable[[str, Sequence[Packet]], None]
 """Is shown each batch, with `RECEIVED` or `SENT`, as this end sees it."""
+
+
+class Switch(Protocol):
+    """Says whether anybody looks at what a tap is shown; a trace does."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody does."""
 
 
 class ChannelClosed(trio.EndOfChannel, trio.BrokenResourceError):
@@ -69,12 +78,17 @@ class Channel(trio.abc.Channel[Packet]):
         signal: Callable[[], object],
         shared: bool,
         on_packets: PacketTap | None = None,
+        tap_switch: Switch | None = None,
     ) -> None:
-        """`outgoing` and `incoming` are rings as `vmbus.ring` says; `shared` if the peer runs on another thread."""
+        """`outgoing` and `incoming` are rings as `vmbus.ring` says; `shared` if the peer runs on another thread.
+
+        While `tap_switch` is off nothing is copied for `on_packets` alone.
+        """
         self._writer = RingWriter(outgoing, shared=shared)
         self._reader = RingReader(incoming, shared=shared)
         self._signal = signal
         self.on_packets = on_packets
+        self._tap_switch = tap_switch
         self._arrived = Bell()
         self._room = Bell()
         self._ahead: deque[Packet] = deque()
@@ -225,15 +239,21 @@ class Channel(trio.abc.Channel[Packet]):
             return self._parts_ahead(part_of)
         if self._closed is not None:
             raise self._closed
-        packets: list[Packet] | None = None if self.on_packets is None else []
+        tap = self._tap()
+        packets: list[Packet] | None = None if tap is None else []
         parts = self._reader.read_parts(part_of, packets)
         if parts:
             self._packets_in += len(parts)
-            if packets is not None and self.on_packets is not None:
-                self.on_packets(RECEIVED, packets)
+            if tap is not None and packets is not None:
+                tap(RECEIVED, packets)
             if self._reader.signal_needed():
                 self._send_signal()
         return parts
+
+    def _tap(self) -> PacketTap | None:
+        """Who is to be shown packets that are made for the showing."""
+        switch = self._tap_switch
+        return self.on_packets if switch is None or switch.on else None
 
     def _parts_ahead(self, part_of: PartOf) -> list[bytes]:
         """The same of packets that have left the ring."""
@@ -336,8 +356,9 @@ class Channel(trio.abc.Channel[Packet]):
         if not self._writer.write_parts(word, data):
             return False
         self._packets_out += 1
-        if self.on_packets is not None:
-            self.on_packets(SENT, (Packet(PacketType.INBAND, 0, 0, 0, word + bytes(data)),))
+        tap = self._tap()
+        if tap is not None:
+            tap(SENT, (Packet(PacketType.INBAND, 0, 0, 0, word + bytes(data)),))
         if self._writer.signal_needed():
             self._send_signal()
         return True

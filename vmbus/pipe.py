@@ -13,7 +13,7 @@ import struct
 
 import trio
 
-from hypervisor.wire import BadValue, ShortMessage
+from hypervisor.wire import BadValue, ShortMessage, WireError
 from vmbus.channel import Channel, ChannelClosed
 from vmbus.ring import Packet, PacketType, ring_bytes
 
@@ -110,6 +110,9 @@ class BytePipe(trio.abc.HalfCloseableStream):
         self._most = 0
         """How many bytes the receiver has still room for."""
         self._first = True
+        self.bytes_sent = 0
+        """Of data, in calls that have ended; so is `bytes_received`."""
+        self.bytes_received = 0
         third = channel.outgoing_bytes // 3 - ring_bytes(_HEADER.size)
         self._cut = max(1, min(STREAM_CHUNK, third & ~7))
         """Bytes in a packet: no more than lets a small ring hold three."""
@@ -134,6 +137,9 @@ class BytePipe(trio.abc.HalfCloseableStream):
                         await self._wait_room(size)
             if not slept:
                 await trio.lowlevel.cancel_shielded_checkpoint()
+            self.bytes_sent += length
+        except WireError as error:
+            raise self._fault(error) from None
         finally:
             self._sending = False
 
@@ -143,6 +149,8 @@ class BytePipe(trio.abc.HalfCloseableStream):
         self._sending = True
         try:
             await self._wait_room(self._cut)
+        except WireError as error:
+            raise self._fault(error) from None
         finally:
             self._sending = False
 
@@ -152,7 +160,10 @@ class BytePipe(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return
         await self._begin_sending()
-        await self._send_end()
+        try:
+            await self._send_end()
+        except WireError as error:
+            raise self._fault(error) from None
 
     async def _send_end(self) -> None:
         self._eof_sent = self._sending = True
@@ -168,7 +179,7 @@ class BytePipe(trio.abc.HalfCloseableStream):
 
     async def _begin_sending(self) -> None:
         """Raise what there is to raise; always a checkpoint then."""
-        if self._sending:
+        if self._sending and not self._shut:
             raise trio.BusyResourceError("another task sends on this stream")
         if self._shut or self._eof_sent or self.channel.closed:
             await trio.lowlevel.checkpoint()
@@ -183,9 +194,18 @@ class BytePipe(trio.abc.HalfCloseableStream):
         self._check()
         self.channel.check_open()
 
+    async def _rest(self) -> None:
+        """After the close: until the tasks that it has woken are out of our calls."""
+        while self._sending or self._receiving:
+            await trio.lowlevel.checkpoint()
+
     def _check(self) -> None:
         if self._shut:
             raise trio.ClosedResourceError
+
+    def _fault(self, error: WireError) -> Exception:
+        """What a caller is told where the peer's ring or its packets are no stream."""
+        return error
 
     # ------------------------------------------------------------------------------------------------------ receiving
 
@@ -194,7 +214,10 @@ class BytePipe(trio.abc.HalfCloseableStream):
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiving:
-            raise trio.BusyResourceError("another task receives on this stream")
+            if not self._shut:
+                raise trio.BusyResourceError("another task receives on this stream")
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError
         self._receiving = True
         try:
             # The peer's turn comes before our look: what it sends meanwhile costs it no signal.
@@ -208,11 +231,15 @@ class BytePipe(trio.abc.HalfCloseableStream):
                 if len(data) > most:
                     self._left = memoryview(data)
                 elif data:
+                    self.bytes_received += len(data)
                     return data
                 elif not self._ended:
                     await self.channel.wait_parts()
             data, self._left = bytes(self._left[:most]), self._left[most:]
+            self.bytes_received += len(data)
             return data
+        except WireError as error:
+            raise self._fault(error) from None
         finally:
             self._receiving = False
 

@@ -78,8 +78,7 @@ class GuestSocket(BytePipe):
 
         Never raises over what the host does. As long as the host likes.
         """
-        while self._sending or self._receiving:
-            await trio.lowlevel.checkpoint()  # a task that the close has woken is on its way out
+        await self._rest()
         try:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:

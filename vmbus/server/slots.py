@@ -349,6 +349,7 @@ class ChannelSlots:
             signal=slot.signal,
             shared=self._shared,
             on_packets=partial(self._packets, action.channel_id, self._device_names(slot.offered.offer)),
+            tap_switch=self._trace,
         )
         slot.ring = GpadlHold(self._holds, action.channel_id, action.gpadl_id, (action.ring,))
         slot.scattered = scattered

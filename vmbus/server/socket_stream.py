@@ -46,8 +46,6 @@ class HostSocket(BytePipe):
         super().__init__(channel)
         self.service = service
         self.endpoint = endpoint
-        self.bytes_sent = 0
-        self.bytes_received = 0
         self.closing = trio.Event()
         """The host's user has closed it."""
         self.gone = trio.Event()
@@ -55,36 +53,12 @@ class HostSocket(BytePipe):
         self._broken = broken
         self._nonsensical = False
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send it, and wait for room where there is none."""
-        self._refuse_closed()
-        try:
-            await super().send_all(data)
-        except WireError as error:
-            raise self._nonsense(error) from None
-        self.bytes_sent += len(data)
-
-    async def send_eof(self) -> None:
-        """Say that no more comes."""
-        self._refuse_closed()
-        try:
-            await super().send_eof()
-        except WireError as error:
-            raise self._nonsense(error) from None
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Some bytes, at least one; empty at the end, also where the guest has closed the channel."""
-        self._refuse_closed()
-        try:
-            data = await super().receive_some(max_bytes)
-        except WireError as error:
-            raise self._nonsense(error) from None
-        self.bytes_received += len(data)
-        return bytes(data)
-
     def close(self) -> None:
-        """`aclose` without its checkpoint."""
-        self.closing.set()
+        """`aclose` without its checkpoint. Tasks that wait for the stream hear of it."""
+        if not self._shut:
+            self._shut = True
+            self.channel.stir()
+            self.closing.set()
 
     async def aclose(self) -> None:
         """No more from this end: the guest gets what was sent, and the end of the stream."""
@@ -98,12 +72,14 @@ class HostSocket(BytePipe):
         """
         if self._nonsensical:
             return  # it does not speak our language
+        await self._rest()
         try:
-            with trio.fail_after(STALLED_AFTER):
-                await super().send_eof()
+            if not self._eof_sent:
+                with trio.fail_after(STALLED_AFTER):
+                    await self._send_end()
             await self._until_taken()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, WireError):
-            pass  # nobody is there to take it, or somebody was in the middle of sending
+        except (trio.BrokenResourceError, trio.ClosedResourceError, WireError):
+            pass  # nobody is there to take it
         except trio.TooSlowError:
             pass
 
@@ -121,11 +97,7 @@ class HostSocket(BytePipe):
         self.channel.close(by_peer=True, keep=LATE_BYTES)
         self.gone.set()
 
-    def _refuse_closed(self) -> None:
-        if self.closing.is_set():
-            raise trio.ClosedResourceError
-
-    def _nonsense(self, error: WireError) -> trio.BrokenResourceError:
+    def _fault(self, error: WireError) -> Exception:
         self._nonsensical = True
         self._broken(str(error))
         return trio.BrokenResourceError(f"the guest's end of this stream: {error}")
