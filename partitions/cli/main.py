@@ -94,6 +94,10 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
             else:
                 environment.apply(verbs.choices[verb], verb, given[1:], os.environ)
     options, left = parser.parse_known_args(given)
+    if left and verb is not None and not any(word.startswith("-") for word in left):
+        # argparse gives up words that may be missing at the first option; here they may stand behind it, too.
+        found, left = verbs.choices[verb].parse_known_intermixed_args(given[1:])
+        vars(options).update(vars(found))
     if left:
         raise Refusal(_left_over(left[0], parser if verb is None else verbs.choices[verb]))
     return options

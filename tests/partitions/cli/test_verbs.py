@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from partitions.cli import doctor as doctor_verb
-from partitions.cli.main import main
+from partitions.cli.common import Refusal
+from partitions.cli.main import _parse, main
 from partitions.cli.summary import VmRow, console_line, short_size, table
 from partitions.doctor import Finding
 from tests.partitions.cli.conftest import MakeTopology
@@ -48,6 +49,22 @@ def test_usage_errors(arguments: list[str], words: str, capsys: Capture) -> None
     """A command line that cannot be read ends with the status 2, says in a line why, and knows the nearest option."""
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"error: {words}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add-nic", "web", "lan", "--vlan", "7", "--trunk", "1-3"],
+        ["add-nic", "web", "--vlan", "7", "lan", "--trunk", "1-3"],
+        ["add-nic", "--vlan", "7", "web", "--trunk", "1-3", "lan"],
+    ],
+)
+def test_options_may_stand_between_words(arguments: list[str]) -> None:
+    """A word that may be missing is found behind an option, too, and every option counts once."""
+    options = _parse(arguments)
+    assert (options.vm, options.switch, options.vlan, options.trunk) == ("web", "lan", 7, "1-3")
+    with pytest.raises(Refusal, match='"wan" is a word too many; see partita add-nic --help'):
+        _parse([*arguments, "wan"])
 
 
 def test_version(capsys: Capture) -> None:
