@@ -143,6 +143,22 @@ def test_the_hotplug_script_shows_a_disk_come_and_go(folder: Path) -> None:
     assert said[-1] == "powered off"
 
 
+@pytest.mark.parametrize("folder", ["10-ping"], indirect=True)
+async def test_a_cable_is_pulled(folder: Path, autojump_clock: MockClock) -> None:
+    """What the README promises of steady.toml: no answer without a cable, answers with it, and ports to look at."""
+    async with partitions.host.open_host(folder / "steady.toml") as host:
+        await host.start_all()
+        await trio.sleep(3)
+        vm = host["caller"]
+        await vm.connect_nic(0, None)
+        await trio.sleep(3)
+        assert vm.console.lines()[-1] == "10.0.0.2 has not answered within 0.5 s"
+        await vm.connect_nic(0, "lan")
+        await trio.sleep(3)
+        assert vm.console.lines()[-1].endswith(" ms")
+        assert sorted(host.switches["lan"].ports) == ["caller/0", "echo/0"]
+
+
 @pytest.mark.parametrize("folder", ["13-integration"], indirect=True)
 def test_the_host_asks_each_component(folder: Path) -> None:
     """What its README promises: lost and found, both ways, copied, frozen and thawed, set again, gone with a reason."""
