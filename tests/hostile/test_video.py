@@ -152,7 +152,7 @@ async def test_98_a_ring_full_of_rectangles_holds_nobody_up() -> None:
         await pair.say(p.encode_message(VideoType.VRAM_LOCATION, p.VramLocation(1, 1, 0x100000)))
         await pair.say(p.encode_message(VideoType.SITUATION_UPDATE, mode(640, 480)))
         await trio.testing.wait_all_tasks_blocked()
-        seen: list[int] = []
+        seen = [0]
 
         async def somebody_else() -> None:
             while True:
