@@ -17,18 +17,18 @@ from hypervisor.trace import Trace
 from partitions.topology_schema import Backend, VmTable
 from partitions.topology_schema import IntegrationName as Name
 from vsp_vsc.integration.component import Contact, IntegrationVsp, NoAnswer, PartitionTime, Unavailable
-from vsp_vsc.integration.file_copy.vsp import FileCopyVsp
 from vsp_vsc.integration.heartbeat.vsp import Heartbeat, HeartbeatVsp
 from vsp_vsc.integration.kvp.protocol import Pool, Value
-from vsp_vsc.integration.kvp.vsp import KvpVsp
 from vsp_vsc.integration.shutdown.protocol import ShutdownFlags
-from vsp_vsc.integration.shutdown.vsp import ShutdownVsp
 from vsp_vsc.integration.time_sync.vsp import GuestTime, TimeSyncVsp
 from vsp_vsc.integration.vss.vsp import HOLD_SECONDS, FreezeState, VssVsp
 
 if TYPE_CHECKING:
     from vmbus.server.offers import Device
+    from vsp_vsc.integration.file_copy.vsp import FileCopyVsp
     from vsp_vsc.integration.kvp.ip_info import IpInfo
+    from vsp_vsc.integration.kvp.vsp import KvpVsp
+    from vsp_vsc.integration.shutdown.vsp import ShutdownVsp
 
 __all__ = [
     "HOLD_SECONDS",
@@ -65,11 +65,24 @@ class Integration:
         time = PartitionTime(reference_time)
         more = (time, trace, partition_id)
         self.heartbeat = HeartbeatVsp(*more) if Name.HEARTBEAT in wanted else None
-        self.shutdown = ShutdownVsp(*more) if Name.SHUTDOWN in wanted else None
+        self.shutdown: ShutdownVsp | None = None
         self.time_sync = TimeSyncVsp(wall_clock, *more) if Name.TIME_SYNC in wanted else None
-        self.kvp = KvpVsp(*more, host_items=_host_items(settings.name, virtual)) if Name.KVP in wanted else None
+        self.kvp: KvpVsp | None = None
         self.vss = VssVsp(*more) if Name.VSS in wanted else None
-        self.file_copy = FileCopyVsp(*more) if Name.FILE_COPY in wanted else None
+        self.file_copy: FileCopyVsp | None = None
+        # A run whose VMs have none of these does not load them.
+        if Name.SHUTDOWN in wanted:
+            from vsp_vsc.integration.shutdown.vsp import ShutdownVsp
+
+            self.shutdown = ShutdownVsp(*more)
+        if Name.KVP in wanted:
+            from vsp_vsc.integration.kvp.vsp import KvpVsp
+
+            self.kvp = KvpVsp(*more, host_items=_host_items(settings.name, virtual))
+        if Name.FILE_COPY in wanted:
+            from vsp_vsc.integration.file_copy.vsp import FileCopyVsp
+
+            self.file_copy = FileCopyVsp(*more)
 
     @property
     def components(self) -> tuple[IntegrationVsp, ...]:

@@ -339,7 +339,11 @@ def test_a_real_run_leaves_test_tools_alone(topology: MakeTopology) -> None:
 
 def test_a_guest_starts_before_what_it_does_not_need(topology: MakeTopology) -> None:
     """What only some runs show or have is imported by those: each millisecond counts until the first instruction."""
-    unneeded = ("structlog", "asyncio", "partitions.explain", "partitions.explain_steps", "vsp_vsc.storage.vsp")
+    unneeded = ["structlog", "asyncio", "partitions.explain", "partitions.explain_steps"]
+    unneeded += [f"vsp_vsc.{name}.vsp" for name in ("storage", "network", "video", "keyboard", "mouse")]
+    unneeded += [f"vsp_vsc.integration.{name}.vsp" for name in ("kvp", "shutdown", "file_copy")]
+    unneeded += [f"partitions.root.{name}" for name in ("switches", "tap", "uplinks", "vnc", "screen", "sockets")]
+    unneeded += ["partitions.child.net", "vmbus.client.sockets"]
     body = f"import sys\nprint([name for name in {unneeded} if name in sys.modules])"
     code = "import sys; from partitions.cli.main import main; main(sys.argv[1:])"
     call = [sys.executable, "-c", code, "run", str(topology(web=body))]
