@@ -20,6 +20,7 @@ from hypervisor.status import HvStatus
 from hypervisor.trace import Sink, Trace
 from partitions.boundary import protocol
 from partitions.boundary.backend import BoundaryBackend, BoundaryVp
+from partitions.boundary.host_side import CannotDo, HostSide
 from partitions.boundary.protocol import BadLine, Line
 from partitions.host import StartFailed, Vm, VmEvent, VmState, open_host
 from partitions.op_lines import Id
@@ -44,7 +45,11 @@ class _Refuse(Exception):
 class Session:
     """One speaker and one VM. `write` gets each line that goes out."""
 
-    def __init__(self, vm: Vm, backends: Backends, write: Callable[[Line], None]) -> None:
+    def __init__(
+        self, vm: Vm, backends: Backends, write: Callable[[Line], None], host_side: HostSide | None = None
+    ) -> None:
+        """Without a `host_side` the speaker is the guest and nobody else."""
+        self._host_side = host_side
         self._vm = vm
         self._backends = backends
         self._write = write
@@ -106,9 +111,21 @@ class Session:
                     raise _Refuse(protocol.Refused(id=command.id, error="off", message=str(error))) from None
             case protocol.Read() | protocol.Write():
                 return self._memory(command)
+            case protocol.Ask() | protocol.SendFrame() | protocol.Listen() | protocol.Connect():
+                self._begin(command)
+            case protocol.Send() | protocol.End() | protocol.HangUp():
+                self._begin(command)
             case _:
                 return self._trap(command)
         return protocol.Done(id=command.id)
+
+    def _begin(self, command: protocol.HostCommand) -> None:
+        if self._host_side is None:
+            raise _refuse(command.id, "op", "nobody is in the host of this session")
+        try:
+            self._host_side.begin(command)
+        except CannotDo as error:
+            raise _refuse(command.id, error.field, str(error)) from None
 
     def _memory(self, command: protocol.Read | protocol.Write) -> Line:
         memory = self._power(command.id).vp.partition.memory
@@ -249,8 +266,9 @@ async def serve(
     async with open_host(topology, clock="virtual", backends=backends) as host:
         for sink in sinks(host.trace):
             host.trace.add_sink(sink)
-        session = Session(host[table.name], backends, send)
         async with trio.open_nursery() as nursery:
+            vm = host[table.name]
+            session = Session(vm, backends, send, HostSide(host, vm, send, nursery))
             await nursery.start(session.tell_changes)
             try:
                 await session.start()

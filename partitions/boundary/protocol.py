@@ -34,6 +34,7 @@ class Octets(bytes):
 
 
 VpIndex = Annotated[int, Meta(ge=0)]
+VsockPort = Annotated[int, Meta(ge=0, lt=1 << 32)]
 
 
 class Command(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
@@ -138,9 +139,56 @@ class Quit(Command, tag="quit"):
     """Turn the VM off and end the session."""
 
 
+class Ask(Command, tag="ask"):
+    """Somebody in the host asks for something about the VM, as on the control socket; `asked` has the answer."""
+
+    request: dict[str, Any]
+    """A line of docs/control.md as an object; `vm` may be left out."""
+
+
+class SendFrame(Command, tag="frame"):
+    """A station at a switch sends an Ethernet frame."""
+
+    switch: str
+    data: Octets
+
+
+class Listen(Command, tag="listen"):
+    """Somebody in the host takes what the guest connects to a port."""
+
+    port: VsockPort
+
+
+class Connect(Command, tag="connect"):
+    """Somebody in the host connects to a port of the guest's."""
+
+    port: VsockPort
+
+
+class Send(Command, tag="send"):
+    """Bytes into a socket."""
+
+    socket: int
+    data: Octets
+
+
+class End(Command, tag="end"):
+    """The end of the stream into a socket; the other direction goes on."""
+
+    socket: int
+
+
+class HangUp(Command, tag="hang_up"):
+    """A socket is closed, when what was sent is taken."""
+
+    socket: int
+
+
+HostCommand = Ask | SendFrame | Listen | Connect | Send | End | HangUp
+"""What happens in the host, not in the guest."""
 Access = Hypercall | ReadMsr | WriteMsr | Cpuid | PortIn | PortOut
 """What a virtual processor does."""
-AnyCommand = Read | Write | Access | Settle | Advance | Turn | Reset | Start | Quit
+AnyCommand = Read | Write | Access | Settle | Advance | Turn | Reset | Start | Quit | HostCommand
 
 OPERATIONS = tuple(str(kind.__struct_config__.tag) for kind in typing.get_args(AnyCommand))
 
@@ -237,7 +285,51 @@ class Ended(msgspec.Struct, tag_field="event", tag="ended"):
     detail: str
 
 
-Line = Done | Data | Returned | Value | Registers | Refused | Ready | Interrupted | WasReset | Ended
+class Asked(msgspec.Struct, tag_field="event", tag="asked", omit_defaults=True):
+    """What came of `ask`: a result, or an error as on the control socket."""
+
+    id: Id
+    result: Any = None
+    error: str = ""
+    message: str = ""
+
+
+class FrameTold(msgspec.Struct, tag_field="event", tag="frame"):
+    """A frame that a switch has for the driver's station."""
+
+    switch: str
+    data: str
+
+
+SocketState = Literal["open", "data", "end", "closed", "refused"]
+
+
+class SocketTold(msgspec.Struct, tag_field="event", tag="socket", omit_defaults=True):
+    """What became of a socket."""
+
+    socket: int
+    """From 1 on, in the order in which they are opened; 0 for one that was refused."""
+    port: int
+    state: SocketState = msgspec.field(default_factory=lambda: "closed")
+    data: str = ""
+    message: str = ""
+
+
+Line = (
+    Done
+    | Data
+    | Returned
+    | Value
+    | Registers
+    | Refused
+    | Ready
+    | Interrupted
+    | WasReset
+    | Ended
+    | Asked
+    | FrameTold
+    | SocketTold
+)
 
 
 class BadLine(Exception):

@@ -133,6 +133,10 @@ class Record:
                 raise ValueError(f'a record has no "{done.__struct_config__.tag}"')
             case protocol.Quit():
                 raise ValueError('a record has no "quit"')
+            case protocol.Ask() | protocol.SendFrame() | protocol.Listen() | protocol.Connect():
+                raise ValueError(f'a record has no "{done.__struct_config__.tag}"')
+            case protocol.Send() | protocol.End() | protocol.HangUp():
+                raise ValueError(f'a record has no "{done.__struct_config__.tag}"')
             case _:
                 vp = done.vp
         if not 0 <= vp < self.header.processors:
@@ -266,6 +270,10 @@ class _Player:
                         return
                 case protocol.Read() | protocol.Settle() | protocol.Advance() | protocol.Reset() | protocol.Start():
                     pass  # a record has none
+                case protocol.Ask() | protocol.SendFrame() | protocol.Listen() | protocol.Connect():
+                    pass  # nor of these
+                case protocol.Send() | protocol.End() | protocol.HangUp():
+                    pass
                 case protocol.Quit():
                     break
                 case _:

@@ -155,12 +155,13 @@ async def act(control: ControlSocket, request: protocol.Request, by: str) -> Any
         case protocol.VmRequest():
             vm = find(host, request.vm)
             _tell(host, vm, request, by)
-            return await _change(vm, request)
+            return await change(vm, request)
         case _:
             raise AssertionError(f"{request} is not decoded")
 
 
-async def _change(vm: Vm, request: protocol.VmRequest) -> Any:
+async def change(vm: Vm, request: protocol.VmRequest) -> Any:
+    """The result of a request about one VM. Raises `Denied`."""
     try:
         match request:
             case protocol.Start():

@@ -19,6 +19,7 @@ from hypervisor.machine import Machine
 from hypervisor.msr import Msr
 from partitions import determinism
 from partitions.boundary.driver import Backends, Session
+from partitions.boundary.host_side import HostSide
 from partitions.boundary.protocol import Line, encode
 from partitions.host import Host, open_host
 from partitions.topology import Topology
@@ -262,19 +263,22 @@ async def boundary_guest(
 
         return TaskBackend(hypervisor, entry)
 
-    async with open_host(topology, clock="virtual", backends=backends) as host:
-        session = Session(host[driven.name], boundary, lines.append)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(session.tell_changes)
-            for vm in others:
-                await host[vm.name].start()
-            if restore is None:
-                await session.start()
-            else:
-                await host[driven.name].restore(restore)
-            lines.clear()
-            yield BoundaryGuest(session, lines, host)
-            nursery.cancel_scope.cancel()
+    async with (
+        open_host(topology, clock="virtual", backends=backends) as host,
+        trio.open_nursery() as nursery,
+    ):
+        vm = host[driven.name]
+        session = Session(vm, boundary, lines.append, HostSide(host, vm, lines.append, nursery))
+        await nursery.start(session.tell_changes)
+        for other in others:
+            await host[other.name].start()
+        if restore is None:
+            await session.start()
+        else:
+            await vm.restore(restore)
+        lines.clear()
+        yield BoundaryGuest(session, lines, host)
+        nursery.cancel_scope.cancel()
 
 
 def run(async_fn: Callable[..., Awaitable[Result]], *args: Any) -> Result:

@@ -139,7 +139,8 @@ def test_a_session_is_a_function_of_its_input(tmp_path: Path) -> None:
             {
                 "id": None,
                 "message": 'Unknown op "zzz"; known are read, write, hypercall, rdmsr, wrmsr, cpuid, in, out, settle, '
-                "advance, turn, reset, start, quit",
+                "advance, turn, reset, start, quit, "
+                "ask, frame, listen, connect, send, end, hang_up",
                 "field": "op",
             },
         ),

@@ -190,6 +190,14 @@ def test_a_record_that_ends_early_is_told(machine: Path, tmp_path: Path) -> None
             b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"settle"}',
             'line 2: a record has no "settle"',
         ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"listen","port":80}',
+            'line 2: a record has no "listen"',
+        ),
+        (
+            b'{"event":"recording","vm":"cat","memory":8388608,"processors":1,"seed":5}\n{"op":"hang_up","socket":1}',
+            'line 2: a record has no "hang_up"',
+        ),
     ],
 )
 def test_a_file_that_is_none_is_refused(content: bytes, words: str, machine: Path, tmp_path: Path) -> None:
