@@ -91,4 +91,13 @@ def print_json(document: object) -> None:
     """One JSON document on standard output, indented for people who look at it."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    sys.stdout.write(spelled_out(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()) + "\n")
+
+
+def spelled_out(made: str) -> str:
+    """The same JSON, with what JSON lets through and a terminal obeys as `\\u` escapes: guests' words are in it."""
+    if made.isascii() and "\x7f" not in made:
+        return made
+    from json.encoder import encode_basestring_ascii
+
+    return "".join(char if char.isprintable() or char == "\n" else encode_basestring_ascii(char)[1:-1] for char in made)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from partitions.cli.common import FAILED, OK, Refusal, print_json
+from partitions.cli.common import FAILED, OK, Refusal, print_json, spelled_out
 from partitions.decode.field import Field
 from partitions.decode.hexdump import hexdump
 from partitions.decode.kinds import KINDS, Context, guess, guess_device
@@ -87,7 +87,7 @@ def show_lines(file: BinaryIO, name: str, options: argparse.Namespace, context: 
             status = FAILED
             continue
         if options.output == "json":
-            print(msgspec.json.encode({"line": number, **_document(made)}).decode())
+            print(spelled_out(msgspec.json.encode({"line": number, **_document(made)}).decode()))
         elif options.summary:
             print(_line(made))
         else:

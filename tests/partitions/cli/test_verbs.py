@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from partitions.cli import doctor as doctor_verb
-from partitions.cli.common import Refusal
+from partitions.cli.common import Refusal, print_json
 from partitions.cli.main import _parse, main
 from partitions.cli.summary import VmRow, console_line, short_size, table
 from partitions.doctor import Finding
@@ -200,6 +200,16 @@ def test_short_size(size: int, words: str) -> None:
 def test_guests_cannot_drive_the_terminal() -> None:
     """A console line's control characters are spelled out."""
     assert console_line("web", "\033[2Jhi\a\r", 5) == "  web | \\x1b[2Jhi\\x07"
+
+
+def test_guests_cannot_drive_the_terminal_by_json(capsys: Capture) -> None:
+    """JSON spells out what is below a space only; what else a terminal obeys is spelled out as well."""
+    said = {"value": "\x1b[2J\x7f\x9b31m\u202e\u2028\U000e0001 \u00e9 \u6f22"}
+    print_json([said])
+    shown = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert "\u00e9 \u6f22" in shown
+    assert json.loads(shown) == [said]
 
 
 IMAGES = """
