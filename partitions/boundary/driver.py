@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import assert_never
 
+import msgspec
 import trio
 import trio.testing
 
@@ -25,6 +26,7 @@ from partitions.boundary.protocol import BadLine, Line
 from partitions.host import StartFailed, Vm, VmEvent, VmState, open_host
 from partitions.op_lines import Id
 from partitions.topology import Topology, VmTable
+from partitions.topology_schema import SwitchTable
 
 MAX_ADVANCE = 86_400 * TICKS_PER_SECOND
 """One day in 100 ns units: every timer on the way is run."""
@@ -197,6 +199,15 @@ class Session:
                 elif change.event is VmEvent.ENDED and record is not None:
                     reason, code = record.reason.value, record.exit_code
                     self._write(protocol.Ended(reason=reason, exit_code=code, detail=record.detail))
+
+
+def alone(topology: Topology, name: str) -> Topology:
+    """One VM of a topology, and nothing by which others would reach it: the speaker is all that is outside."""
+    replace = msgspec.structs.replace
+    (vm,) = (vm for vm in topology.vm if vm.name == name)
+    screen = None if vm.screen is None else replace(vm.screen, vnc=None)
+    switches = [SwitchTable(name=switch.name) for switch in topology.switch]
+    return replace(topology, vm=[replace(vm, sockets=None, screen=screen)], switch=switches)
 
 
 async def settle() -> None:

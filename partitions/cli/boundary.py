@@ -30,8 +30,6 @@ def add_parser(verbs: Verbs) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Speak until `quit` or the end of the input."""
-    import msgspec
-
     topology = read_topology(options.target, programs=False)
     names = [vm.name for vm in topology.vm]
     name = options.vm or (names[0] if len(names) == 1 else None)
@@ -39,11 +37,10 @@ def call(options: argparse.Namespace) -> int:
         raise Refusal(f"the topology has several VMs; choose one with --vm: {', '.join(names)}")
     if name not in names:
         raise Refusal(f"--vm: {unknown_vm(name, names)}")
-    only = [vm for vm in topology.vm if vm.name == name]
-    topology = msgspec.structs.replace(topology, vm=only)
-
     from partitions import determinism
     from partitions.boundary import driver, stdio
+
+    topology = driver.alone(topology, name)
 
     seed = topology.host.seed if options.seed is None else options.seed
     if seed is not None and seed < 0:

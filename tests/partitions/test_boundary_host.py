@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from hypervisor.wire import Guid
+from partitions.boundary.driver import alone as alone_of
+from partitions.topology import parse_topology
 from partitions.topology_schema import NicTable, ScreenTable, SwitchTable, Topology, VmTable
 from tests.doubles.boundary_guest import BoundaryGuest, boundary_guest, run
 from tests.doubles.root import topology, vm_table
@@ -160,6 +162,27 @@ def test_a_socket_that_the_host_connects(tmp_path: Path, opens: bool) -> None:
             assert (line["socket"], line["state"]) == (0, "refused")
 
     session(alone(tmp_path), sequence)
+
+
+def test_a_topology_with_doors_to_the_outside(tmp_path: Path) -> None:
+    """Siblings, Unix sockets, VNC and a TAP device are left out; devices, switches and ports of the VM's are there."""
+    (tmp_path / "topology.toml").write_text(
+        '[[switch]]\nname = "lan"\nkind = "internal"\n[[vm]]\nname = "other"\n[[vm]]\nname = "probe"\n'
+        '[[vm.nic]]\nswitch = "lan"\n[vm.sockets]\npath = "probe.vsock"\n[vm.screen]\nvnc = 0\n'
+    )
+    whole = parse_topology((tmp_path / "topology.toml").read_text(), tmp_path, programs=False)
+    left = alone_of(whole, "probe")
+    (vm,) = left.vm
+    assert (vm.name, vm.sockets, len(vm.nic)) == ("probe", None, 1)
+    assert vm.screen is not None
+    assert vm.screen.vnc is None
+    assert left.switch == [SwitchTable(name="lan")]
+
+    async def sequence(guest: BoundaryGuest) -> None:
+        assert len(await guest.connect()) == 4
+        assert not (tmp_path / "probe.vsock").exists()
+
+    session(left, sequence)
 
 
 def test_every_device_has_its_place(tmp_path: Path) -> None:
