@@ -49,7 +49,8 @@ class EventList {
 
   line(row, place) {
     const way = row.direction === ">root" ? "←" : row.direction === ">child" ? "→" : "·";
-    const words = row.layer === "synic" || row.layer === "interrupt" || row.layer === "port" ? tag(row) : row.words || row.event.replaceAll("_", " ");
+    const words = row.layer === "synic" || row.layer === "interrupt" || row.layer === "port" ? tag(row)
+      : row.event === "network_frames" ? row.words.replace(/^1 frame: /, "") : row.words || row.event.replaceAll("_", " ");
     const serious = row.level >= 30 ? (row.level >= 40 ? " error" : " warning") : "";
     const node = element("div", {
       role: "option", id: `event-${row.seq}`, class: `line layer-${row.layer}${serious}`, "data-place": place,

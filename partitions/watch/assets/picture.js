@@ -167,9 +167,9 @@ class Picture {
       group.append(drawn("rect", { class: "behind", x: middle - half, y: lane.y - 9, width: 2 * half, height: 18, rx: 4 }),
         this.text(middle, lane.y + 5, words, "small middle"));
       if (load) group.append(...this.waiting(lane, load, apart));
-      group.append(this.box(lane.vsp, "end"), this.text(centre(lane.vsp)[0], lane.y + 5, `${device} VSP`, "small middle", lane.vsp.w - 6));
+      group.append(this.box(lane.vsp, "end"), this.text(centre(lane.vsp)[0], lane.y + 5, endWords(device, "VSP"), "small middle", lane.vsp.w - 6));
     }
-    group.append(this.box(lane.vsc, "end"), this.text(centre(lane.vsc)[0], lane.y + 5, channel.state === "offered" ? device : `${device} VSC`, "small middle", lane.vsc.w - 6));
+    group.append(this.box(lane.vsc, "end"), this.text(centre(lane.vsc)[0], lane.y + 5, channel.state === "offered" ? device : endWords(device, "VSC"), "small middle", lane.vsc.w - 6));
     if (channel.state !== "offered" && (channel.device || lane.device) === "storage") group.append(...this.disk(lane));
     return group;
   }

@@ -33,10 +33,16 @@ function fieldWords(name, value) {
 const CHIPS = {
   "": "device", storage: "storage", network: "network", heartbeat: "heartbeat", shutdown: "shutdown",
   "time sync": "time sync", kvp: "KVP", vss: "VSS",
+  "hv-socket": "socket",
 };
 
 function deviceWords(device) {
   return (Object.hasOwn(CHIPS, device) && CHIPS[device]) || device.replaceAll("_", " ");
+}
+
+// What a channel ends at: a socket's ends are streams, and no devices.
+function endWords(device, end) {
+  return device === CHIPS["hv-socket"] ? device : `${device} ${end}`;
 }
 
 // A few letters that travel with the dot.

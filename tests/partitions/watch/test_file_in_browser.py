@@ -231,6 +231,21 @@ def test_frames_of_a_network(browser: Browser, page_of: MakePage) -> None:
             assert "result: " not in page.text("#request")
 
 
+def test_a_socket_has_no_devices_at_its_ends(browser: Browser, page_of: MakePage) -> None:
+    """A channel of a Hyper-V socket is drawn as a stream, and not between a VSP and a VSC."""
+    fields = {"device": "hv-socket", "type": 6, "flags": 0, "transaction_id": 0}
+    events = [
+        TraceEvent(0, Layer.STATE, "vm_state", 2, words="starting -> running", vm="web"),
+        TraceEvent(1, Layer.PACKET, "packet_sent", 2, direction=">child", channel=1, vm="web", fields=fields),
+    ]
+    with browser.page(page_of(events), media=STILL) as page:
+        page.wait(LOADED)
+        page.press("End")
+        labels = page.run("[...document.querySelectorAll('#picture text')].map((it) => it.textContent)")
+        assert labels.count("socket") == 2
+        assert not any(label.endswith((" VSP", " VSC")) for label in labels)
+
+
 def test_states_of_vms(page: Page) -> None:
     """Off, running and crashed are drawn, and drawn again when time goes back."""
     go(page, "row.event === 'vm_state' && row.vm === 'reader'")
