@@ -48,6 +48,7 @@ echo {UP}
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 stty -echo -onlcr
+trap 'echo SIGINT >>/signals' INT # what Ctrl-Alt-Del comes to, and the end of a shell that does not expect it
 load() {{ insmod $(ls /modules/[0-9]*-$1.ko) $2; }}
 all() {{ for module in $(ls /modules/*.ko); do insmod $module; done; }}
 disk() {{ # disk LUN: its name, which depends on whose probe was the first to end

@@ -42,7 +42,7 @@ class Seen:
         self.host_time = 0.0
         self.items: dict[Pool, dict[str, Value]] = {}
         self.got: list[Value | None] = []
-        self.clock = GuestTime()
+        self.guest_time = GuestTime()
 
     async def clock(self, host: Host, vm: Vm) -> None:
         self.host_time = time.time()
@@ -67,7 +67,7 @@ class Seen:
             self.got.append(await vm.kvp.delete("never there"))
             self.items[Pool.EXTERNAL] = dict(await vm.kvp.items(Pool.EXTERNAL))
             self.items[Pool.AUTO_EXTERNAL] = dict(await vm.kvp.items(Pool.AUTO_EXTERNAL))
-            self.clock = vm.clock
+            self.guest_time = vm.clock
             self.got.append(await vm.kvp.get("greeting", Pool.EXTERNAL))
             self.got.append(await vm.kvp.get("nothing", Pool.EXTERNAL))
 
@@ -150,8 +150,8 @@ def test_the_daemon_answers(utils: guest.Evidence, seen: Seen, evidence: Callabl
     assert seen.items[Pool.EXTERNAL] == {"greeting": "grüß dich", "number": "7"}
     assert seen.got == [True, False, "grüß dich", None]
     assert seen.items[Pool.AUTO_EXTERNAL]["VirtualMachineName"] == "linux"
-    assert seen.clock.syncs == 1
-    assert seen.clock.drift is not None
+    assert seen.guest_time.syncs == 1
+    assert seen.guest_time.drift is not None
     assert utils["pool"].splitlines() == ["greeting", "grüß dich", "number", "7"]
     evidence("hv_kvp_daemon", "\n".join(f"{key} = {value}" for key, value in items.items()))
 

@@ -80,6 +80,8 @@ def _definition_block() -> bytes:
                         "VMBS",
                         aml.name("_HID", aml.string("VMBus")),
                         aml.name("_UID", aml.integer(0)),
+                        # Linux looks no further, and finds no window, where the device itself has no resources.
+                        aml.name("_CRS", aml.resources()),
                         aml.method_returning("_STA", aml.integer(0xF)),
                     ),
                 ),
