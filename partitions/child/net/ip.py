@@ -336,6 +336,10 @@ class UdpSocket:
         """Datagrams that wait to be read."""
         return len(self._kept)
 
+    def __bool__(self) -> bool:
+        """A socket is one, also when nothing waits."""
+        return True
+
     async def send_to(self, data: bytes, peer: Peer) -> None:
         """A datagram. That it arrives is not known. `NoRoute`, `HostUnreachable` when the device is gone."""
         if self._closed:

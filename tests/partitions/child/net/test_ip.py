@@ -115,6 +115,14 @@ async def test_a_port_that_nobody_has(autojump_clock: MockClock) -> None:
                 await socket.receive_from(timeout=1.5)
 
 
+async def test_a_socket_without_datagrams_is_one(autojump_clock: MockClock) -> None:
+    """`if socket:` asks whether there is a socket, and not whether something waits in it."""
+    async with cable(2) as ((two, _),):
+        with two.udp(7) as socket:
+            assert socket
+            assert len(socket) == 0
+
+
 async def test_ports_are_taken_once(autojump_clock: MockClock) -> None:
     """And free again when their socket is closed; numbers that are none are refused."""
     async with cable(2) as ((two, _),):
