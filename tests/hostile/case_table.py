@@ -368,6 +368,12 @@ ELSEWHERE: Final = (
         "tests/hostile/test_switch.py::test_78_no_tag_leads_out_of_a_vlan",
     ),
     Elsewhere(
+        78,
+        "IP behind LLC and SNAP, to get past a guard or an access list",
+        "looked at as IP; behind a tag inside of it, dropped",
+        "tests/hostile/test_switch.py::test_78_no_guard_is_passed_behind_llc_and_snap",
+    ),
+    Elsewhere(
         79,
         "frames shorter than 14 bytes or longer than MTU + 22",
         "completion status FAIL",

@@ -12,8 +12,10 @@ import trio
 
 from partitions.host import ExitReason, open_host
 from partitions.topology import parse_topology
-from tests.doubles.switch import Lan, ethernet, mac
+from tests.doubles.switch import IPV4, IPV6, Lan, ethernet, ip6, mac, udp4
+from vsp_vsc.network.switch.acl import AccessList, Rule, parse_end
 from vsp_vsc.network.switch.frames import TAGS
+from vsp_vsc.network.switch.kinds import Action, Direction
 from vsp_vsc.network.switch.ports import Drop
 
 TOPOLOGY = """
@@ -97,6 +99,26 @@ def test_78_no_tag_leads_out_of_a_vlan(tag: bytes, behind: bytes) -> None:
             evil.port.transmit([to + mac(1) + tags + b"\x88\xb5evil"])
     assert not [frame for plug in (inside, outside, trunk) for frame in plug.got]
     assert sum(evil.port.drops.values()) == 8
+
+
+@pytest.mark.parametrize("oui", [b"\0\0\0", b"\0\0\xf8"])
+@pytest.mark.parametrize("length", [b"\0\0", b"\0\x10", b"\x05\xff"])
+@pytest.mark.parametrize("tag", [b"", b"\x81\0\0\0", b"\x88\xa8\0\0"])
+def test_78_no_guard_is_passed_behind_llc_and_snap(oui: bytes, length: bytes, tag: bytes) -> None:
+    """Some systems take IP that is packed so, with any length, and a tag inside of it (CVE-2021-27854, -27862)."""
+    lan = Lan()
+    rules = AccessList([Rule(Action.DENY, Direction.OUT, parse_end("10.0.0.0/8"))])
+    evil = lan.plug(1, dhcp_guard=True), lan.plug(2, router_guard=True), lan.plug(3, acl=rules)
+    neighbour = lan.plug(4)
+    snap = length + b"\xaa\xaa\x03" + oui + tag
+    packets = IPV4 + udp4(67, 68), IPV6 + ip6(58, b"\x86"), IPV4 + udp4(1, 2, to="10.0.0.9")
+    for number, (plug, packet) in enumerate(zip(evil, packets, strict=True), 1):
+        plug.port.transmit([b"\xff" * 6 + mac(number) + snap + packet])
+    assert not neighbour.got
+    assert [list(plug.port.drops) for plug in evil] == [[Drop.DHCP_GUARD], [Drop.ROUTER_GUARD], [Drop.ACL_OUT]]
+    spanning_tree = b"\xff" * 6 + mac(1) + b"\0\x26\x42\x42\x03" + bytes(35)
+    evil[0].port.transmit([spanning_tree])
+    assert neighbour.take() == [spanning_tree], "LLC without SNAP is no IP"
 
 
 @pytest.mark.parametrize("size", [0, 1, 13, 1523, 9000, 65535])

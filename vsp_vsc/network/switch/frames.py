@@ -21,6 +21,9 @@ _EXTENSIONS = frozenset({0, 43, 60, 135, 139, 140})
 _MOST_EXTENSIONS = 16
 _SERVER_V4, _CLIENT_V4, _CLIENT_V6, _SERVER_V6 = 67, 68, 546, 547
 _ADVERTISEMENT, _REDIRECT = 134, 137
+_LEAST_TYPE: Final = b"\x06\x00"
+"""Below it a frame has a length where others have their type, and LLC behind that."""
+_SNAP: Final = frozenset({b"\xaa\xaa\x03\0\0\0", b"\xaa\xaa\x03\0\0\xf8"})
 
 
 def vlan_of(frame: bytes) -> int:
@@ -38,15 +41,25 @@ def tagged(frame: bytes, vlan: int) -> bytes:
     return frame[:12] + TAG + vlan.to_bytes(2, "big") + frame[12:]
 
 
+def _out_of_snap(frame: bytes) -> bytes:
+    """As if its type stood where it usually does. Some systems take IP behind LLC and SNAP (RFC 1042), whatever length
+    is said, so a guard that does not look there is none (CVE-2021-27854, CVE-2021-27862).
+    """
+    if frame[12:14] < _LEAST_TYPE and frame[14:20] in _SNAP:
+        return frame[:12] + frame[20:]
+    return frame
+
+
 def ip_addresses(frame: bytes) -> tuple[bytes, bytes] | None:
     """Source and destination of an untagged IP frame, 4 or 16 bytes each; of one that is cut off, empty. Else None."""
+    frame = _out_of_snap(frame)
     match frame[12:14]:
         case b"\x08\x00":
             return (frame[26:30], frame[30:34]) if len(frame) >= 34 else (b"", b"")
         case b"\x86\xdd":
             return (frame[22:38], frame[38:54]) if len(frame) >= 54 else (b"", b"")
-        case _:
-            return None
+        case kind:
+            return (b"", b"") if kind in TAGS else None  # a tag behind SNAP
 
 
 class Says(enum.Flag):
@@ -63,13 +76,14 @@ class Says(enum.Flag):
 
 def says(frame: bytes) -> Says:
     """Of an untagged frame of at least fourteen bytes."""
+    frame = _out_of_snap(frame)
     match frame[12:14]:
         case b"\x08\x00":
             return _says_v4(frame)
         case b"\x86\xdd":
             return _says_v6(frame)
-        case _:
-            return Says.NOTHING
+        case kind:
+            return Says.HIDDEN if kind in TAGS else Says.NOTHING
 
 
 def _says_v4(frame: bytes) -> Says:
