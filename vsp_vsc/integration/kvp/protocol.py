@@ -8,10 +8,11 @@ Limits: keys 512 bytes, values 2,048. Layouts after Linux 6.12 include/uapi/linu
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from typing import Annotated
 
-from hypervisor.wire import BadValue, ShortMessage, TooMany, Wire, at, wire
+from hypervisor.wire import BadValue, ShortMessage, TooMany, Wire, WireError, at, wire
 from hypervisor.wire.scalars import u8, u16, u32
 
 KEY_BYTES = 512
@@ -165,12 +166,25 @@ def decode_value(untrusted_type: int, untrusted: bytes, untrusted_size: int) -> 
 
 
 def describe(body: bytes) -> str:
-    """The host's message in words: `get in pool guest`. Any bytes are fine."""
+    """The host's message in words: `get "state" in pool guest`. Any bytes are fine."""
     if len(body) < KvpHeader.SIZE:
         return "kvp"
     header = KvpHeader.decode(body)
     operation, pool = (_name(kind, number) for kind, number in ((Operation, header.operation), (Pool, header.pool)))
-    return f"{operation} in pool {pool}"
+    subject = ""
+    with contextlib.suppress(WireError):
+        match header.operation:
+            case Operation.GET | Operation.SET:
+                item = KvpItem.decode(body, KvpHeader.SIZE)
+                subject = f' "{decode_text(item.key, item.key_size)}"'
+            case Operation.DELETE:
+                key = KvpKey.decode(body, KvpHeader.SIZE)
+                subject = f' "{decode_text(key.key, key.key_size)}"'
+            case Operation.ENUMERATE:
+                subject = f" item {KvpIndex.decode(body, KvpHeader.SIZE).index}"
+            case _:
+                pass
+    return f"{operation}{subject} in pool {pool}"
 
 
 def _name(kind: type[enum.IntEnum], number: int) -> str:
