@@ -223,6 +223,7 @@ class BytePipe(trio.abc.HalfCloseableStream):
             # The peer's turn comes before our look: what it sends meanwhile costs it no signal.
             await trio.lowlevel.checkpoint()
             most = RECEIVE_BYTES if max_bytes is None else max_bytes
+            looked = False
             while True:
                 self._check()
                 if self._left or self._ended:
@@ -233,8 +234,11 @@ class BytePipe(trio.abc.HalfCloseableStream):
                 elif data:
                     self.bytes_received += len(data)
                     return data
-                elif not self._ended:
+                elif looked and not self._ended:
                     await self.channel.wait_parts()
+                elif not looked:
+                    looked = True  # Trio turns tasks in any order: a sender's turn may come yet, and costs no signal
+                    await trio.lowlevel.checkpoint()
             data, self._left = bytes(self._left[:most]), self._left[most:]
             self.bytes_received += len(data)
             return data
