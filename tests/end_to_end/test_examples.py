@@ -105,7 +105,7 @@ def test_a_kernel_that_was_not_fetched_is_all_that_is_wrong(folder: Path) -> Non
     )
     for file in ("vmlinuz", "initrd.img"):
         (folder / file).write_bytes(b"")
-    assert [vm.name for vm in load_topology(folder).vm] == ["linux"]
+    assert [vm.name for vm in load_topology(folder).vm] == ["linux", "neighbour"]
     assert "What to watch" in (folder / "README.md").read_text()
 
 
