@@ -20,7 +20,7 @@ demo: $(READY) ## boot two children, give them disks, show their traffic
 	$(BIN)/partita run 03-disk -vv --trace-filter 'layer=state|control|device'
 
 test: $(READY) ## the fast test suite, on all processors
-	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 LINUX_TESTS ?= tests/linux_guest
 

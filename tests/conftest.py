@@ -6,6 +6,7 @@ what a change breaks is the change's doing; chance is for `make fuzz`.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,12 @@ from hypothesis import settings
 settings.register_profile("short", deadline=None, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=100 * settings().max_examples)
 settings.load_profile("short")
+
+
+def pytest_collection_finish() -> None:
+    """Collected tests are no garbage: whoever collects it, to see what a test left, need not look at thousands."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -197,7 +197,7 @@ async def checked(guest: BoundaryGuest, **command: Any) -> None:
         assert answer["error"] in ("fault", "memory", "off", "bad_line")
 
 
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(16), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BEGIN, st.booleans(), st.lists(ACT, min_size=1, max_size=30))
 @example("ready", False, [{"op": "out", "port": ports.RESET, "size": 1, "value": 6, "vp": 0}, {"op": "take"}])
 @example("ready", False, [{"op": "wrmsr", "msr": int(Msr.SIMP), "value": RINGS | 1, "vp": 0}] * 2)

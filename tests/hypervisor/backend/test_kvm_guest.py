@@ -241,5 +241,6 @@ async def test_guests_killed_at_random_moments_leave_nothing() -> None:
                     record.raise_worker_failure()
                     assert record.reason is ExitReason.TURNED_OFF
                 before = before or leftovers()
-            assert leftovers() == before
+            # Fewer, where a thread that Trio kept from another test has gone meanwhile.
+            assert all(now <= then for now, then in zip(leftovers(), before, strict=True))
     assert sys.getswitchinterval() == interval
