@@ -17,11 +17,13 @@ from tests.linux_guest import guest, parts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "21-own-vsp"
 INTERFACE = "d1ce0000-8a3f-4c52-9d0e-6f2b7c415e21"
-UIO = "$(ls /sys/bus/vmbus/devices/d1ce0001-8a3f-4c52-9d0e-6f2b7c415e21/uio)"
+PLACE = "/sys/bus/vmbus/devices/d1ce0001-8a3f-4c52-9d0e-6f2b7c415e21/uio"
+UIO = f"$(ls {PLACE})"
 """Ours is not the first where the kernel leaves file copy to a program, as 6.12 does: that has the driver too."""
 CHANNEL = "/sys/bus/vmbus/devices/d1ce0001-8a3f-4c52-9d0e-6f2b7c415e21/channels/*"
 STEPS = {
-    "bind": f"all; echo {INTERFACE} > /sys/bus/vmbus/drivers/uio_hv_generic/new_id && await 5 test -c /dev/{UIO}",
+    "bind": f"all; echo {INTERFACE} > /sys/bus/vmbus/drivers/uio_hv_generic/new_id &&"
+    f" await 20 test -d {PLACE} && await 5 test -c /dev/{UIO}",
     "open": f"exec 3<>/dev/{UIO} && await 5 grep -qx 40 {CHANNEL}/read_avail && cat {CHANNEL}/read_avail",
     "driver": "basename $(readlink /sys/bus/vmbus/devices/d1ce0001-*/driver)",
 }
