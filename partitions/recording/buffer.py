@@ -6,6 +6,7 @@ and dropped, and what says so stands in its place (`gap`). Nothing here waits, o
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -40,7 +41,7 @@ class Dropped(msgspec.Struct):
         return " and ".join(parts) or "nothing"
 
 
-class BlockBuffer:
+class BlockBuffer(abc.ABC):
     """What every recording has. Its maker puts blocks in, says in `gap` what was lost, and in `finish` the rest."""
 
     def __init__(
@@ -72,17 +73,17 @@ class BlockBuffer:
         self._lost_at = 0
         self._full = False
 
+    @abc.abstractmethod
     def detach(self) -> None:
         """Record nothing more."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self) -> None:
         """Detach, and put in what stands at the end, which always fits."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def gap(self) -> bytes:
         """What stands where something is missing; `_lost` counts anew from here."""
-        raise NotImplementedError
 
     @property
     def waiting(self) -> int:
