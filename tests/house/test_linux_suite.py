@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import tests.linux_guest as linux_guest
+from tests.linux_guest import __main__ as main
 from tests.linux_guest import nested, progress, suite
 
 FIRST = f"tests/linux_guest/{suite.FIRST[0]}::test_a"
@@ -126,3 +129,10 @@ def test_a_line_cut_short_is_no_end(tmp_path: Path) -> None:
     found = progress.reached(f"begin {FIRST}\npassed {FIRST}\nbegin {LATER}\npas")
     assert found.ended == {FIRST}
     assert found.under_way == LATER
+
+
+def test_nothing_is_fetched_in_an_outer_machine() -> None:
+    """Whatever unpacks Debian's packages is asked to do so before an outer machine runs, which has no network."""
+    folder = Path(linux_guest.__file__).parent
+    fetching = {file.stem for file in folder.glob("*.py") if re.search(r"^def fetch\(", file.read_text(), re.MULTILINE)}
+    assert fetching == {module.__name__.rpartition(".")[2] for module in main.FETCHED}

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.linux_guest import discs, distribution, hyperv_daemons, nested, parts, progress, sg3_utils, suite
+from tests.linux_guest import discs, distribution, hyperv_daemons, nested, parts, progress, sg3_utils, socat, suite
 from tests.linux_guest.conftest import ASKED
 
 HERE = Path(__file__).parent
@@ -22,6 +22,8 @@ PROBE_SECONDS = 20
 SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "2400"))
 """A machine with nothing else to do needs a fifth of it, emulation included."""
 PROBE = "--probe"
+FETCHED = (discs, hyperv_daemons, sg3_utils, socat)
+"""What tests unpack from Debian's packages is brought here first: an outer machine has no network."""
 PASSED_ON = ("PARTITA_HAMMER_SECONDS", "PARTITA_KILLS")
 
 
@@ -68,9 +70,8 @@ def main(options: list[str]) -> int:
     for kernel in (parts.INNER, parts.NEWER):
         print(f"guest kernel: {parts.kernel(kernel).release}")
     print(f"guest distribution: {distribution.release()}")
-    hyperv_daemons.fetch()
-    sg3_utils.fetch(())
-    discs.fetch()
+    for tool in FETCHED:
+        tool.fetch()
     command = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=300", "-q"),
         *(options or [str(HERE)]),

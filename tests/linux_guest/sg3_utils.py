@@ -20,7 +20,7 @@ mv /libsgutils2-1.46.so.2 /libc.so.6 /{_LIBRARIES}/ && mv /ld-linux-x86-64.so.2 
 """Shell lines that put the files where they belong."""
 
 
-def fetch(tools: Iterable[str]) -> dict[str, bytes]:
+def fetch(tools: Iterable[str] = ()) -> dict[str, bytes]:
     """These tools, their libraries and the loader, for the top folder; fetched once, never installed."""
     place = BUILD / "sg3-utils"
     if not place.exists():
