@@ -91,7 +91,13 @@ class Check:
 
             self.names("switch", [switch.name for switch in file.switch])
             check_networks(self, file)
-        return Topology(host=file.host, vm=file.vm, switch=file.switch, pool=file.pool, folder=self.folder)
+        if file.question is not None:
+            from partitions.topology_question import check_question
+
+            check_question(self, file, file.question)
+        return Topology(
+            host=file.host, vm=file.vm, switch=file.switch, pool=file.pool, question=file.question, folder=self.folder
+        )
 
     # Types
 

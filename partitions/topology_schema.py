@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from partitions.topology_question import QuestionTable
 from vmbus.protocol.hvsocket import LARGEST_PORT
 from vsp_vsc.network.switch.kinds import DEFAULT_STORM_LIMIT, MAX_VLAN, Mirroring, SwitchKind
 from vsp_vsc.network.switch.kinds import Action as AclAction
@@ -349,6 +350,7 @@ class TopologyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vm: Annotated[list[VmTable], Meta(min_length=1)]
     switch: list[SwitchTable] = msgspec.field(default_factory=list)
     pool: list[PoolTable] = msgspec.field(default_factory=list)
+    question: QuestionTable | None = None
 
 
 class Topology(TopologyFile, kw_only=True):
