@@ -11,6 +11,7 @@ from typing import Any, TypeVar, assert_never
 import msgspec
 
 from hypervisor.pages import PAGE_SIZE
+from partitions.topology_controls import has_controls, memory_range
 from partitions.topology_schema import (
     BLOCK_SIZES,
     DVD_BLOCK_SIZE,
@@ -74,11 +75,14 @@ class Check:
         file = self.table(TopologyFile, self.raw, ())
         if "vm" in self.raw and not file.vm:
             self.problem(("vm",), "no virtual machine: add a [[vm]] table")
-        if file.pool:
-            self.problem(("pool", 0), "resource pools come later: remove [[pool]]")
         self.names("vm", [vm.name for vm in file.vm])
         for index, vm in enumerate(file.vm):
             self.vm(vm, ("vm", index))
+        if has_controls(file.vm, file.pool):
+            from partitions.topology_resources import check_resources
+
+            self.names("pool", [pool.name for pool in file.pool])
+            check_resources(self, file)
         self.memory(file)
         self.images(file)
         self.vnc_ports(file)
@@ -104,7 +108,7 @@ class Check:
     def table(self, kind: type[T], raw: object, keys: KeyPath) -> T:
         """One table, key by key; what cannot be read is reported and takes its default, or stays empty."""
         values: dict[str, Any] = {}
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
         if not isinstance(raw, dict):
             self.problem(keys, f"must be a table, is {what(raw)}")
             self.unreadable.add(keys)
@@ -117,13 +121,13 @@ class Check:
         for name, field in fields.items():
             place = (*keys, name)
             if name in raw:
-                values[name] = self.value(field.type, raw[name], place)
-                if values[name] is _BAD:
-                    del values[name]
+                values[field.name] = self.value(field.type, raw[name], place)
+                if values[field.name] is _BAD:
+                    del values[field.name]
             elif field.required:
                 self.problem(place, "no virtual machine: add a [[vm]] table" if name == "vm" else "is missing")
-            if name not in values and field.required:
-                values[name] = [] if name == "vm" else ""
+            if field.name not in values and field.required:
+                values[field.name] = [] if name == "vm" else ""
         return kind(**values)
 
     def value(self, kind: Any, raw: object, keys: KeyPath) -> Any:
@@ -178,8 +182,6 @@ class Check:
             self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
         elif vm.memory < LEAST_MEMORY:
             self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
-        if vm.cpu is not None:
-            self.problem((*keys, "cpu"), "processor controls come later: remove cpu")
         if vm.screen is not None:
             self.screen(vm, vm.screen, (*keys, "screen"))
         self.disk_count(vm.disk, keys)
@@ -308,8 +310,8 @@ class Check:
         return None
 
     def memory(self, file: TopologyFile) -> None:
-        """All VMs fit into the host at once."""
-        wanted = sum(vm.memory for vm in file.vm)
+        """All VMs fit into the host at once; of one whose memory is dynamic, only its minimum has to."""
+        wanted = sum(min(memory_range(vm)[0], vm.memory) for vm in file.vm)
         if wanted > file.host.memory:
             has = size_words(file.host.memory)
             self.problem(("host", "memory"), f"the host has {has}, its VMs together want {size_words(wanted)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,53 +15,23 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from partitions.topology_controls import MOST_IOPS, MOST_PROCESSORS, DynamicMemoryTable, Name, amount
+from partitions.topology_controls import CpuTable as CpuTable
+from partitions.topology_controls import IopsTable as IopsTable
+from partitions.topology_controls import PoolTable as PoolTable
 from partitions.topology_question import QuestionTable
+from partitions.topology_units import Rate
+from partitions.topology_units import Size as Size
+from partitions.topology_units import size_words as size_words
 from vmbus.protocol.hvsocket import LARGEST_PORT
 from vsp_vsc.network.switch.kinds import DEFAULT_STORM_LIMIT, MAX_VLAN, Mirroring, SwitchKind
 from vsp_vsc.network.switch.kinds import Action as AclAction
 from vsp_vsc.network.switch.kinds import Direction as AclDirection
 
-UNITS = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 DEFAULT_COMMAND_LINE = "console=ttyS0 quiet panic=-1"
 """Messages on COM1, few of them since each byte costs, and a panic that ends the VM."""
 MAX_PROCESSORS = 64
 """Virtual processors a VM; one 64-bit mask holds them all, and so do the guest's interrupt targets."""
-
-
-class Size(int):
-    """A number of bytes, written in the file as a whole number or with a unit: `"64MiB"`."""
-
-    @classmethod
-    def parse(cls, written: object) -> Size:
-        """Bytes from what stands in the file. Raises `ValueError` with words for people."""
-        if isinstance(written, bool) or not isinstance(written, int | str):
-            raise ValueError('must be a size such as "64MiB" or a whole number of bytes')
-        if isinstance(written, int):
-            if written < 0:
-                raise ValueError(f"must not be negative, is {written}")
-            return cls(written)
-        match = _SIZE.fullmatch(written.strip())
-        if match is None:
-            raise ValueError(f'must be a size such as "64MiB", is "{written}"')
-        number, unit = match.groups()
-        if (factor := UNITS.get(unit.upper() or "B")) is None:
-            meant = f"{unit[0].upper()}iB"
-            if unit.upper() in {"K", "M", "G", "T", "KB", "MB", "GB", "TB"}:
-                raise ValueError(f'has the unit "{unit}"; write "{number}{meant}" (powers of 1024)')
-            raise ValueError(f'has the unknown unit "{unit}"; known are B, KiB, MiB, GiB, TiB')
-        size = float(number) * factor if "." in number else int(number) * factor
-        if size != int(size):
-            raise ValueError(f'must be a whole number of bytes, "{written}" is not')
-        return cls(int(size))
-
-
-def size_words(size: int) -> str:
-    """Bytes for people: the largest unit that divides them, so nothing is rounded."""
-    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size and size % factor == 0:
-            return f"{size // factor} {unit}"
-    return f"{size} bytes"
 
 
 class Backend(enum.StrEnum):
@@ -105,42 +74,30 @@ def _size(description: str, default: str | None = None) -> Meta:
     return Meta(description=description, extra_json_schema={} if default is None else {"default": default})
 
 
-Percent = Annotated[int, Meta(ge=0, le=100)]
-Weight = Annotated[int, Meta(ge=1, le=10000)]
-Name = Annotated[
-    str,
-    Meta(
-        description="1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit; unique among its kind.",
-        extra_json_schema={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"},
-    ),
-]
-
-
 class HostTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What the machine under all partitions has, as model figures: real memory is used only when touched."""
 
-    logical_processors: Annotated[int, Meta(ge=1, le=512, description="Logical processors of the host.")] = 4
+    logical_processors: Annotated[
+        int, Meta(ge=1, le=MOST_PROCESSORS, description="Logical processors of the host.")
+    ] = 4
     memory: Annotated[Size, _size("Memory for all VMs together.", "8GiB")] = msgspec.field(
         default_factory=lambda: Size(8 << 30)
     )
+    quantum_ms: Annotated[
+        int, Meta(ge=1, le=100, description="Milliseconds that a virtual processor runs before another's turn.")
+    ] = 10
+    disk_iops: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MOST_IOPS,
+            description="What its storage can do, normalized I/O operations a second; 0: not modelled.",
+        ),
+    ] = 0
+    bandwidth: Annotated[Rate, amount("What its network can do, bits a second; 0: not modelled.", 0)] = msgspec.field(
+        default_factory=lambda: Rate(0)
+    )
     seed: Annotated[int, Meta(ge=0, description="Fixes task order and random numbers; `--seed` wins.")] | None = None
-
-
-class CpuTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Processor controls, in percent of one logical processor for each virtual one. Not in this version."""
-
-    reserve: Percent = 0
-    limit: Percent = 100
-    weight: Weight = 100
-    pool: str = ""
-
-
-class IopsTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Disk controls in normalized I/O operations a second. Not in this version."""
-
-    reserve: Annotated[int, Meta(ge=0)] = 0
-    limit: Annotated[int, Meta(ge=0)] = 0
-    weight: Weight = 100
 
 
 class DiskType(enum.StrEnum):
@@ -306,7 +263,9 @@ class VmTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     )
     screen: ScreenTable | None = None
     sockets: SocketsTable | None = None
+    pool: Annotated[str, Meta(description="The [[pool]] that it is in; the host by default.")] = ""
     cpu: CpuTable | None = None
+    dynamic_memory: DynamicMemoryTable | None = None
     disk: list[DiskTable] = msgspec.field(default_factory=list)
     nic: list[NicTable] = msgspec.field(default_factory=list)
     device: list[DeviceTable] = msgspec.field(default_factory=list)
@@ -335,14 +294,6 @@ class SwitchTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     mtu: Annotated[int, Meta(ge=576, le=9000, description="Bytes of a packet on the host's side.")] = 1500
 
 
-class PoolTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A resource pool. Not in this version."""
-
-    name: Name
-    parent: str = ""
-    cpu: CpuTable | None = None
-
-
 class TopologyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A Partita topology: the host and its virtual machines."""
 
@@ -361,9 +312,11 @@ class Topology(TopologyFile, kw_only=True):
 
 
 def decode_hook(kind: type, value: object) -> object:
-    """msgspec's hook for the one type here that it does not know."""
+    """msgspec's hook for the types here that it does not know."""
     if kind is Size:
         return Size.parse(value)
+    if kind is Rate:
+        return Rate.parse(value)
     raise NotImplementedError(kind)
 
 
@@ -371,8 +324,9 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of a topology file, for editors; `partita schema` prints it."""
 
     def hook(kind: type) -> dict[str, Any]:
-        assert kind is Size, kind
-        text = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([KMGT]iB|B)?\s*$"}
+        assert kind in (Size, Rate), kind
+        units = "([KMGT]iB|B)?" if kind is Size else "([KMGT]?bit)?(/s)?"
+        text = {"type": "string", "pattern": rf"^\s*\d+(\.\d+)?\s*{units}\s*$"}
         return {"anyOf": [{"type": "integer", "minimum": 0}, text]}
 
     made = msgspec.json.schema(TopologyFile, schema_hook=hook)

@@ -53,6 +53,8 @@ def reason_words(error: str, kind: Any, raw: object) -> str:
             return f"must not have {what(wrong)} in it; {_known(item, wrong)}"
     if match := re.fullmatch(r"Expected `(?:int|float)` (>=|<=) (-?\d+)(?:\.0)?", reason):
         return f"must be at {'least' if match[1] == '>=' else 'most'} {match[2]}, is {raw}"
+    if match := re.fullmatch(r"Expected `(?:int|float)` > (-?\d+)(?:\.0)?", reason):
+        return f"must be more than {match[1]}, is {raw}"
     if match := re.fullmatch(r"Expected `([a-z]+)(?: \| null)?`, got `.*`", reason):
         return f"must be {_TYPES[match[1]]}, is {what(raw)}"
     return reason

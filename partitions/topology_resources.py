@@ -1,0 +1,153 @@
+"""The rules of resource control that need several keys: pools as a tree, and what is reserved in it. Root side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+from partitions.topology_controls import IopsTable, PoolTable, memory_range
+from partitions.topology_schema import TopologyFile, VmTable
+from partitions.topology_source import KeyPath, nearest
+from partitions.topology_units import parse_processors, processors_words, rate_words, size_words
+
+if TYPE_CHECKING:
+    from partitions.topology_check import Check
+
+BALLOON_UNIT: Final = 2 << 20
+"""Bytes in which a host asks for memory."""
+
+
+def check_resources(check: Check, file: TopologyFile) -> None:
+    """All controls of a topology."""
+    pools = _pool_tree(check, file)
+    for index, pool in enumerate(file.pool):
+        _pool(check, pool, ("pool", index))
+    for index, vm in enumerate(file.vm):
+        _vm(check, vm, ("vm", index), pools)
+    _processor_sets(check, file)
+
+
+def percent(value: float | Fraction) -> str:
+    """A share of logical processors for people."""
+    return f"{float(value):.10g} %"
+
+
+def _pool_tree(check: Check, file: TopologyFile) -> dict[str, int]:
+    """The place of each pool by name; parents are there, and nobody is in itself."""
+    places: dict[str, int] = {}
+    for index, pool in enumerate(file.pool):
+        places.setdefault(pool.name, index)
+    for index, pool in enumerate(file.pool):
+        keys: KeyPath = ("pool", index, "parent")
+        if not pool.parent:
+            continue
+        if pool.parent not in places:
+            check.problem(keys, unknown_pool(pool.parent, places, "leave it out for the host"))
+            continue
+        way, up = [pool.name], pool.parent
+        while up and up not in way and up in places:
+            way.append(up)
+            up = file.pool[places[up]].parent
+        if up == pool.name:
+            circle = " in ".join([*way, up])
+            check.problem(keys, f"pools must not contain themselves: {circle}; give one of them another parent")
+    return places
+
+
+def unknown_pool(name: str, known: dict[str, int], remedy: str) -> str:
+    """Why that is no pool."""
+    near = nearest(name, known)
+    if near:
+        return f'no [[pool]] is called "{name}"; did you mean "{near}"?'
+    there = f"there are {', '.join(known)}" if known else "there is none"
+    return f'no [[pool]] is called "{name}"; {there}: add it, or {remedy}'
+
+
+def _pool(check: Check, pool: PoolTable, keys: KeyPath) -> None:
+    """Nothing is reserved above a limit."""
+    for name, words in _WORDS.items():
+        table = getattr(pool, name)
+        if table is not None:
+            _reserve_and_limit(check, table.reserve, table.limit, words, (*keys, name))
+
+
+_WORDS: Final[dict[str, Callable[[int], str]]] = {
+    "cpu": percent,
+    "memory": size_words,
+    "disk": lambda iops: f"{iops} IOPS",
+    "network": rate_words,
+}
+
+
+def _reserve_and_limit(check: Check, reserve: int, limit: int, words: Callable[[int], str], keys: KeyPath) -> None:
+    if limit and reserve > limit:
+        reason = f"must not be above its limit of {words(limit)}, is {words(reserve)}"
+        check.problem((*keys, "reserve"), f"{reason}: lower it, or raise the limit")
+
+
+def _vm(check: Check, vm: VmTable, keys: KeyPath, pools: dict[str, int]) -> None:
+    """The controls of one VM and its disks."""
+    if vm.pool and vm.pool not in pools:
+        check.problem((*keys, "pool"), unknown_pool(vm.pool, pools, "leave it out for the host"))
+    if vm.cpu is not None:
+        if vm.cpu.pool and vm.cpu.pool not in pools:
+            check.problem((*keys, "cpu", "pool"), unknown_pool(vm.cpu.pool, pools, "leave it out for the VM's `pool`"))
+        if vm.cpu.reserve > vm.cpu.limit:
+            reason = f"must not be above its limit of {percent(vm.cpu.limit)}, is {percent(vm.cpu.reserve)}"
+            check.problem((*keys, "cpu", "reserve"), f"{reason}: lower it, or raise the limit")
+    if vm.dynamic_memory is not None:
+        _dynamic_memory(check, vm, (*keys, "dynamic_memory"))
+    for index, disk in enumerate(vm.disk):
+        if disk.iops is not None:
+            check_iops(check, disk.iops, (*keys, "disk", index, "iops"))
+
+
+def check_iops(check: Check, iops: IopsTable, keys: KeyPath) -> None:
+    """The rules of one disk's table."""
+    _reserve_and_limit(check, iops.reserve, iops.limit, _WORDS["disk"], keys)
+
+
+def _dynamic_memory(check: Check, vm: VmTable, keys: KeyPath) -> None:
+    """minimum <= memory <= maximum, in the units that a balloon has."""
+    assert vm.dynamic_memory is not None
+    least, most = memory_range(vm)
+    if least > vm.memory:
+        reason = f"must not be above `memory`, which is what it starts with: {size_words(vm.memory)}"
+        check.problem((*keys, "minimum"), f"{reason}; is {size_words(least)}")
+    if most < vm.memory:
+        reason = f"must not be below `memory`, which is what it starts with: {size_words(vm.memory)}"
+        check.problem((*keys, "maximum"), f"{reason}; is {size_words(most)}")
+    for name in ("minimum", "maximum"):
+        size = getattr(vm.dynamic_memory, name)
+        if size is not None and (size == 0 or size % BALLOON_UNIT):
+            unit = size_words(BALLOON_UNIT)
+            check.problem((*keys, name), f"must be a multiple of {unit} and not 0, is {size_words(size)}")
+
+
+def _processor_sets(check: Check, file: TopologyFile) -> None:
+    """Sets of logical processors: of pools right under the host, there, and each processor in one."""
+    owners: dict[int, int] = {}
+    for index, pool in enumerate(file.pool):
+        if not pool.processors:
+            continue
+        keys: KeyPath = ("pool", index, "processors")
+        if pool.parent:
+            check.problem(keys, "is for pools without parent; those inside use their parent's: remove it")
+            continue
+        try:
+            wanted = parse_processors(pool.processors)
+        except ValueError as error:
+            check.problem(keys, str(error))
+            continue
+        beyond = [number for number in wanted if number >= file.host.logical_processors]
+        if beyond:
+            last = file.host.logical_processors - 1
+            check.problem(keys, f"the host has the logical processors 0 to {last}, and no {min(beyond)}")
+        shared: dict[int, set[int]] = {}
+        for number in wanted:
+            if owners.setdefault(number, index) != index:
+                shared.setdefault(owners[number], set()).add(number)
+        for other, numbers in sorted(shared.items()):
+            which = processors_words(frozenset(numbers))
+            check.problem(keys, f'pool[{other}] "{file.pool[other].name}" has {which} too; a processor is in one set')

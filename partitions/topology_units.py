@@ -1,0 +1,118 @@
+"""Amounts as people write them in a topology: sizes in bytes, rates in bits a second, sets of processors. Root side."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Final
+
+UNITS: Final = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+RATE_UNITS: Final = {"BIT": 1, "KBIT": 10**3, "MBIT": 10**6, "GBIT": 10**9, "TBIT": 10**12}
+LARGEST_SIZE: Final = 1 << 60
+LARGEST_RATE: Final = 10**15
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)(?:/s)?")
+
+
+class Size(int):
+    """A number of bytes, written in the file as a whole number or with a unit: `"64MiB"`."""
+
+    @classmethod
+    def parse(cls, written: object) -> Size:
+        """Bytes from what stands in the file. Raises `ValueError` with words for people."""
+        if isinstance(written, bool) or not isinstance(written, int | str):
+            raise ValueError('must be a size such as "64MiB" or a whole number of bytes')
+        if isinstance(written, int):
+            if written < 0:
+                raise ValueError(f"must not be negative, is {written}")
+            return cls(_at_most(written, LARGEST_SIZE, "bytes"))
+        match = _NUMBER.fullmatch(written.strip())
+        if match is None or written.strip().endswith("/s"):
+            raise ValueError(f'must be a size such as "64MiB", is "{written}"')
+        number, unit = match.groups()
+        if (factor := UNITS.get(unit.upper() or "B")) is None:
+            meant = f"{unit[0].upper()}iB"
+            if unit.upper() in {"K", "M", "G", "T", "KB", "MB", "GB", "TB"}:
+                raise ValueError(f'has the unit "{unit}"; write "{number}{meant}" (powers of 1024)')
+            raise ValueError(f'has the unknown unit "{unit}"; known are B, KiB, MiB, GiB, TiB')
+        return cls(_at_most(_whole(number, factor, written, "bytes"), LARGEST_SIZE, "bytes"))
+
+
+class Rate(int):
+    """Bits a second, written in the file as a whole number or with a unit: `"8Mbit"`."""
+
+    @classmethod
+    def parse(cls, written: object) -> Rate:
+        """Bits a second from what stands in the file. Raises `ValueError` with words for people."""
+        if isinstance(written, bool) or not isinstance(written, int | str):
+            raise ValueError('must be a rate such as "8Mbit" or a whole number of bits a second')
+        if isinstance(written, int):
+            if written < 0:
+                raise ValueError(f"must not be negative, is {written}")
+            return cls(_at_most(written, LARGEST_RATE, "bits a second"))
+        match = _NUMBER.fullmatch(written.strip())
+        if match is None:
+            raise ValueError(f'must be a rate such as "8Mbit", is "{written}"')
+        number, unit = match.groups()
+        if (factor := RATE_UNITS.get(unit.upper() or "BIT")) is None:
+            known = "bit, Kbit, Mbit, Gbit, Tbit (powers of 1000)"
+            raise ValueError(f'has the unknown unit "{unit}"; known are {known}, each a second')
+        whole = _whole(number, factor, written, "bits a second")
+        return cls(_at_most(whole, LARGEST_RATE, "bits a second"))
+
+
+def _whole(number: str, factor: int, written: str, what: str) -> int:
+    exact = Fraction(number) * factor
+    if exact.denominator != 1:
+        raise ValueError(f'must be a whole number of {what}, "{written}" is not')
+    return int(exact)
+
+
+def _at_most(amount: int, most: int, what: str) -> int:
+    if amount > most:
+        raise ValueError(f"must be at most {most} {what}, is {amount}")
+    return amount
+
+
+def size_words(size: int) -> str:
+    """Bytes for people: the largest unit that divides them, so nothing is rounded."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size and size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} bytes"
+
+
+def rate_words(rate: int) -> str:
+    """Bits a second for people, not rounded."""
+    for unit, factor in (("Gbit/s", 10**9), ("Mbit/s", 10**6), ("Kbit/s", 10**3)):
+        if rate and rate % (factor // 100) == 0 and rate >= factor:
+            return f"{rate / factor:g} {unit}"
+    return f"{rate} bit/s"
+
+
+def parse_processors(written: str) -> frozenset[int]:
+    """Logical processors as people list them: `"0-3, 8"`. Raises `ValueError` with words for people."""
+    found: set[int] = set()
+    for part in written.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
+        if match is None:
+            raise ValueError(f'must list logical processors such as "0-3" or "0, 2-5", is "{written}"')
+        first = int(match[1])
+        last = first if match[2] is None else int(match[2])
+        if last < first:
+            raise ValueError(f'"{part.strip()}" goes backwards; write "{last}-{first}"')
+        twice = found.intersection(range(first, last + 1))
+        if twice:
+            raise ValueError(f"names processor {min(twice)} twice")
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
+def processors_words(processors: frozenset[int]) -> str:
+    """The same list, as short as it can be written."""
+    ranges: list[list[int]] = []
+    for number in sorted(processors):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
