@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsers()[0].print_help()
         return USAGE
     # Modules make objects that stay: looking for garbage among them again and again is a tenth of a verb's start.
+    kept = gc.get_freeze_count()  # by a program that calls this and had reasons of its own
     gc.disable()
     try:
         if given[0] == "__complete":
@@ -160,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         gc.enable()
-        gc.unfreeze()
+        if not kept:
+            gc.unfreeze()
 
 
 if __name__ == "__main__":
