@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hypervisor.wire import BadValue, WireError
+from tests.doubles.campaign import examples
 from tests.doubles.input import serving
 from vmbus.ring import Packet, PacketType
 from vsp_vsc.keyboard.protocol import KeyboardType, KeyFlags, Keystroke, Leds, decode_message
@@ -186,6 +187,7 @@ class Typist(RuleBasedStateMachine):
 
 
 TestTypist = Typist.TestCase
+TestTypist.settings = settings(max_examples=examples(30), stateful_step_count=40, deadline=None)
 
 
 @given(st.binary(max_size=60))

@@ -7,11 +7,12 @@ import struct
 
 import pytest
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.wire import BadValue, WireError
+from tests.doubles.campaign import examples
 from tests.doubles.input import serving
 from vmbus.pipe import frame, unframe
 from vmbus.ring import Packet
@@ -215,6 +216,7 @@ class Pointing(RuleBasedStateMachine):
 
 
 TestPointing = Pointing.TestCase
+TestPointing.settings = settings(max_examples=examples(30), stateful_step_count=40, deadline=None)
 
 
 @given(st.binary(max_size=60))
