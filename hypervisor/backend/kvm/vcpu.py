@@ -21,6 +21,8 @@ Why no interleaving breaks it:
   return -EINTR before the guest executes anything. The thread then takes the signal out, and only after that looks at
   the flags. A flag set before it looks is seen; a flag set after comes with a signal of its own. So there is nothing
   to clear after a pause, and the one harmless surprise is an -EINTR too many.
+- Two may want the thread out of KVM_RUN: the root (`pause`) and the scheduler (`hold`, see `gating`). Each has a flag of
+  its own, and the thread goes back only when neither is set; both are set and cleared by the Trio thread alone.
 - KVM finishes the last exit (the value of an IN, the end of a WRMSR) at the start of the next KVM_RUN, kicked or not.
   An exit that is never run again, as after a reset, is never finished, and none is finished twice.
 - Paused while an exit is on its way: it is answered as ever, and the thread waits after the answer.
@@ -70,6 +72,8 @@ _ONE_MSR = struct.Struct("<IIIIQ")
 """struct kvm_msrs with one entry: count, pad, index, reserved, data."""
 _SIGNAL_MASK = struct.Struct("<IQ")
 """struct kvm_signal_mask: the size of a set, and the set."""
+_KVM_RUN = f" {Request.RUN:#x} ".encode()
+"""The second argument of an ioctl, as /proc shows it."""
 _IA32_TSC = 0x10
 _CR0 = 0x8005_0033
 """PG, AM, WP, NE, ET, MP, PE."""
@@ -99,6 +103,10 @@ class Vcpu:
         self.handed_over = False
         """True while the Trio thread deals with an exit."""
         self.paused = False
+        self.held = False
+        """The scheduler keeps it out of KVM_RUN."""
+        self.kicks = 0
+        """How often the scheduler has brought it out."""
         self.stopping = False
         self._on_exit = on_exit
         self._answered = threading.Lock()
@@ -106,6 +114,7 @@ class Vcpu:
         self._resumed = threading.Event()
         self._resumed.set()
         self._run_time = 0
+        self._syscall_fd = -1
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -128,6 +137,8 @@ class Vcpu:
                 "kind": "kvm",
                 "thread_runs": self._thread is not None and not self.ended.is_set(),
                 "paused": self.paused,
+                "held": self.held,
+                "kicks": self.kicks,
                 "exit_handed_over": self.handed_over,
                 "stopping": self.stopping,
                 "errno": self.error,
@@ -148,7 +159,19 @@ class Vcpu:
         if paused:
             self._resumed.clear()
             self.kick()
-        else:
+        elif not self.held:
+            self._resumed.set()
+
+    def hold(self, held: bool) -> None:
+        """As `pause`, on the scheduler's word; a thread that is held and paused runs when it is neither."""
+        if held == self.held:
+            return
+        self.held = held
+        if held:
+            self.kicks += 1
+            self._resumed.clear()
+            self.kick()
+        elif not self.paused:
             self._resumed.set()
 
     def ask_to_stop(self) -> None:
@@ -169,6 +192,9 @@ class Vcpu:
 
     def close(self) -> None:
         """Give KVM's descriptor and page back, once the thread has ended."""
+        if self._syscall_fd >= 0:
+            os.close(self._syscall_fd)
+            self._syscall_fd = -1
         self.run.close()
         os.close(self.fd)
 
@@ -184,13 +210,32 @@ class Vcpu:
         if not self.stopping:
             self._answered.release()
 
-    def run_time(self) -> int:
-        """100 ns units of CPU time that the thread has taken: the guest's, and what KVM and we did for it."""
+    def cpu_time(self) -> int:
+        """Nanoseconds of CPU time that the thread has taken: the guest's, and what KVM and we did for it."""
         thread = self._thread
         # The thread cannot end while we hold the interpreter, so what is alive here has a clock.
         if thread is not None and thread.ident is not None and thread.is_alive():
-            self._run_time = clock_gettime_ns(pthread_getcpuclockid(thread.ident)) // 100
+            self._run_time = clock_gettime_ns(pthread_getcpuclockid(thread.ident))
         return self._run_time
+
+    def run_time(self) -> int:
+        """The same in 100 ns units."""
+        return self.cpu_time() // 100
+
+    def sleeps(self) -> bool:
+        """Whether the thread sleeps inside KVM_RUN: its guest has halted, or waits to be started.
+
+        Source: Linux Documentation/filesystems/proc.rst, /proc/PID/syscall: the word "running", or the number and the
+        arguments of the system call in which the thread is blocked. A thread that waits for the interpreter or for one
+        of our locks is blocked in another call, and one that the host has taken the processor from is "running".
+        """
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return True
+        if self._syscall_fd < 0:
+            path = f"/proc/self/task/{thread.native_id}/syscall"
+            self._syscall_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _KVM_RUN in os.pread(self._syscall_fd, 64, 0)
 
     # --- what the Trio thread does with a vCPU that waits for it, is `outside`, or has not started
 
@@ -228,7 +273,7 @@ class Vcpu:
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Keep the thread out of KVM_RUN as long as the block lasts; ioctls in it wait for a moment at most."""
-        if self.handed_over or self.paused:
+        if self.handed_over or self.paused or self.held:
             yield
             return
         self._resumed.clear()
@@ -236,7 +281,7 @@ class Vcpu:
         try:
             yield
         finally:
-            if not self.paused:
+            if not self.paused and not self.held:
                 self._resumed.set()
 
     def answer_msr(self, value: int) -> None:

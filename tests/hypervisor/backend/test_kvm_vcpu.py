@@ -232,6 +232,58 @@ async def test_pauses_and_resumes_at_random_moments(monkeypatch: pytest.MonkeyPa
     assert answered > 100
 
 
+async def test_the_root_and_the_scheduler_hold_it_back_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs when neither wants it out, whoever was first to let go; looking at its registers lets it out of neither."""
+    fake, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
+    vcpu.hold(True)
+    vcpu.start()
+    await trio.sleep(0.01)
+    assert fake.runs == 0
+
+    async def runs() -> bool:
+        await trio.sleep(0.01)  # what was kicked is out by now
+        before = fake.runs
+        vcpu.kick()
+        with trio.move_on_after(0.05):
+            while fake.runs == before:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+        return fake.runs > before
+
+    for root_first in (True, False):
+        vcpu.hold(True)
+        vcpu.pause(True)
+        vcpu.read_tsc()
+        assert not await runs()
+        (vcpu.pause if root_first else vcpu.hold)(False)
+        vcpu.read_tsc()
+        assert not await runs()
+        (vcpu.hold if root_first else vcpu.pause)(False)
+        assert await runs()
+    vcpu.hold(False)
+    assert vcpu.kicks == 2, "one for each time that it had been let in"
+    vcpu.hold(True)
+    await stopped(vcpu)
+    assert fake.stray == []
+
+
+async def test_a_halted_guest_is_told_from_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a thread that is blocked in KVM_RUN itself has nothing to do; one that waits for us or computes has."""
+    text = b"running\n"
+    monkeypatch.setattr(os, "pread", lambda *_: text)
+    _, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
+    assert vcpu.sleeps(), "nobody has started it"
+    vcpu.start()
+    for text, sleeps in (
+        (b"running\n", False),
+        (b"16 0x12 0xae80 0x0 0x0 0x0 0x0 0x7f14869fe610 0x7f148bd1bd6b\n", True),
+        (b"16 0x12 0xae81 0x7f14869fe000 0x0 0x0 0x0 0x7f14869fe610 0x7f148bd1bd6b\n", False),
+        (b"202 0x559376da1410 0x189 0x0 0x0 0x0 0xffffffff 0x7f1484dfe8c0 0x7f148bca3f16\n", False),
+    ):
+        assert vcpu.sleeps() is sleeps, text
+    await stopped(vcpu)
+    assert vcpu.sleeps()
+
+
 @pytest.mark.parametrize("moment", range(6))
 async def test_a_stop_meets_an_exit(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
     """Before, in and after the hand-over; the exit that was under way is dropped, and the thread is gone."""
