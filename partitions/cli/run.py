@@ -92,6 +92,20 @@ def add_parser(verbs: Verbs) -> None:
         "--timeline", metavar="FILE", help="draw the run on a time axis: Chrome trace events, for Perfetto"
     )
     parser.add_argument(
+        "--samples",
+        metavar="FILE",
+        help="write what every pool and VM got of each resource, window by window, as JSON lines: for `partita top` "
+        "and `partita plot`",
+    )
+    parser.add_argument(
+        "--window", type=_window, metavar="MS", help="milliseconds that a sample is of (100), with --samples"
+    )
+    parser.add_argument(
+        "--predict",
+        metavar="ANSWER",
+        help="what you think that the answer to the topology's question is; the run says whether it fits",
+    )
+    parser.add_argument(
         "--watch",
         type=port_number,
         metavar="PORT",
@@ -159,7 +173,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="turn everything off after that long")
     # What not every verb offers that runs a topology.
     parser.set_defaults(stay=False, control=None, no_control=True, metrics=None, watch=None, record=None, replay=None)
-    parser.set_defaults(capture={})
+    parser.set_defaults(capture={}, samples=None, window=None, predict=None)
+
+
+def _window(text: str) -> int:
+    from partitions.cli.observing import window
+
+    return window(text)
 
 
 def _port(text: str) -> int:
@@ -180,6 +200,10 @@ def call(options: argparse.Namespace) -> int:
     _check_restores(options.restore)
     if options.save_after is not None and not (options.save and options.save_after >= 0):
         raise Refusal("--save-after takes a number of seconds, 0 or more, and a --save VM=FILE")
+    if not options.predict is options.samples is options.window is None:
+        from partitions.cli.observing import check_options
+
+        check_options(options, topology)
     if options.metrics is not None and options.clock == "virtual":
         raise Refusal("--metrics does not go with --clock virtual: a run whose time jumps is over before it is asked")
     if options.terminal is not None:

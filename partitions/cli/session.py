@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     import socket
 
     from hypervisor.trace import TraceEvent
+    from partitions.cli.observing import Observer
     from partitions.explain import Explainer
     from partitions.explain_steps import Explanation
+    from partitions.question import Verdict
     from partitions.recording.file import FileRecording
     from partitions.root.control_socket import ControlSocket
     from partitions.root.worker import BackendFactory
@@ -83,6 +85,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """VMs that `--save` names and that were not saved when it was time."""
     explanations: list[Explanation] = []
     """How far each guest got, where that was asked for."""
+    question: Verdict | None = None
+    """What the topology asks, what was predicted, and what came of it."""
 
 
 class Viewer:
@@ -109,6 +113,7 @@ class Viewer:
         self._level = self._log_level()
         self._file = None if options.trace is None else _open("--trace", options.trace)
         self._timeline_file = None if options.timeline is None else _open("--timeline", options.timeline)
+        self._samples_file = None if options.samples is None else _open("--samples", options.samples)
         self._timeline: Timeline | None = None
         self.recording: FileRecording | None = None
         """Where the run is recorded, from `attach` on."""
@@ -140,6 +145,9 @@ class Viewer:
             if self._timeline is not None:
                 self._timeline.finish()
             self.outlets.attempt(f"--timeline {self.options.timeline}", file.close)
+        file, self._samples_file = self._samples_file, None
+        if file is not None:
+            self.outlets.attempt(f"--samples {self.options.samples}", file.close)
         recording, output = self.recording, self._output
         self._output = None
         if recording is not None:
@@ -243,6 +251,27 @@ class Viewer:
             for name, explainer in self.explainers.items()
         ]
 
+    def observer(self, host: Host) -> Observer | None:
+        """Who takes samples and measures what the topology asks; None where nobody needs to."""
+        question = None if self.options.explain_only else host.topology.question
+        if self._samples_file is None and question is None:
+            return None
+        from partitions.cli.observing import Observer
+
+        observer = Observer(host, self.options, question)
+        if self._samples_file is not None:
+            outlet = f"--samples {self.options.samples}"
+            observer.write_to(self.outlets.guarded_write(self._samples_file, outlet))
+        return observer
+
+    def ask(self, topology: Topology) -> None:
+        """The question, before the run."""
+        if topology.question is not None and not (self.json or self.options.explain_only):
+            from partitions.question import words_before
+
+            for line in words_before(topology.question, self.options.predict):
+                self.screen.line(line)
+
     async def follow(self, vm: Vm, *, task_status: trio.TaskStatus[None]) -> None:
         """Print a VM's console lines as they come, until its console is closed."""
         with vm.console.follow(capacity=CONSOLE_LINES) as lines:
@@ -301,6 +330,10 @@ class Viewer:
         shown = [] if self.options.explain_only else table(outcome.vms)
         for told in outcome.explanations:
             shown += [*([""] if shown else []), *_lines(told)]
+        if outcome.question is not None:
+            from partitions.question import words_after
+
+            shown += words_after(outcome.question)
         for line in shown:
             self.screen.line(line)
 
@@ -353,6 +386,7 @@ async def run(
     `backends` makes what executes the VMs, where it is not what the topology says.
     """
     options = viewer.options
+    viewer.ask(topology)
     seed = topology.host.seed if options.seed is None else options.seed
     # Outermost the readers of consoles: closing the host ends them, after their last line.
     with trio.open_signal_receiver(*_signals()) as received:
@@ -361,6 +395,7 @@ async def run(
             _open_host(topology, viewer, seed, backends) as host,
         ):
             viewer.attach(host)
+            observer = viewer.observer(host)
             # A record and its replay have the same tasks, whatever is shown of either.
             if viewer.console or backends is not None:
                 for vm in host.values():
@@ -371,7 +406,8 @@ async def run(
                 reachable(host, options, viewer.note) as control,
                 _watched(host, viewer) as seen,
             ):
-                ending = await _watch(host, viewer, timeout, received, control, seen)
+                with contextlib.nullcontext() if observer is None else observer.sampler:
+                    ending = await _watch(host, viewer, timeout, received, control, seen, observer)
             outcome = Outcome(
                 topology=str(options.target),
                 clock=options.clock,
@@ -381,6 +417,7 @@ async def run(
                 vms=[row_of(vm) for vm in host.values()],
                 not_saved=viewer.not_saved,
                 explanations=viewer.explanations(host),
+                question=None if observer is None else observer.verdict(),
             )
         problems = viewer.problems(host)
     for problem in problems:
@@ -410,6 +447,7 @@ async def _watch(
     received: AsyncIterator[int],
     control: ControlSocket | None,
     seen: trio.Event | None,
+    observer: Observer | None,
 ) -> Ending:
     """The run itself with its watchers; returns when every VM is off, and with --stay, when somebody has ended it."""
     ending = Ending.ENDED
@@ -503,12 +541,14 @@ async def _watch(
         expires = inf if timeout is None else trio.current_time() + timeout
         while True:
             await trio.testing.wait_all_tasks_blocked()
+            if observer is not None:
+                observer.look()
             left = trio.lowlevel.current_statistics().seconds_to_next_deadline
             if left == inf:
                 return stop(Ending.NOTHING_LEFT, "the end of the virtual time")
             if trio.current_time() + left > expires:
                 return stop(Ending.TIMED_OUT, "--timeout")
-            await trio.sleep(max(left, 0))
+            await trio.sleep(max(0, left if observer is None else min(left, observer.due)))
 
     async with trio.open_nursery() as watchers:
         watchers.start_soon(interrupts)
@@ -518,8 +558,11 @@ async def _watch(
             watchers.start_soon(viewer.terminal.take, host[viewer.terminal.vm].console, wish)
         if viewer.options.clock == "virtual":
             watchers.start_soon(virtual_time)
-        elif timeout is not None:
-            watchers.start_soon(expire, timeout)
+        else:
+            if timeout is not None:
+                watchers.start_soon(expire, timeout)
+            if observer is not None:
+                watchers.start_soon(observer.keep_looking)
         if viewer.screen.live:
             watchers.start_soon(viewer.redraw, host)
         if saves and viewer.options.save_after is not None:
@@ -542,6 +585,8 @@ async def _watch(
             viewer.note("note: all guests have ended; the host stays, until Ctrl-C or `partita down`")
             await over.wait()
             await host.wait_all()
+        if observer is not None:
+            observer.finish()
         watchers.cancel_scope.cancel()
     if viewer.options.save_after is not None and ending is Ending.ENDED:
         for name in saves:

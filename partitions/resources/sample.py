@@ -34,6 +34,8 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     """Nanoseconds without anything to do. In esxtop %WAIT."""
     dispatches: int = 0
     """Times that a virtual processor got a logical one."""
+    delivered: float = 0.0
+    """Percent that it got: `run` in words of `entitled`."""
     demand: float | None = None
     """Percent that it would have used, had nothing been in its way."""
     entitled: float | None = None
@@ -276,7 +278,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Heading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The first line of a file of samples."""
 
-    partita_samples: int = FORMAT
+    partita_samples: int = 0
+    """`FORMAT`: what tells such a file from others."""
     topology: str = ""
     clock: str = ""
     window: int = 0

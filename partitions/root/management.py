@@ -41,7 +41,7 @@ from partitions.root.restarts import LIMIT, Restarts, Wish
 from partitions.root.saving import CannotSave, SavedVm
 from partitions.root.saving_file import read_file, write_file
 from partitions.root.statistics import VmStatistics
-from partitions.root.worker import HostServices, Worker
+from partitions.root.worker import HostServices, Leaving, Worker
 from partitions.topology_schema import VmTable
 from vmbus.server.sockets import SocketListeners
 
@@ -196,6 +196,11 @@ class Vmms:
     def folder(self) -> Path:
         """Where relative paths of images start."""
         return self._host.folder
+
+    @property
+    def leaving(self) -> list[Leaving]:
+        """Who hears of each VM's end, just before its partition goes; for adding to."""
+        return self._host.leaving
 
     @property
     def network(self) -> HostNetwork:

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
 """Makes what executes a VM's processors; called once a start."""
 
+Leaving = Callable[["Worker", VmTable], None]
+"""Hears of a VM just before its partition goes, when all that it has counted is still there."""
+
 Report = Callable[[VmEvent], None]
 """Hears STARTED, GUEST_RESET and WAS_RESET as they happen."""
 
@@ -100,6 +103,8 @@ class HostServices:
     """The switches."""
     new_random: Callable[[str], random.Random]
     """Random numbers for a purpose, which a seed makes repeatable."""
+    leaving: list[Leaving] = attrs.field(factory=list)
+    """Who hears of each VM's end."""
 
 
 class Worker:
@@ -536,6 +541,8 @@ class Worker:
     def _forget_partition(self) -> None:
         """Runs before the partition goes: what is asked later is answered from the last count."""
         self.statistics()
+        for tell in self._host.leaving:
+            tell(self, self._settings)
         self._built = None
         self.server = None
         self._machine = None

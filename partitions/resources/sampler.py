@@ -1,0 +1,140 @@
+"""Readings of a host at the ends of windows, and what came between two of them as a sample. Root side.
+
+    with Sampler(host) as sampler:
+        ...
+        sample = sampler.sample()           # since the last one, or since the sampler began
+
+Counters of a VM that ends are read just before its partition goes, so nothing is lost between two windows. A sample of
+many VMs is made piece by piece: `steps` stops often enough that nobody else waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import attrs
+import trio
+
+from partitions.resources.collect import NS_A_TICK, read_vm
+from partitions.resources.nodes import nodes_of
+from partitions.resources.sample import FORMAT, Heading, Sample
+from partitions.resources.totals import NOTHING, Totals, since, together
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from partitions.host import Host
+    from partitions.root.worker import Worker
+    from partitions.topology_schema import VmTable
+
+T = TypeVar("T")
+
+VMS_AT_ONCE: Final = 32
+"""VMs that are read before others get their turn."""
+WINDOW_MS: Final = 100
+
+
+@attrs.frozen
+class Reading:
+    """All VMs at one moment, or over the few moments that it takes where there are many."""
+
+    time: int
+    """Nanoseconds since the host was opened, on its clock."""
+    vms: dict[str, Totals]
+
+
+class Sampler:
+    """What has come since when."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._earlier: dict[str, Totals] = {}
+        """What VMs had in runs that have ended."""
+        self.last = Reading(self.now(), {name: self._of(name) for name in host})
+        """Where the next window begins."""
+        self.first = self.last
+
+    def __enter__(self) -> Sampler:
+        self._host.vmms.leaving.append(self._leaving)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._host.vmms.leaving.remove(self._leaving)
+
+    def now(self) -> int:
+        """Nanoseconds since the host was opened, on its clock."""
+        return self._host.hypervisor.clock() * NS_A_TICK
+
+    def heading(self, *, topology: str, window: int) -> Heading:
+        """The first line of a file of samples."""
+        from partitions.surroundings import is_virtual
+
+        host = self._host.topology.host
+        return Heading(
+            partita_samples=FORMAT,
+            topology=topology,
+            clock="virtual" if is_virtual(None) else "real",
+            window=window,
+            logical_processors=host.logical_processors,
+            memory=int(host.memory),
+        )
+
+    def _leaving(self, worker: Worker, settings: VmTable) -> None:
+        """A VM's partition goes."""
+        name = settings.name
+        self._earlier[name] = together(self._earlier.get(name, NOTHING), read_vm(worker, settings))
+
+    def _of(self, name: str) -> Totals:
+        managed = self._host.vmms.vms[name]
+        now, earlier = read_vm(managed.worker, managed.settings), self._earlier.get(name)
+        return now if earlier is None else earlier if now is NOTHING else together(earlier, now)
+
+    def _reading(self) -> Iterator[Reading | None]:
+        taken: dict[str, Totals] = {}
+        time = self.now()
+        for number, name in enumerate(list(self._host.vmms.vms), 1):
+            if name in self._host.vmms.vms:
+                taken[name] = self._of(name)
+            if number % VMS_AT_ONCE == 0:
+                yield None
+        yield Reading(time, taken)
+
+    def read(self) -> Reading:
+        """All VMs now, at one go."""
+        return next(reading for reading in self._reading() if reading is not None)
+
+    def between(self, before: Reading, after: Reading) -> Sample:
+        """What came between two readings."""
+        return next(sample for sample in self._between(before, after) if sample is not None)
+
+    def _between(self, before: Reading, after: Reading) -> Iterator[Sample | None]:
+        window = after.time - before.time
+        came: dict[str, Totals] = {}
+        for number, (name, totals) in enumerate(after.vms.items(), 1):
+            came[name] = since(before.vms.get(name, NOTHING), totals)
+            if number % VMS_AT_ONCE == 0:
+                yield None
+        yield from nodes_of(self._host, came, window, after.time)
+
+    def sample(self) -> Sample:
+        """What has come since the last one, at one go: where time stands still meanwhile."""
+        before, self.last = self.last, self.read()
+        return self.between(before, self.last)
+
+    async def sample_in_turns(self) -> Sample:
+        """The same, with everybody else's turns in between."""
+        reading = await _in_turns(self._reading())
+        before, self.last = self.last, reading
+        return await _in_turns(self._between(before, reading))
+
+
+async def _in_turns(steps: Iterator[T | None]) -> T:
+    """What steps end with."""
+    last: T | None = None
+    for last in steps:  # noqa: B007  # it is wanted after the loop
+        await trio.lowlevel.checkpoint()
+    assert last is not None, "steps end with a result"
+    return last
