@@ -1,0 +1,1 @@
+"""Samples, measures and pictures of who got what."""
