@@ -21,8 +21,8 @@ Why no interleaving breaks it:
   return -EINTR before the guest executes anything. The thread then takes the signal out, and only after that looks at
   the flags. A flag set before it looks is seen; a flag set after comes with a signal of its own. So there is nothing
   to clear after a pause, and the one harmless surprise is an -EINTR too many.
-- Two may want the thread out of KVM_RUN: the root (`pause`) and the scheduler (`hold`, see `gating`). Each has a flag of
-  its own, and the thread goes back only when neither is set; both are set and cleared by the Trio thread alone.
+- Two may want the thread out of KVM_RUN: the root (`pause`) and the scheduler (`hold`, see `gating`). Each has a
+  flag of its own, and the thread goes back only when neither is set; the Trio thread alone sets and clears them.
 - KVM finishes the last exit (the value of an IN, the end of a WRMSR) at the start of the next KVM_RUN, kicked or not.
   An exit that is never run again, as after a reset, is never finished, and none is finished twice.
 - Paused while an exit is on its way: it is answered as ever, and the thread waits after the answer.
