@@ -159,8 +159,8 @@ class Vcpu:
         if paused:
             self._resumed.clear()
             self.kick()
-        elif not self.held:
-            self._resumed.set()
+        else:
+            self._let_in()
 
     def hold(self, held: bool) -> None:
         """As `pause`, on the scheduler's word; a thread that is held and paused runs when it is neither."""
@@ -171,7 +171,11 @@ class Vcpu:
             self.kicks += 1
             self._resumed.clear()
             self.kick()
-        elif not self.paused:
+        else:
+            self._let_in()
+
+    def _let_in(self) -> None:
+        if not self.paused and not self.held:
             self._resumed.set()
 
     def ask_to_stop(self) -> None:
@@ -281,8 +285,7 @@ class Vcpu:
         try:
             yield
         finally:
-            if not self.paused and not self.held:
-                self._resumed.set()
+            self._let_in()
 
     def answer_msr(self, value: int) -> None:
         """The value that RDMSR returns."""
