@@ -7,8 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from partitions.topology_links import BandwidthTable, LinkTable
 from partitions.topology_schema import MAX_NICS, NicTable, SwitchTable, TopologyFile, numbers_of
 from partitions.topology_source import KeyPath, nearest
+from partitions.topology_units import rate_words, size_words
+from vsp_vsc.network.port import FRAME_OVERHEAD
 from vsp_vsc.network.switch.acl import AccessList, Rule, parse_end
 from vsp_vsc.network.switch.addresses import NO_ADDRESS, is_group, mac_words, parse_mac
 from vsp_vsc.network.switch.kinds import SwitchKind
@@ -73,6 +76,7 @@ def own_address(nic: NicTable) -> bytes | None:
 
 def check_networks(check: Check, file: TopologyFile) -> None:
     """All switches and adapters of a topology."""
+    _check_reservations(check, file)
     taps: dict[str, int] = {}
     for index, switch in enumerate(file.switch):
         _check_switch(check, switch, ("switch", index))
@@ -121,6 +125,10 @@ def check_nic(check: Check, nic: NicTable, switches: Sequence[str], keys: KeyPat
             parse_vlans(nic.trunk)
         except ValueError as error:
             check.problem((*keys, "trunk"), str(error))
+    if nic.bandwidth is not None:
+        check_bandwidth(check, nic.bandwidth, nic.mtu, (*keys, "bandwidth"))
+    if nic.link is not None:
+        check_link(check, nic.link, (*keys, "link"))
     for index, rule in enumerate(nic.acl):
         place = (*keys, "acl", index)
         ends = []
@@ -136,9 +144,59 @@ def check_nic(check: Check, nic: NicTable, switches: Sequence[str], keys: KeyPat
                 check.problem(place, str(error))
 
 
+def _check_reservations(check: Check, file: TopologyFile) -> None:
+    """What adapters have reserved on a switch fits it. Of the host and its pools that is seen when a VM starts."""
+    for switch in file.switch:
+        if not switch.bandwidth:
+            continue
+        reserved = 0
+        for vm_index, vm in enumerate(file.vm):
+            for index, nic in enumerate(vm.nic):
+                if nic.switch != switch.name or nic.bandwidth is None or not nic.bandwidth.reserve:
+                    continue
+                reserved += nic.bandwidth.reserve
+                if reserved > switch.bandwidth:
+                    words = (
+                        f'with it, {rate_words(reserved)} are reserved on switch "{switch.name}", which has '
+                        f"{rate_words(switch.bandwidth)}: lower it, or raise the switch's bandwidth"
+                    )
+                    check.problem(("vm", vm_index, "nic", index, "bandwidth", "reserve"), words)
+
+
+def check_bandwidth(check: Check, bandwidth: BandwidthTable, mtu: int, keys: KeyPath) -> None:
+    """The rules of what one adapter may send."""
+    if bandwidth.limit and bandwidth.reserve > bandwidth.limit:
+        words = f"must not be above its limit of {rate_words(bandwidth.limit)}, is {rate_words(bandwidth.reserve)}"
+        check.problem((*keys, "reserve"), f"{words}: lower it, or raise the limit")
+    longest = mtu + FRAME_OVERHEAD
+    if bandwidth.burst and bandwidth.burst < longest:
+        words = f"must hold a frame, {longest} bytes with this MTU, is {size_words(bandwidth.burst)}"
+        check.problem((*keys, "burst"), f"{words}; leave it out, and it is large enough")
+
+
+def check_link(check: Check, link: LinkTable, keys: KeyPath) -> None:
+    """The rules of one cable."""
+    bursts = link.burst_loss
+    if bursts is not None:
+        if link.loss:
+            check.problem((*keys, "loss"), "does not go with burst_loss, whose `good` is the same: remove one")
+        if bursts.p and not bursts.r:
+            check.problem((*keys, "burst_loss", "r"), "must be more than 0, or the bad state never ends")
+    if link.gap > 1 and not link.reorder:
+        check.problem((*keys, "gap"), "does nothing without reorder; add reorder = 100 for each such frame")
+
+
 def _check_switch(check: Check, switch: SwitchTable, keys: KeyPath) -> None:
     given = [key for key in _OUTSIDE if getattr(switch, key)]
+    if switch.link is not None:
+        check_link(check, switch.link, (*keys, "link"))
     if switch.kind is SwitchKind.PRIVATE:
+        if switch.link is not None:
+            check.problem(
+                (*keys, "link"),
+                'is of the host\'s own port: for kind = "internal" or "external"; '
+                "an adapter's cable is the link of its [[vm.nic]]",
+            )
         for key in given:
             kinds = {"address": '"internal"', "bridge": '"external"'}.get(key, '"internal" or "external"')
             check.problem((*keys, key), f"is for kind = {kinds}; a private switch joins VMs only")

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from partitions.topology_controls import MOST_IOPS, MOST_PROCESSORS, DynamicMemoryTable, Name, amount
+from partitions.topology_controls import DEFAULT_WEIGHT, MOST_IOPS, MOST_PROCESSORS, DynamicMemoryTable, Name, amount
 from partitions.topology_controls import CpuTable as CpuTable
 from partitions.topology_controls import IopsTable as IopsTable
 from partitions.topology_controls import PoolTable as PoolTable
+from partitions.topology_links import BandwidthTable, Duration, LinkTable
 from partitions.topology_question import QuestionTable
 from partitions.topology_units import Rate
 from partitions.topology_units import Size as Size
@@ -180,6 +181,8 @@ class NicTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         int, Meta(ge=0, description="Frames to more than one receiver that it may send in a second; 0: any number.")
     ] = DEFAULT_STORM_LIMIT
     acl: list[AclTable] = msgspec.field(default_factory=list)
+    bandwidth: BandwidthTable | None = None
+    link: LinkTable | None = None
 
 
 def numbers_of(nics: Sequence[NicTable]) -> list[int]:
@@ -292,6 +295,13 @@ class SwitchTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = ""
     vlan: Annotated[int, Meta(ge=0, le=MAX_VLAN, description="The host's VLAN on an internal switch.")] = 0
     mtu: Annotated[int, Meta(ge=576, le=9000, description="Bytes of a packet on the host's side.")] = 1500
+    bandwidth: Annotated[Rate, amount("What all its ports together may send, bits a second; 0: whatever comes.", 0)] = (
+        Rate(0)
+    )
+    default_weight: Annotated[
+        int, Meta(ge=1, le=10000, description="Of ports without a `bandwidth`, the host's own among them.")
+    ] = DEFAULT_WEIGHT
+    link: LinkTable | None = None
 
 
 class TopologyFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -317,6 +327,8 @@ def decode_hook(kind: type, value: object) -> object:
         return Size.parse(value)
     if kind is Rate:
         return Rate.parse(value)
+    if kind is Duration:
+        return Duration.parse(value)
     raise NotImplementedError(kind)
 
 
@@ -324,7 +336,9 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of a topology file, for editors; `partita schema` prints it."""
 
     def hook(kind: type) -> dict[str, Any]:
-        assert kind in (Size, Rate), kind
+        assert kind in (Size, Rate, Duration), kind
+        if kind is Duration:
+            return {"anyOf": [{"const": 0}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ns|us|ms|s)\s*$"}]}
         units = "([KMGT]iB|B)?" if kind is Size else "([KMGT]?bit)?(/s)?"
         text = {"type": "string", "pattern": rf"^\s*\d+(\.\d+)?\s*{units}\s*$"}
         return {"anyOf": [{"type": "integer", "minimum": 0}, text]}

@@ -8,6 +8,8 @@ from typing import Final
 MAX_VLAN: Final = 4094
 """4095 is reserved, 0 is a tag without a VLAN."""
 DEFAULT_STORM_LIMIT: Final = 10_000
+DEFAULT_QUEUE: Final = 1000
+"""Frames that wait, as Linux's `txqueuelen` and tc-netem's `limit` have it."""
 
 
 class SwitchKind(enum.StrEnum):
@@ -44,3 +46,11 @@ class Direction(enum.StrEnum):
     IN = "in"
     OUT = "out"
     BOTH = "both"
+
+
+class LinkDirection(enum.StrEnum):
+    """Which way of a cable is bad, as the VM sees it."""
+
+    BOTH = "both"
+    OUT = "out"
+    IN = "in"

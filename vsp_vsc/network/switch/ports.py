@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from hypervisor.inspect import Branch, Setting, counters
@@ -50,6 +50,12 @@ class Drop(enum.StrEnum):
     """Nobody is known by that address, and nobody is there to whom unknown ones go."""
     ITSELF = "itself"
     """For a station at the same port."""
+    BANDWIDTH = "bandwidth"
+    """More than the port's bandwidth lets out, and its queue is full."""
+    LINK_LOSS = "link_loss"
+    """Lost on a bad cable."""
+    LINK_FULL = "link_full"
+    """More on a slow cable than there is room for."""
     NO_ADAPTER = "no_adapter"
     ADAPTER_FULL = "adapter_full"
 
@@ -66,6 +72,14 @@ class Tap(Protocol):
         ...
 
 
+class Outlet(Protocol):
+    """What stands between a port's adapter and its switch."""
+
+    def transmit(self, frames: Sequence[bytes]) -> None:
+        """From the adapter, in order; they come to the switch later, or never."""
+        ...
+
+
 class Port:
     """See `vsp_vsc.network.port.SwitchPort`. `connect` and `disconnect` of a switch plug it in and out."""
 
@@ -77,7 +91,15 @@ class Port:
         self.longest = self.settings.mtu + FRAME_OVERHEAD
         """Bytes of a frame."""
         self.switch: VirtualSwitch | None = None
+        self.driver: Adapter | None = None
+        """Who sits here."""
         self.adapter: Adapter | None = None
+        """Who gets what comes out of the switch: the driver, or what stands before it."""
+        self.outlet: Outlet | None = None
+        """What stands before the switch, if anything."""
+        self.show_controls: Callable[[], Mapping[str, Branch]] | None = None
+        """What can be set here besides, for people."""
+        self._inlet: Adapter | None = None
         self.enabled = True
         """The cable is in; as its owner wants it, whether there is a switch or not."""
         self.routes: dict[bytes, Port] = {}
@@ -106,13 +128,20 @@ class Port:
 
     def attach(self, adapter: Adapter) -> None:
         """From now on frames go to this adapter. Raises `RuntimeError` if there is one."""
-        if self.adapter is not None:
+        if self.driver is not None:
             raise RuntimeError(f"port {self.name} has an adapter")
-        self.adapter = adapter
+        self.driver = adapter
+        self.adapter = adapter if self._inlet is None else self._inlet
 
     def detach(self) -> None:
         """Nobody is there any more."""
-        self.adapter = None
+        self.driver = self.adapter = None
+
+    def shape(self, outlet: Outlet | None, inlet: Adapter | None) -> None:
+        """Put something between adapter and switch, for frames that are sent and for those that are got."""
+        self.outlet, self._inlet = outlet, inlet
+        if self.driver is not None:
+            self.adapter = self.driver if inlet is None else inlet
 
     def transmit(self, frames: Sequence[bytes]) -> None:
         """Frames into the switch, in order."""
@@ -121,8 +150,10 @@ class Port:
             if self.tap is not None:
                 for frame in frames:
                     self.tap.sent(frame, Drop.LINK_DOWN)
-        else:
+        elif self.outlet is None:
             self.switch.transmit(self, frames)
+        else:
+            self.outlet.transmit(frames)
 
     def set_enabled(self, enabled: bool) -> None:
         """Plug the cable in, or pull it out."""
@@ -135,8 +166,8 @@ class Port:
 
     def tell_link(self, was: bool) -> None:
         """The adapter hears of it if the link is not as it was."""
-        if self.adapter is not None and self.link_up is not was:
-            self.adapter.link_changed(self.link_up)
+        if self.driver is not None and self.link_up is not was:
+            self.driver.link_changed(self.link_up)
 
     def change(self, settings: PortSettings) -> None:
         """Other settings from now on. The MTU stays: its adapter has made buffers for it."""
@@ -161,12 +192,13 @@ class Port:
     def inspect(self) -> Branch:
         """Counters and settings."""
         settings = self.settings
+        controls = {} if self.show_controls is None else self.show_controls()
         return Branch(
             {
                 "mac": None if self.mac == bytes(6) else mac_words(self.mac),
                 "link": Setting("up" if self.link_up else "down", self._set_link, 'plugs the cable: "up" or "down"'),
                 "switch": None if self.switch is None else self.switch.name,
-                "adapter": None if self.adapter is None else type(self.adapter).__name__,
+                "adapter": None if self.driver is None else type(self.driver).__name__,
                 "captured": self.tap is not None,
                 "sent": Branch({"frames": self.sent_frames, "bytes": self.sent_bytes, "flooded": self.flooded}),
                 "received": Branch({"frames": self.received_frames, "bytes": self.received_bytes}),
@@ -190,6 +222,7 @@ class Port:
                         for number, rule in enumerate(settings.acl.rules)
                     }
                 ),
+                **controls,
             }
         )
 
