@@ -65,15 +65,17 @@ Queue = Annotated[int, Meta(ge=1, le=1_000_000)]
 class BandwidthTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What an adapter may send, in bits a second such as `"8Mbit"`."""
 
-    reserve: Annotated[Rate, amount("Guaranteed whenever it has so much to send.", 0)] = Rate(0)
-    limit: Annotated[Rate, amount("Never more; 0 is no limit.", 0)] = Rate(0)
+    reserve: Annotated[Rate, amount("Guaranteed whenever it has so much to send.", 0)] = msgspec.field(
+        default_factory=lambda: Rate(0)
+    )
+    limit: Annotated[Rate, amount("Never more; 0 is no limit.", 0)] = msgspec.field(default_factory=lambda: Rate(0))
     weight: Weight = DEFAULT_WEIGHT
     burst: Annotated[
         Size,
         amount(
             "Bytes that it may send at once after a rest; 0 is 10 ms at its limit, and ten full frames at least.", 0
         ),
-    ] = Size(0)
+    ] = msgspec.field(default_factory=lambda: Size(0))
     queue: Annotated[Queue, Meta(description="Frames that wait for their turn; what comes on top is dropped.")] = (
         DEFAULT_QUEUE
     )
@@ -91,9 +93,15 @@ class BurstLossTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class LinkTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What an adapter's cable does to frames."""
 
-    rate: Annotated[Rate, amount("How fast it is, in each direction; 0 is at once.", 0)] = Rate(0)
-    delay: Annotated[Duration, amount('How long it is, such as "50ms".', 0)] = Duration(0)
-    jitter: Annotated[Duration, amount("Up to so much longer, for each frame anew; none overtakes.", 0)] = Duration(0)
+    rate: Annotated[Rate, amount("How fast it is, in each direction; 0 is at once.", 0)] = msgspec.field(
+        default_factory=lambda: Rate(0)
+    )
+    delay: Annotated[Duration, amount('How long it is, such as "50ms".', 0)] = msgspec.field(
+        default_factory=lambda: Duration(0)
+    )
+    jitter: Annotated[Duration, amount("Up to so much longer, for each frame anew; none overtakes.", 0)] = (
+        msgspec.field(default_factory=lambda: Duration(0))
+    )
     loss: Annotated[Percent, Meta(description="Percent of frames that are lost.")] = 0.0
     burst_loss: BurstLossTable | None = None
     duplicate: Annotated[Percent, Meta(description="Percent of frames that arrive twice.")] = 0.0

@@ -296,7 +296,7 @@ class SwitchTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vlan: Annotated[int, Meta(ge=0, le=MAX_VLAN, description="The host's VLAN on an internal switch.")] = 0
     mtu: Annotated[int, Meta(ge=576, le=9000, description="Bytes of a packet on the host's side.")] = 1500
     bandwidth: Annotated[Rate, amount("What all its ports together may send, bits a second; 0: whatever comes.", 0)] = (
-        Rate(0)
+        msgspec.field(default_factory=lambda: Rate(0))
     )
     default_weight: Annotated[
         int, Meta(ge=1, le=10000, description="Of ports without a `bandwidth`, the host's own among them.")
