@@ -8,18 +8,35 @@ them end as aborted, and is done when the last of them is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from hypervisor.inspect import Branch, Log2Counts, Setting
 from vsp_vsc.storage.protocol import MAX_AT_DISK
-from vsp_vsc.storage.scsi.nexus import Nexus
+from vsp_vsc.storage.scsi.nexus import CommandGate, Nexus
 from vsp_vsc.storage.scsi.sense import Reason
 from vsp_vsc.storage.scsi.unit import LogicalUnit
 
+if TYPE_CHECKING:
+    from vsp_vsc.storage.scsi.answer import ScsiResult, Tag
+
 MAX_LUNS = 255
 """An SRB names a unit in one byte, and Linux looks at 255 of them."""
+
+
+class Gate(CommandGate, Protocol):
+    """What holds a disk's commands back, as a controller and its sessions know it."""
+
+    def end(self, wanted: Callable[[Tag], bool], result: ScsiResult) -> None:
+        """Those that wait and are wanted end with this result, and are not carried out."""
+
+
+class Controls(Protocol):
+    """What can be said of how much I/O a disk may do."""
+
+    def inspect(self) -> Branch:
+        """Figures, and controls that can be set."""
 
 
 @attrs.define(eq=False)
@@ -38,6 +55,14 @@ class Unit:
     """Called whenever nothing is under way any more."""
     latency: Log2Counts = attrs.field(factory=Log2Counts)
     """In microseconds, of commands that had to wait; most are answered at once."""
+    gate: Gate | None = None
+    """What its commands go through, if anything holds them back."""
+    controls: Controls | None = None
+
+    def pass_through(self, gate: Gate | None) -> None:
+        """From now on commands go through a gate, or through none."""
+        self.gate = gate
+        self.nexus.pass_through(gate)
 
     @property
     def target(self) -> LogicalUnit:
@@ -51,6 +76,7 @@ class Unit:
         return Branch(
             {
                 "queue_depth": depth,
+                **(self.controls.inspect().children if self.controls is not None else {}),
                 "under_way": nexus.under_way,
                 "stale": self.stale,
                 "attentions": ", ".join(reason.value[3] for reason in nexus.attentions) or "none",
@@ -166,6 +192,7 @@ class Controller:
         for unit in self.units.values():
             unit.nexus.close()
             unit.nexus = unit.target.connect(self._initiator)
+            unit.nexus.pass_through(unit.gate)
 
     def _place(self, lun: int, target: LogicalUnit) -> Unit:
         if not 0 <= lun < MAX_LUNS:

@@ -39,6 +39,7 @@ from vsp_vsc.storage.protocol import (
     SrbStatus,
     Version,
 )
+from vsp_vsc.storage.scsi.answer import TASK_ABORTED
 from vsp_vsc.storage.scsi.cdb import DIRECTION, Direction, Opcode, ScsiStatus, describe_cdb
 from vsp_vsc.storage.scsi.nexus import Nexus
 from vsp_vsc.storage.scsi.sense import Reason, SenseKey, decode_sense, result_words
@@ -79,6 +80,9 @@ _Form = tuple[Nexus, int, int, int, bytes]
 """Nexus, offset into the page, blocks, bytes and completion of reads that differ in page and block only."""
 _KEPT_FORMS = 64
 
+
+_COME_AGAIN = ScsiResult(ScsiStatus.TASK_SET_FULL)
+"""Of a command that a gate has let go of without having it carried out."""
 
 _Tag = tuple[Packet, Unit]
 """What a disk hands back with a result."""
@@ -231,6 +235,22 @@ class StorageSession:
         finally:
             self._taking = False
         return ()
+
+    # --- what waits in a disk's gate
+
+    def turn_away_waiting(self) -> None:
+        """Have the guest send again what has not begun, as where a disk has too much under way: the VM is saved."""
+        self._end_waiting(_COME_AGAIN)
+
+    def abandon_waiting(self) -> None:
+        """What has not begun never will: the channel is closed."""
+        self._end_waiting(TASK_ABORTED)
+
+    def _end_waiting(self, result: ScsiResult) -> None:
+        waits = self._waits
+        for gate in dict.fromkeys(wait.tag[1].gate for wait in waits.values()):
+            if gate is not None:
+                gate.end(lambda tag: id(tag) in waits, result)
 
     # --- one packet
 
@@ -482,7 +502,10 @@ class StorageSession:
         aborted = result.status == ScsiStatus.TASK_ABORTED
         if aborted:
             self._counters.reset += 1
-            self._end(packet, SrbStatus.BUS_RESET)
+            there = self._units.get(address(unit.lun)) is unit
+            self._end(packet, SrbStatus.BUS_RESET if there else SrbStatus.INVALID_LUN)
+        elif result is _COME_AGAIN:
+            self._turn_away(packet)
         else:
             self._complete(packet, result)
         unit.ended(aborted=aborted)

@@ -29,10 +29,11 @@ from hypervisor.wire import BadValue, Guid, WireError
 from vmbus.bell import Bell
 from vmbus.channel import Channel
 from vmbus.server.offers import Offer
-from vsp_vsc.storage.controller import Controller
+from vsp_vsc.storage.controller import Controller, Unit, address
 from vsp_vsc.storage.negotiation import Negotiation
 from vsp_vsc.storage.protocol import MAX_AT_CHANNEL, MAX_SUB_CHANNELS, STORAGE_INTERFACE
 from vsp_vsc.storage.saved import RestoredSession, decode_session, encode_session
+from vsp_vsc.storage.scsi.answer import TASK_ABORTED
 from vsp_vsc.storage.session import Counters, StorageSession
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from vmbus.ring import Packet
     from vmbus.server.opened import OpenedChannel
+    from vsp_vsc.storage.scsi.answer import Tag
     from vsp_vsc.storage.scsi.unit import LogicalUnit
 
 CLOSE_SECONDS = 5.0
@@ -150,6 +152,7 @@ class StorageVsp:
             was_primary = self._primary is connection
             if was_primary:
                 self._primary = None
+            connection.session.abandon_waiting()
             await connection.settle()
             if was_primary:
                 self._controller.disconnected()
@@ -161,7 +164,10 @@ class StorageVsp:
     def save(self, channel_id: int) -> bytes | None:
         """The session on a channel, or None while a command is under way. Its guest stands still."""
         connection = next((one for one in self._connections if one.channel_id == channel_id), None)
-        if connection is None or connection.at_work:
+        if connection is None:
+            return None
+        if connection.at_work:
+            connection.session.turn_away_waiting()  # a disk's limit may not let them go for minutes
             return None
         return encode_session(connection.session.negotiation, connection.unsent)
 
@@ -173,6 +179,10 @@ class StorageVsp:
         return restored
 
     # --- disks that come and go
+
+    def unit(self, lun: int) -> Unit:
+        """A disk at its address, for who puts a gate before it. KeyError if there is none."""
+        return self._controller.units[address(lun)]
 
     @property
     def disks(self) -> dict[int, LogicalUnit]:
@@ -189,6 +199,8 @@ class StorageVsp:
         Returns when what it had under way has ended, in `CLOSE_SECONDS` at the latest.
         """
         unit = self._controller.remove(lun)
+        if unit.gate is not None:
+            unit.gate.end(_any, TASK_ABORTED)
         if unit.nexus.under_way:
             idle = trio.Event()
             unit.on_idle = idle.set
@@ -207,6 +219,9 @@ class StorageVsp:
         Returns when the guest has had nothing to say for `SILENT_LOOKS`, or after `LEAVE_SECONDS`.
         """
         units = self._controller.remove_all()
+        for unit in units:
+            if unit.gate is not None:
+                unit.gate.end(_any, TASK_ABORTED)
         try:
             with trio.move_on_after(LEAVE_SECONDS):
                 await self._silence()
@@ -259,6 +274,10 @@ class StorageVsp:
             resets=self._controller.resets,
             ended_by_reset=self._counters.reset,
         )
+
+
+def _any(_tag: Tag) -> bool:
+    return True
 
 
 class _Connection:

@@ -10,13 +10,23 @@ buffer. So a command that is aborted ends when the backend lets go of it, with s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vsp_vsc.storage.scsi.answer import TASK_ABORTED, Done, ScsiResult, Tag, Views
 from vsp_vsc.storage.scsi.sense import Reason
 
 if TYPE_CHECKING:
     from vsp_vsc.storage.scsi.unit import LogicalUnit
+
+
+class CommandGate(Protocol):
+    """What decides when a nexus's commands are carried out (`storage/qos`)."""
+
+    def start(self, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
+        """As `Nexus.start`: carries the command out by `Nexus.carry_out`, now or later."""
+
+    def aborted(self, nexus: Nexus) -> None:
+        """Commands of this nexus were aborted: those that have not begun end now."""
 
 
 class Nexus:
@@ -29,7 +39,10 @@ class Nexus:
         self.transport_id = transport_id
         """The same for machines: a TransportID of SPC-4 7.6.4."""
         self.hindered = False
-        """Whether something may speak against a command before it is looked at."""
+        """Whether a command may not just be carried out: something may speak against it, or there is a gate."""
+        self.gate: CommandGate | None = None
+        """What holds commands back, if anything does."""
+        self._barred = False
         self.read_now: Callable[[int, int, Views], bool] = unit.read_now
         """Read blocks into views of just that size, if nothing speaks against it and nothing has to be waited for.
 
@@ -48,15 +61,27 @@ class Nexus:
         The result, or None where it is handed to `done`: later, or before this returns if the backend is inline.
         """
         if self.hindered:
-            refused = self.unit.hindrance(self, cdb)
+            refused = self.unit.hindrance(self, cdb) if self._barred else None
             if refused is not None:
                 return refused
+            if self.gate is not None:
+                return self.gate.start(self, cdb, views, length, tag, done)
+        return self._starters[cdb[0]](self.unit, self, cdb, views, length, tag, done)
+
+    def carry_out(self, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
+        """For a gate: as `start`, with nothing left that speaks against it."""
         return self._starters[cdb[0]](self.unit, self, cdb, views, length, tag, done)
 
     def hinder(self, hindered: bool) -> None:
         """For the unit: whether each command has to be asked about."""
-        self.hindered = hindered
-        self.read_now = _not_now if hindered else self.unit.read_now
+        self._barred = hindered
+        self.hindered = hindered or self.gate is not None
+        self.read_now = _not_now if self.hindered else self.unit.read_now
+
+    def pass_through(self, gate: CommandGate | None) -> None:
+        """From now on commands go through a gate, or through none. Those that wait in the old one are its own."""
+        self.gate = gate
+        self.hinder(self._barred)
 
     # --- unit attentions
 
@@ -96,11 +121,15 @@ class Nexus:
         """ABORT TASK of one that is under way: it ends with TASK ABORTED."""
         if self.under_way:
             self._aborted.append(tag)
+            if self.gate is not None:
+                self.gate.aborted(self)
 
     def abort_all(self) -> None:
         """ABORT TASK SET: all that are under way end with TASK ABORTED."""
         self._epoch += 1
         self._aborted.clear()
+        if self.gate is not None:
+            self.gate.aborted(self)
 
     def begin(self) -> int:
         """A command is now under way; what is returned goes to `end`."""

@@ -1,0 +1,1 @@
+"""Reservation, limit and shares of disk I/O, in nested pools. Root side."""

@@ -1,0 +1,302 @@
+"""The host's I/O among its disks: the tree of pools, VMs and disks, their gates, and the one timer. Root side.
+
+A disk has a gate while something controls it: itself, its VM, a pool around them, or the capacity of the host. Without
+control it has none, its commands take the way that they always take, and nothing here is called for them.
+
+No task waits for anything: the hypervisor's timers call `fire` when the next request is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import msgspec
+
+from hypervisor.inspect import Branch, Setting
+from vsp_vsc.storage.qos.gate import Command, DiskGate
+from vsp_vsc.storage.qos.mclock import MClock, Node
+from vsp_vsc.storage.qos.meter import Meter
+from vsp_vsc.storage.qos.policy import HELP, NONE, IopsPolicy
+
+if TYPE_CHECKING:
+    from hypervisor.clock import Clock
+    from hypervisor.timer_queue import TimerQueue
+    from vsp_vsc.storage.controller import Unit
+
+_TICK: Final = 100
+"""ns of the hypervisor's unit of time."""
+_SECOND: Final = 1_000_000_000
+
+
+class FlowFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disk, a VM's disks, a pool or the host has had of I/O. Counts grow for as long as it is there."""
+
+    requests: int
+    normalized: int
+    bytes: int
+    held: int
+    """ns that its requests waited in gates, all together."""
+    taken: int
+    """ns from arrival to completion, all together."""
+    delivered: int
+    """Normalized I/Os in the last second."""
+    entitled: float | None
+    """Normalized I/Os a second that are its due; None where nothing bounds it."""
+    reserve: int
+    limit: int
+    """0: none."""
+    weight: int
+    waiting: int
+    """Requests in gates now."""
+    under_way: int
+    """Requests let go that have not ended."""
+    status: str
+    """`Ok`, or `InsufficientThroughput` where it has waited for a second without getting what is reserved for it."""
+
+
+@attrs.define(eq=False)
+class Flow:
+    """One disk of one guest; Hyper-V's Storage QoS has the word. Made by `DiskQos.add_disk`."""
+
+    qos: DiskQos
+    name: str
+    node: Node
+    policy: IopsPolicy
+    unit: Unit
+    on_change: Callable[[IopsPolicy], object] | None
+    meter: Meter = attrs.field(factory=Meter)
+    gate: DiskGate | None = None
+
+    def set_policy(self, policy: IopsPolicy) -> None:
+        """Other controls from now on. ValueError."""
+        policy.check()
+        self.policy = policy
+        self.qos.changed(self.node, policy)
+        if self.on_change is not None:
+            self.on_change(policy)
+
+    def close(self) -> None:
+        """The disk has gone, and what it had waiting has ended."""
+        self.qos.remove_disk(self)
+
+    def inspect(self) -> Branch:
+        """Its controls, which can be set, and its figures."""
+
+        def change(key: str, text: str) -> None:
+            self.set_policy(self.policy.with_value(key, text))
+
+        settings: dict[str, object] = {
+            f"iops_{key}": Setting(getattr(self.policy, key), partial(change, key), HELP[key])
+            for key in ("limit", "reserve", "weight")
+        }
+        return Branch(settings if self.gate is None else settings | {"iops": self._figures})
+
+    def _figures(self) -> Branch:
+        figures, (device, kernel, guest) = self.qos.figures_of(self.node), self.meter.averages()
+        return Branch(
+            {
+                "status": figures.status,
+                "delivered": figures.delivered,
+                "entitled": figures.entitled,
+                "waiting": figures.waiting,
+                "requests": figures.requests,
+                "normalized": figures.normalized,
+                "DAVG_ms": device,
+                "KAVG_ms": kernel,
+                "GAVG_ms": guest,
+                "latency": self.meter.latency.histogram("us"),
+            }
+        )
+
+
+class DiskQos:
+    """One for the host."""
+
+    def __init__(self, clock: Clock, timers: TimerQueue, *, capacity: int = 0) -> None:
+        """`capacity` in normalized I/Os a second, 0 where it is not modelled: then only limits mean something."""
+        self.core = MClock(capacity or None)
+        self._clock = clock
+        self._timers = timers
+        self._groups: dict[str, Node] = {}
+        self._policies: dict[Node, IopsPolicy] = {}
+        self._flows: dict[Node, Flow] = {}
+
+    def now(self) -> int:
+        """ns."""
+        return self._clock() * _TICK
+
+    # --- the tree
+
+    def set_group(self, name: str, parent: str, policy: IopsPolicy) -> None:
+        """A pool or a VM: made, moved or with other controls. `parent` is a group that is there, or empty."""
+        policy.check()
+        above = self._groups[parent] if parent else self.core.root
+        node = self._groups.get(name)
+        if node is None:
+            node = self._groups[name] = self.core.add_node(above, name)
+        elif node.parent is not above:
+            self.core.move(node, above)
+        self.changed(node, policy)
+
+    def remove_group(self, name: str) -> None:
+        """An empty one goes."""
+        node = self._groups[name]
+        assert not node.children, f"{name} is not empty"
+        del self._groups[name]
+        self._policies.pop(node, None)
+        self.core.remove(node)
+
+    def set_capacity(self, capacity: int) -> None:
+        """Another host, as it were; 0 is one without bounds."""
+        self._drain(self.now())
+        self.core.change(self.core.root, limit=capacity)
+        self._look()
+
+    def changed(self, node: Node, policy: IopsPolicy) -> None:
+        """Other controls for a node, from now on."""
+        self._drain(self.now())
+        self._policies[node] = policy
+        self.core.change(node, reserve=policy.reserve, limit=policy.limit, weight=policy.weight)
+        self._look()
+
+    def add_disk(
+        self,
+        group: str,
+        name: str,
+        policy: IopsPolicy,
+        unit: Unit,
+        on_change: Callable[[IopsPolicy], object] | None = None,
+    ) -> Flow:
+        """A disk of a VM, which is a group that is there. `on_change` hears of what people set."""
+        policy.check()
+        node = self.core.add_node(self._groups[group], name)
+        flow = self._flows[node] = Flow(self, name, node, policy, unit, on_change)
+        unit.controls = flow
+        self.changed(node, policy)
+        return flow
+
+    def remove_disk(self, flow: Flow) -> None:
+        """For `Flow.close`."""
+        if self._flows.pop(flow.node, None) is None:
+            return
+        flow.unit.controls = None
+        del self._policies[flow.node]
+        self._pass(flow, through=False)
+        for request in self.core.remove(flow.node):
+            request.payload.go(self.now())
+        self._arm()
+
+    # --- requests
+
+    def enter(self, node: Node, cost: int, command: Command, now: int) -> bool:
+        """A command comes; whether it may go at once. If not it will be told."""
+        core = self.core
+        if core.root.waiting:
+            self._drain(now)
+        mine = core.add(node, cost, command, now)
+        while (request := core.pull(now)) is not None:
+            if request is mine:
+                if not core.root.waiting:
+                    return True  # nobody waits, so there is nothing to wake up for
+                self._drain(now)
+                break
+            request.payload.go(now)
+        self._arm()
+        return mine.phase is not None
+
+    def fire(self) -> None:
+        """For the timers: something is due."""
+        self._drain(self.now())
+        self._arm()
+
+    def _drain(self, now: int) -> None:
+        while (request := self.core.pull(now)) is not None:
+            request.payload.go(now)
+
+    def _arm(self) -> None:
+        moment = self.core.next_time()
+        self._timers.set(self, None if moment is None else -(-moment // _TICK))
+
+    # --- gates where they are needed
+
+    def _look(self) -> None:
+        """After a change: let go who may go now, and see which disks need a gate."""
+        self._drain(self.now())
+        for flow in self._flows.values():
+            self._pass(flow, through=self._controlled(flow.node) or bool(flow.node.queue))
+        self._arm()
+
+    def _controlled(self, node: Node) -> bool:
+        if self.core.root.limit is not None:
+            return True
+        way: Node | None = node
+        while way is not None:
+            if self._policies.get(way, NONE).any:
+                return True
+            way = way.parent
+        return False
+
+    def _pass(self, flow: Flow, *, through: bool) -> None:
+        if through and flow.gate is None:
+            flow.gate = DiskGate(self, flow.node, flow.meter)
+            flow.unit.pass_through(flow.gate)
+        elif not through and flow.gate is not None:
+            flow.gate = None
+            flow.unit.pass_through(None)
+
+    # --- figures
+
+    def figures(self) -> dict[str, FlowFigures]:
+        """Of the host (`host`), of each group by its name, and of each disk by its VM's with `/disks/` and its LUN."""
+        entitled = self._entitled()
+        found = {"host": self._sum(self.core.root, entitled)}
+        for name, node in self._groups.items():
+            found[name] = self._sum(node, entitled)
+        for node, flow in self._flows.items():
+            assert node.parent is not None
+            found[f"{node.parent.name}/disks/{flow.name}"] = self._sum(node, entitled)
+        return found
+
+    def figures_of(self, node: Node) -> FlowFigures:
+        """Of one node."""
+        return self._sum(node, self._entitled())
+
+    def _below(self, node: Node) -> Iterator[Flow]:
+        flow = self._flows.get(node)
+        if flow is not None:
+            yield flow
+        for child in node.children.values():
+            yield from self._below(child)
+
+    def _sum(self, node: Node, entitled: dict[Node, Fraction]) -> FlowFigures:
+        now, flows = self.now(), list(self._below(node))
+        due, policy = entitled.get(node), self._policies.get(node, NONE)
+        delivered = sum(flow.meter.rate(now) for flow in flows)
+        short = node.owed and node.waiting and now - node.since_ns > _SECOND and delivered + 1 < node.owed
+        ended = sum(flow.meter.requests for flow in flows)
+        return FlowFigures(
+            requests=ended,
+            normalized=sum(flow.meter.normalized for flow in flows),
+            bytes=sum(flow.meter.bytes for flow in flows),
+            held=sum(flow.meter.held for flow in flows),
+            taken=sum(flow.meter.taken for flow in flows),
+            delivered=delivered,
+            entitled=None if due is None else float(due),
+            reserve=policy.reserve,
+            limit=node.limit or 0,
+            weight=policy.weight,
+            waiting=node.waiting,
+            under_way=sum(flow.unit.nexus.under_way for flow in flows) - node.waiting,
+            status="InsufficientThroughput" if short else "Ok",
+        )
+
+    def _entitled(self) -> dict[Node, Fraction]:
+        """By reservation, limit, shares and what each wants now: all that it can get, or what it had lately."""
+        from vsp_vsc.storage.qos.entitled import entitled
+
+        now = self.now()
+        return entitled(self.core.root, {node: flow.meter.rate(now) for node, flow in self._flows.items()})

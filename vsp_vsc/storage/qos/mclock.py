@@ -1,0 +1,450 @@
+"""mClock in a tree: which request may go, and when, by reservation, limit and shares at every level. Root side.
+
+Each node has three tags (Gulati et al., OSDI 2010), exact integers that never depend on the order of callers:
+
+    until   the limit: nothing below the node goes before it; each I/O moves it on by its cost over the limit
+    due     the reservation: an I/O is owed from this moment on; each that is served because of it moves it on
+    tag     the shares, a virtual start time (start-time fair queueing): each I/O moves it on by cost over weight
+
+A request goes when every node from the root down to its disk is past its `until`. Of several that may, the root picks a
+child, the child one of its own, down to a disk: one that is owed an I/O first, the one owed for longest; else the one
+with the least `tag`. Hence a node gets its reservation, or its share if that is more, and never more than its limit.
+
+    limit > reservation > shares     a node before its `until` is no candidate, whatever it is owed
+
+The root's limit is what the host's storage can do; without one there is nothing to share, and only limits count. A
+reservation of a node is at least the sum of those below it, so that a disk's is worth something in a pool without.
+
+Neither credit nor debt grows old. A node that was idle comes back at its parent's present (`v`), without what it did
+not use; one that a limit held back, or that its reservation put ahead, is at most `_LAG` requests from there; and when
+more is reserved than there is, all that are owed forget the same. So a change of controls takes effect within some
+requests. Intervals between I/Os are at least 1 / limit, but for one that had to wait for others: it may follow on the
+one before as if that had been in time, by at most one interval. Without that a limit beside shares could not be
+reached, as moments when a limit and when its parent have room seldom fall together.
+
+Time is the caller's, in ns, and only moves forwards. `pull` takes what was due in its order with the moment at which it
+was due, so a caller that is late changes nothing but that; it makes up for at most `slack`, since a limit that holds on
+the average of a stall and the rush after it does not hold in each second. No Trio, no clock.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import OrderedDict
+from typing import Any, Final
+
+import attrs
+
+_SUB: Final = 1 << 20
+"""Parts of a ns that moments are counted in, so that intervals such as 1/300 s leave nothing behind."""
+_SECOND: Final = 1_000_000_000 * _SUB
+_SHARE: Final = 1 << 40
+"""What a normalized I/O costs a node of weight 1."""
+_LAG: Final = 8
+_DEBT: Final = _SECOND // 10
+"""For how long a reservation may be owed, until all of a node's children forget some of it."""
+_HEAP_ROOM: Final = 64
+MAX_RATE: Final = 1_000_000_000
+"""The most I/Os a second that a reservation or limit may be."""
+
+
+class Phase(enum.Enum):
+    """Why a request went before others."""
+
+    RESERVATION = "reservation"
+    WEIGHT = "weight"
+
+
+@attrs.define(eq=False)
+class Request:
+    """One I/O that waits."""
+
+    leaf: Node
+    cost: int
+    """Normalized I/Os; 0 for what is not counted and only keeps its place."""
+    payload: Any
+    """The caller's."""
+    arrived: int
+    """ns."""
+    phase: Phase | None = None
+    """Set once it goes: by what its disk was picked."""
+
+
+@attrs.define(eq=False, repr=False)
+class Node:
+    """A disk, or whatever holds disks. Made by `MClock.add_node`; all that is here is for reading."""
+
+    id: int
+    name: str
+    parent: Node | None
+    reserve: int = 0
+    """Normalized I/Os a second."""
+    limit: int | None = None
+    weight: int = 100
+    children: dict[str, Node] = attrs.field(factory=dict)
+    queue: OrderedDict[int, Request] = attrs.field(factory=OrderedDict)
+    """Of a disk: what waits, by identity."""
+    waiting: int = 0
+    """Requests that wait, here or below."""
+    owed: int = 0
+    """The reservation that counts: its own or that of its children, if they have more."""
+    arrived: int = 0
+    """Normalized I/Os asked for, ever."""
+    served: int = 0
+    """Normalized I/Os let go, ever."""
+    reserved: int = 0
+    """Those of them that went because they were owed."""
+    requests: int = 0
+    """Requests let go, ever."""
+    held: int = 0
+    """ns, in `_SUB` parts, for which its limit held back what waited."""
+    since: int = 0
+    """When it had nothing to do last."""
+    until: int = 0
+    due: int = 0
+    tag: int = 0
+    v: int = 0
+    """The tag that was last served by weight among the children: their present."""
+    forgiven: int = 0
+    """How far the children's reservations lag behind the clock, since more is owed than there is."""
+    ready: bool = False
+    """Something below may go, as far as nodes from here down are concerned."""
+    ready_children: int = 0
+    throttled: int | None = None
+    """Since when, while an event wakes it at `until`."""
+    largest: int = 1
+    """About the largest of its recent requests."""
+    by_tag: list[tuple[int, int, Node]] = attrs.field(factory=list)
+    by_due: list[tuple[int, int, Node]] = attrs.field(factory=list)
+
+    @property
+    def path(self) -> str:
+        """Names from below the root down."""
+        names: list[str] = []
+        node = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return "/".join(reversed(names))
+
+    @property
+    def since_ns(self) -> int:
+        """Since when something waits, in ns, where something does."""
+        return self.since // _SUB
+
+    def __repr__(self) -> str:
+        return f"<Node {self.path or self.name}>"
+
+
+class MClock:
+    """One host's storage."""
+
+    def __init__(self, capacity: int | None = None, *, slack: int = 20_000_000) -> None:
+        """`capacity` in normalized I/Os a second, None where it is not modelled; `slack` in ns."""
+        self.root = Node(0, "", None, limit=capacity)
+        self._now = 0
+        self._slack = slack * _SUB
+        self._serial = 0
+        self._events: list[tuple[int, int, Node]] = []
+
+    # --- the tree
+
+    def add_node(
+        self, parent: Node, name: str, *, reserve: int = 0, limit: int | None = None, weight: int = 100
+    ) -> Node:
+        """A node more. Weight 0 is for one that gets its reservation and never more. ValueError for a name twice."""
+        if name in parent.children:
+            raise ValueError(f"{parent.path}/{name} is there already")
+        _check(reserve, limit, weight)
+        self._serial += 1
+        node = Node(self._serial, name, parent, reserve, limit, weight)
+        node.tag, node.due = parent.v, self._now - parent.forgiven
+        parent.children[name] = node
+        _owe(node)
+        return node
+
+    def remove(self, node: Node) -> list[Request]:
+        """A node less, with all below it; what waited there, in order."""
+        assert node.parent is not None, "the root stays"
+        left: list[Request] = []
+        for child in list(node.children.values()):
+            left += self.remove(child)
+        for request in list(node.queue.values()):
+            self.withdraw(request)
+            left.append(request)
+        del node.parent.children[node.name]
+        _owe(node.parent)
+        return left
+
+    def move(self, node: Node, parent: Node) -> None:
+        """Hang a node with all below it elsewhere; what waits goes on waiting. ValueError as `add_node`."""
+        if node.name in parent.children:
+            raise ValueError(f"{parent.path}/{node.name} is there already")
+        old, moved = node.parent, node.waiting
+        assert old is not None, "the root stays"
+        above: Node | None = old
+        while above is not None:
+            above.waiting -= moved
+            above = above.parent
+        self._sleep(node)
+        del old.children[node.name]
+        _owe(old)
+        node.parent = parent
+        parent.children[node.name] = node
+        node.tag, node.due = parent.v, self._now - parent.forgiven
+        _owe(node)
+        if moved:
+            self._busy(parent, moved)
+        self._wake(node)
+
+    def change(
+        self, node: Node, *, reserve: int | None = None, limit: int | None = None, weight: int | None = None
+    ) -> None:
+        """Other controls from now on; None leaves one as it is, and 0 as a limit is none."""
+        new_reserve = node.reserve if reserve is None else reserve
+        new_limit = node.limit if limit is None else limit or None
+        new_weight = node.weight if weight is None else weight
+        _check(new_reserve, new_limit, new_weight)
+        node.reserve, node.limit, node.weight = new_reserve, new_limit, new_weight
+        _owe(node)
+        if node.limit is None:
+            node.until = 0
+        else:
+            node.until = min(node.until, self._now + _interval(node.largest, node.limit))
+        parent = node.parent
+        if parent is not None:
+            clock = self._now - parent.forgiven
+            if node.owed:
+                node.due = min(node.due, clock + _interval(node.largest, node.owed))
+            if not node.waiting:
+                node.due = max(node.due, clock)
+            step = node.largest * _SHARE // node.weight if node.weight else 0
+            node.tag = min(max(node.tag, parent.v - _LAG * step), parent.v + _LAG * step)
+        self._sleep(node)
+        node.throttled = None
+        self._wake(node)
+
+    # --- requests
+
+    def add(self, leaf: Node, cost: int, payload: Any, now: int) -> Request:
+        """A request comes at `now`. What was due before is for `pull` to take first, if it is to count as before."""
+        self._now = max(self._now, now * _SUB)
+        request = Request(leaf, cost, payload, now)
+        leaf.queue[id(request)] = request
+        node: Node | None = leaf
+        while node is not None:
+            node.arrived += cost
+            node = node.parent
+        self._busy(leaf, 1)
+        self._wake(leaf)
+        return request
+
+    def withdraw(self, request: Request) -> None:
+        """A request that waits goes away."""
+        leaf = request.leaf
+        del leaf.queue[id(request)]
+        node: Node | None = leaf
+        while node is not None:
+            node.waiting -= 1
+            node = node.parent
+        if not leaf.queue:
+            self._sleep(leaf)
+
+    def pull(self, now: int) -> Request | None:
+        """The next request that goes at `now` or was to go before; None if there is none yet."""
+        end = now * _SUB
+        root, events = self.root, self._events
+        while events:
+            moment = self._next_event()
+            if moment is None or moment > (self._now if root.ready else end):
+                break  # all that may go at this moment is there to choose from
+            node = heapq.heappop(events)[2]
+            self._now = max(self._now, moment, end - self._slack)
+            assert node.throttled is not None, "or the entry would be dead"
+            node.held += moment - node.throttled
+            node.throttled = None
+            self._wake(node)
+        if not root.ready:
+            self._now = max(self._now, end)
+            return None
+        self._now = max(self._now, end - self._slack)
+        return self._go()
+
+    def next_time(self) -> int | None:
+        """The moment, in ns, before which `pull` gives nothing; None while nothing waits for one."""
+        if self.root.ready:
+            return self._now // _SUB
+        moment = self._next_event()
+        return None if moment is None else -(-moment // _SUB)
+
+    # --- inside
+
+    def _next_event(self) -> int | None:
+        events = self._events
+        while events:
+            moment, _, node = events[0]
+            if node.throttled is not None and node.until == moment and node.waiting:
+                return moment
+            heapq.heappop(events)
+            if node.until == moment:
+                node.throttled = None
+        return None
+
+    def _busy(self, node: Node | None, count: int) -> None:
+        """So many requests more wait below a node. One that was idle has neither credit nor a claim from before."""
+        while node is not None:
+            parent = node.parent
+            if not node.waiting:
+                node.since = self._now
+                if parent is not None:
+                    node.tag = max(node.tag, parent.v)
+                    node.due = max(node.due, self._now - parent.forgiven)
+            node.waiting += count
+            node = parent
+
+    def _wake(self, node: Node | None) -> None:
+        """A node may have something to go, and by that those above it."""
+        while node is not None and not node.ready and (node.queue or node.ready_children):
+            parent = node.parent
+            until = node.until
+            if parent is not None and not node.weight:
+                until = max(until, node.due + parent.forgiven)
+            if until > self._now:
+                if node.throttled is None or node.until != until:
+                    node.throttled = self._now
+                    node.until = until
+                    heapq.heappush(self._events, (until, node.id, node))
+                return
+            node.ready = True
+            if parent is None:
+                return
+            parent.ready_children += 1
+            if node.weight:
+                node.tag = max(node.tag, parent.v - _LAG * node.largest * _SHARE // node.weight)
+            _enter(parent, node)
+            node = parent
+
+    def _sleep(self, node: Node | None) -> None:
+        """A node has nothing to go, and by that perhaps those above it."""
+        while node is not None and node.ready:
+            node.ready = False
+            node = node.parent
+            if node is not None:
+                node.ready_children -= 1
+                if node.ready_children:
+                    return
+
+    def _go(self) -> Request:
+        """Serve whoever is next, at this moment."""
+        now = self._now
+        path: list[tuple[Node, Phase]] = []
+        node = self.root
+        while node.children:
+            path.append(_pick(node, now))
+            node = path[-1][0]
+        _, request = node.queue.popitem(last=False)
+        request.phase = path[-1][1]
+        cost = request.cost
+        for child, phase in reversed(path):
+            parent = child.parent
+            assert parent is not None, "the root is nobody's child"
+            if phase is Phase.WEIGHT:
+                parent.v = max(parent.v, child.tag)
+            elif cost:
+                child.due += _interval(cost, child.owed)
+                child.reserved += cost
+            child.largest = max(cost, child.largest * 7 // 8, 1)
+            if child.weight:
+                step = _SHARE // child.weight
+                child.tag = min(child.tag + cost * step, parent.v + _LAG * child.largest * step)
+            self._served(child, cost)
+            if child.ready:
+                _enter(parent, child)
+            else:
+                parent.ready_children -= 1
+        self._served(self.root, cost)
+        return request
+
+    def _served(self, node: Node, cost: int) -> None:
+        """Count it, and see whether the node has more that may go now."""
+        now, parent = self._now, node.parent
+        node.waiting -= 1
+        node.requests += 1
+        node.served += cost
+        if node.limit is not None:
+            step = _interval(cost, node.limit)
+            node.until = max(node.until, node.since, now - step) + step
+        until = node.until if node.weight or parent is None else max(node.until, node.due + parent.forgiven)
+        node.ready = bool(node.queue or node.ready_children) and until <= now
+        if not node.ready:
+            self._throttle(node, until)
+
+    def _throttle(self, node: Node, until: int) -> None:
+        if (node.queue or node.ready_children) and until > self._now:
+            node.until, node.throttled = until, self._now
+            heapq.heappush(self._events, (until, node.id, node))
+
+
+def _check(reserve: int, limit: int | None, weight: int) -> None:
+    if not 0 <= reserve <= MAX_RATE or (limit is not None and not 1 <= limit <= MAX_RATE) or weight < 0:
+        raise ValueError(f"reserve {reserve}, limit {limit}, weight {weight}")
+    if not weight and not reserve:
+        raise ValueError("neither reserve nor weight: nothing would ever go")
+
+
+def _interval(cost: int, rate: int) -> int:
+    """How long an I/O takes up a rate; rounded up, so that no limit is exceeded."""
+    return -(-cost * _SECOND // rate)
+
+
+def _owe(node: Node | None) -> None:
+    """Add up what is owed from a node upwards."""
+    while node is not None:
+        below = sum(child.owed for child in node.children.values())
+        node.owed = max(node.reserve, below)
+        node = node.parent
+
+
+def _enter(parent: Node, node: Node) -> None:
+    """A child is a candidate with the tags that it has now; what the heaps have of it from before is dead."""
+    if node.weight:
+        if len(parent.by_tag) > 2 * len(parent.children) + _HEAP_ROOM:
+            parent.by_tag = [
+                entry for entry in set(parent.by_tag) if _lives(entry, parent) and entry[0] == entry[2].tag
+            ]
+            heapq.heapify(parent.by_tag)
+        heapq.heappush(parent.by_tag, (node.tag, node.id, node))
+    if node.owed:
+        if len(parent.by_due) > 2 * len(parent.children) + _HEAP_ROOM:
+            parent.by_due = [
+                entry for entry in set(parent.by_due) if _lives(entry, parent) and entry[0] == entry[2].due
+            ]
+            heapq.heapify(parent.by_due)
+        heapq.heappush(parent.by_due, (node.due, node.id, node))
+
+
+def _lives(entry: tuple[int, int, Node], parent: Node) -> bool:
+    return entry[2].ready and entry[2].parent is parent
+
+
+def _pick(parent: Node, now: int) -> tuple[Node, Phase]:
+    """Who of a node's children is next; one at least is a candidate."""
+    heap = parent.by_due
+    while heap:
+        due, _, node = heap[0]
+        if not _lives(heap[0], parent) or node.due != due or not node.owed:
+            heapq.heappop(heap)
+            continue
+        clock = now - parent.forgiven
+        if due > clock:
+            break
+        if clock - due > _DEBT:
+            parent.forgiven += clock - due - _DEBT
+        return node, Phase.RESERVATION
+    heap = parent.by_tag
+    while True:
+        tag, _, node = heap[0]
+        if _lives(heap[0], parent) and node.tag == tag and node.weight:
+            return node, Phase.WEIGHT
+        heapq.heappop(heap)
