@@ -152,6 +152,21 @@ class GuestMemory:
         extent = self._find(0)
         return memoryview(bytearray()) if extent is None else extent.view
 
+    def discard(self, gpn: int, count: int) -> None:
+        """Give the memory behind pages back to the host: they stay mapped, and read as zero until they are written.
+
+        Pages that are not mapped are passed over.
+        """
+        end = gpn + count
+        while gpn < end:
+            extent = self._find(gpn)
+            if extent is None:
+                gpn = next((start for start in self._starts if start > gpn), end)
+                continue
+            here = min(end, extent.end) - gpn
+            extent.block.zero(extent.block_page + gpn - extent.gpn, here)
+            gpn += here
+
     def clear(self) -> None:
         """Zero every page that the guest can write, for a reset; the others are its ROM."""
         for extent in self._extents:

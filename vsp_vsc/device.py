@@ -118,6 +118,13 @@ KINDS = (
         vsc="vsp_vsc.mouse.vsc:open_mouse",
         ring_bytes=40 * 1024,
     ),
+    DeviceKind(
+        name="dynamic-memory",
+        interface=Guid("525074dc-8985-46e2-8057-a307dc18a502"),
+        vsp="vsp_vsc.memory.vsp:MemoryVsp",
+        vsc="vsp_vsc.memory.vsc:open_memory",
+        ring_bytes=20 * 1024,
+    ),
 )
 BY_INTERFACE: dict[Guid, DeviceKind] = {kind.interface: kind for kind in KINDS}
 BY_NAME: dict[str, DeviceKind] = {kind.name: kind for kind in KINDS}

@@ -62,6 +62,45 @@ class PageAllocator:
                 self.on_growth(self.used_before)
         return gpn
 
+    def take_top(self, most: int) -> tuple[int, int] | None:
+        """Up to `most` pages from the end of the highest free run, as they are: first page and count. None if none.
+
+        For pages that nobody of this kernel writes; `note_written` is for those that somebody does.
+        """
+        if not self._counts:
+            return None
+        count = min(most, self._counts[-1])
+        gpn = self._starts[-1] + self._counts[-1] - count
+        self._counts[-1] -= count
+        if not self._counts[-1]:
+            del self._starts[-1], self._counts[-1]
+        return gpn, count
+
+    def take_aligned(self, count: int) -> int | None:
+        """The highest `count` pages at a multiple of `count`, as they are; None where there are none."""
+        for index in range(len(self._starts) - 1, -1, -1):
+            start, run = self._starts[index], self._counts[index]
+            gpn = (start + run) // count * count - count
+            if gpn < start:
+                continue
+            behind = start + run - gpn - count
+            if behind:
+                self._starts.insert(index + 1, gpn + count)
+                self._counts.insert(index + 1, behind)
+            if gpn > start:
+                self._counts[index] = gpn - start
+            else:
+                del self._starts[index], self._counts[index]
+            return gpn
+        return None
+
+    def note_written(self, end: int) -> None:
+        """Pages below `end` may not be zero any more."""
+        if end > self.used_before:
+            self.used_before = end
+            if self.on_growth is not None:
+                self.on_growth(end)
+
     def set_aside(self, end: int) -> int:
         """Before anything is handed out: leave the pages below `end` alone, as they are; `free` gives them back later.
 

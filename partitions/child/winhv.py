@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -17,6 +17,9 @@ from partitions.child.interrupts import Interrupts
 from partitions.child.pages import PageAllocator
 from partitions.child.reference_time import ReferenceTime
 from vmbus.protocol.identifiers import MAX_MESSAGE_BYTES, SYNIC_MESSAGE_TYPE
+
+if TYPE_CHECKING:
+    from partitions.child.memory import Memory
 
 _POST_MESSAGE: Final = control_word(CallCode.POST_MESSAGE)
 """0x5C. Slow: the message is too long for registers."""
@@ -86,7 +89,7 @@ class WinHv:
 class Platform:
     """What the VMBus client and the drivers need of the kernel (`vmbus.client.platform.GuestPlatform`)."""
 
-    __slots__ = ("_interrupts", "_machine", "_pages", "_time", "memory", "post_message", "signal_event")
+    __slots__ = ("_interrupts", "_machine", "_memory", "_pages", "_time", "memory", "post_message", "signal_event")
 
     def __init__(self, winhv: WinHv, pages: PageAllocator, interrupts: Interrupts, time: ReferenceTime) -> None:
         self._machine = winhv.machine
@@ -94,6 +97,7 @@ class Platform:
         self._interrupts = interrupts
         self._time = time
         self.memory = winhv.machine.memory
+        self._memory: Memory | None = None
         self.post_message: Callable[[int, bytes], HvStatus] = winhv.post_message
         self.signal_event: Callable[[int], HvStatus] = winhv.signal_event
 
@@ -104,6 +108,15 @@ class Platform:
     def free_pages(self, gpn: int, count: int) -> None:
         """Give pages back; `ValueError` when they are free already."""
         self._pages.free(gpn, count)
+
+    @property
+    def heap(self) -> Memory:
+        """The pages by what they are used for, for those who look at that."""
+        if self._memory is None:
+            from partitions.child.memory import Memory
+
+            self._memory = Memory(self._pages, self)
+        return self._memory
 
     def reference_time(self) -> int:
         """The partition's time in 100 ns units."""

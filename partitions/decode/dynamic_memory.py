@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hypervisor.wire import Wire
-from partitions.decode import memory_layouts as d
 from partitions.decode.field import Bits, Field, Hint, Hints, group, layout_field, raw
-from partitions.decode.memory_layouts import MemoryType
 from partitions.decode.words import enum_words, long_version_words, yes_no
+from vsp_vsc.memory import protocol as d
+from vsp_vsc.memory.protocol import MemoryType
 
 _TYPE = enum_words(MemoryType)
 _RANGE = Hint(bits=(Bits("count", 63, 40), Bits("first_page", 39, 0, lambda value: f"GPA {value << 12:#x}")))

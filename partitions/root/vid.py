@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE, Access
@@ -24,6 +24,9 @@ from partitions.root.exits import CannotStart
 from partitions.root.intercepts import Intercepts
 from partitions.root.winhv import HypercallFailed, WinHv
 from partitions.topology_schema import size_words
+
+if TYPE_CHECKING:
+    from partitions.root.memory_desk import MemoryDesk
 
 T = TypeVar("T")
 
@@ -129,6 +132,10 @@ class VmPartition:
         """Let every processor run."""
         self._set_suspended(0)
 
+    def unmap(self, gpn: int, count: int) -> None:
+        """Take pages out of it."""
+        self._winhv.unmap_gpa_pages(self.id, gpn, count)
+
     def _set_suspended(self, value: int) -> None:
         for index in range(self.processors):
             self._winhv.set_vp_register(self.id, index, EXPLICIT_SUSPEND, value)
@@ -144,6 +151,21 @@ class Vid:
         self.vm_memory = vm_memory
         self.vm_memory_used = 0
         self.pool = PagePool(hypervisor)
+        self._desk: MemoryDesk | None = None
+
+    @property
+    def desk(self) -> MemoryDesk:
+        """Who balances the memory of VMs; made when it is first asked for."""
+        if self._desk is None:
+            from partitions.root.memory_desk import MemoryDesk
+
+            self._desk = MemoryDesk(self)
+        return self._desk
+
+    async def make_room(self, size: int) -> None:
+        """Before a VM starts: have those with dynamic memory give back what it needs, if there are any."""
+        if self._desk is not None:
+            await self._desk.make_room(size)
 
     @contextlib.contextmanager
     def open_partition(
@@ -196,6 +218,35 @@ class Vid:
     def _release_memory(self, source: int, size: int) -> None:
         self.hypervisor.remove_root_block(source)
         self.vm_memory_used -= size
+
+    @property
+    def vm_memory_free(self) -> int:
+        """Bytes that no VM has. Below 0 where one that had given memory back has taken it again unasked."""
+        return self.vm_memory - self.vm_memory_used
+
+    def given_back(self, size: int) -> None:
+        """A guest gave so many bytes, and their pages have been discarded; below 0, it has them again."""
+        self.vm_memory_used -= size
+        self.hypervisor.discarded_bytes += size
+
+    def add_memory(self, built: VmPartition, gpn: int, size: int, name: str, *, huge_pages: bool) -> int:
+        """Map `size` bytes of fresh memory from `gpn` on; where the root sees it. Raises `OutOfHostMemory`."""
+        source = self._take_memory(size, name, huge_pages)
+        try:
+            self.paying(
+                built.id,
+                lambda: self.winhv.map_gpa_pages(built.id, gpn, source, size >> PAGE_SHIFT, Access.ALL),
+            )
+        except BaseException:
+            self.winhv.unmap_gpa_pages(built.id, gpn, size >> PAGE_SHIFT)
+            self._release_memory(source, size)
+            raise
+        return source
+
+    def remove_memory(self, built: VmPartition, gpn: int, size: int, source: int) -> None:
+        """Unmap what `add_memory` has mapped, and give it back."""
+        self.winhv.unmap_gpa_pages(built.id, gpn, size >> PAGE_SHIFT)
+        self._release_memory(source, size)
 
     def paying(self, payer: int, call: Callable[[], T]) -> T:
         """Make a call; while it answers INSUFFICIENT_MEMORY, deposit pages for `payer` and make it again."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypervisor.wire import Guid, Wire
-from partitions.decode import memory_layouts as d
 from partitions.recording.link import DEVICES
 from tests.doubles import captures as c
 from tests.doubles.captures import TO_CHILD, TO_ROOT, Unit
@@ -27,6 +26,7 @@ from vsp_vsc.integration.shutdown import protocol as shutdown
 from vsp_vsc.integration.time_sync import protocol as time_sync
 from vsp_vsc.integration.vss.protocol import VssFlags, VssHeader
 from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.memory import protocol as d
 from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network import protocol as n
 from vsp_vsc.storage import protocol as s

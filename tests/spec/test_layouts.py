@@ -12,11 +12,11 @@ from hypervisor.hypercall import event_log_layouts, layouts, processor_layouts, 
 from hypervisor.synic import timer_registers
 from hypervisor.wire import Wire
 from partitions.decode import layouts as layouts_of_rings
-from partitions.decode import memory_layouts
 from vmbus.protocol import hvsocket, messages
 from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.vss import protocol as vss
 from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.memory import protocol as memory
 from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network import ndis, rndis
 from vsp_vsc.network import protocol as network
@@ -37,7 +37,7 @@ DECLARED: dict[str, tuple[ModuleType, ...]] = {
     "input": (keyboard, mouse),
     "video": (video,),
     "utility": (vss, file_copy),
-    "dynamic_memory": (memory_layouts,),
+    "dynamic_memory": (memory,),
 }
 """The table in `layouts/` and the modules that declare what stands in it."""
 BASES = (messages.Message,)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypervisor.hypercall.abi import CallCode, control_word
 from hypervisor.hypercall.processor_layouts import FlushExInput
 from hypervisor.trace import TO_CHILD, TO_ROOT, Layer
-from partitions.decode import memory_layouts
 from partitions.decode.field import Field
 from partitions.decode.hypercall import decode_hypercall
 from partitions.decode.message import decode_channel_message
@@ -29,6 +28,7 @@ from vsp_vsc.integration.file_copy import protocol as file_copy
 from vsp_vsc.integration.protocol import Component, encode_message
 from vsp_vsc.integration.vss import protocol as vss
 from vsp_vsc.keyboard import protocol as keyboard
+from vsp_vsc.memory import protocol as memory_layouts
 from vsp_vsc.mouse import protocol as mouse
 from vsp_vsc.network.rndis import PacketInfo, RndisHeader, RndisPacket, RndisPacketInfo, RndisType
 from vsp_vsc.video import protocol as video

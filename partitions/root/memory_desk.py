@@ -1,0 +1,210 @@
+"""The host's memory and who has it: the balancer, once a second while a VM has dynamic memory. Root side.
+
+What VMs without dynamic memory have is theirs; all else is shared by `vsp_vsc.memory.balance`. The balancer has no
+task: a timer of the hypervisor's clock fires it, which is armed while there is something to balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from hypervisor.clock import ticks
+from hypervisor.inspect import Branch, Setting
+from hypervisor.pages import PAGE_SHIFT
+from hypervisor.trace import Layer
+from vsp_vsc.memory.balance import Change, Claim, Divide, HostState, by_weight, host_state, targets, taxed
+
+if TYPE_CHECKING:
+    from partitions.root.vid import Vid
+    from partitions.root.vm_memory import VmMemory
+
+TICK_SECONDS: Final = 1.0
+MAKE_ROOM_SECONDS: Final = 30.0
+"""How long others may take to give back what a VM needs to start."""
+_LOOK_SECONDS: Final = 0.25
+_PAGE: Final = 1 << PAGE_SHIFT
+
+
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """How the host's memory is, in bytes."""
+
+    capacity: int
+    free: int
+    """What no VM has: in Hyper-V "Available Memory"."""
+    state: str
+    """high, soft, hard or low."""
+    pressure: int | None
+    """100 x demand / assigned of all VMs whose memory is dynamic: in Hyper-V "System Current Pressure"."""
+
+
+class MemoryDesk:
+    """One host's. Made with the host; costs nothing until a VM joins."""
+
+    def __init__(self, vid: Vid) -> None:
+        self._vid = vid
+        self._hypervisor = vid.hypervisor
+        self._vms: dict[str, VmMemory] = {}
+        self._wanted = 0
+        """Pages that VMs wait for which are to start."""
+        self.state = HostState.HIGH
+        self.idle_tax: Fraction | None = None
+        """From 0 to 1: what idle memory costs its owner where memory is short. None: shares by weight alone."""
+        self.divide: Divide | None = None
+        """Shares memory in place of weights alone, where there are pools."""
+        self.limit_of: Callable[[str], int | None] = lambda name: None
+        """Pages that a VM may have by the limits of pools around it."""
+
+    # --- who has memory
+
+    @contextmanager
+    def joined(self, vm: VmMemory) -> Iterator[None]:
+        """A VM that is on, until the block ends."""
+        self._vms[vm.name] = vm
+        self._arm()
+        try:
+            yield
+        finally:
+            del self._vms[vm.name]
+            self._arm()
+
+    def _arm(self) -> None:
+        if any(vm.dynamic for vm in self._vms.values()):
+            self._hypervisor.timers.set(self, self._hypervisor.clock() + ticks(TICK_SECONDS))
+        else:
+            self._hypervisor.timers.set(self, None)
+
+    def figures(self) -> HostMemory:
+        """As of now."""
+        vms = [vm for vm in self._vms.values() if vm.demand is not None]
+        assigned = sum(vm.assigned for vm in vms)
+        demand = sum(vm.demand or 0 for vm in vms)
+        return HostMemory(
+            capacity=self._vid.vm_memory,
+            free=self._vid.vm_memory_free,
+            state=self._state_now().value,
+            pressure=round(100 * demand / assigned) if assigned else None,
+        )
+
+    def inspect(self) -> Branch:
+        """The same, and what can be set."""
+        figures = self.figures()
+        tax = "none" if self.idle_tax is None else str(self.idle_tax)
+        what = 'what idle memory costs: "none", or from 0 to 1, as 3/4 or 0.75'
+        return Branch(
+            {
+                "capacity": figures.capacity,
+                "available_memory": figures.free,
+                "state": figures.state,
+                "system_current_pressure": figures.pressure,
+                "idle_tax": Setting(tax, self._set_tax, what),
+            }
+        )
+
+    def _set_tax(self, written: str) -> None:
+        if written == "none":
+            self.idle_tax = None
+            return
+        try:
+            tax = Fraction(written)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'the tax is "none" or a number from 0 to 1, not {written!r}') from None
+        if not 0 <= tax <= 1:
+            raise ValueError(f"the tax is from 0 to 1, not {written}")
+        self.idle_tax = tax
+
+    # --- once a second
+
+    def fire(self) -> None:
+        """The timer's: one round, and the next in a second."""
+        self.balance()
+        self._arm()
+
+    def balance(self) -> None:
+        """Set targets, and take one step towards each where its guest has nothing to answer."""
+        self.state = self._state_now()
+        claims = self._claims()
+        capacity = self._free_pages() - self._wanted + sum(claim.assigned for claim in claims)
+        found = targets(max(0, capacity), claims, self._divide())
+        now = self._hypervisor.clock()
+        free = max(0, self._free_pages() - self._wanted)
+        # Those in need first; what they get is not free for the next.
+        order = sorted(claims, key=lambda claim: (found[claim.name].pages <= claim.assigned, -_need(claim)))
+        for claim in order:
+            vm = self._vms[claim.name]
+            vm.target = found[claim.name]
+            vm.sweep(now)
+            step = vm.next_step(self.state, free)
+            if step.change is Change.NOTHING:
+                continue
+            self._tell(vm, step.change, step.pages)
+            vm.apply(step)
+            if step.change is not Change.BALLOON:
+                free = max(0, min(free - step.pages, self._free_pages() - self._wanted))
+
+    def _claims(self) -> list[Claim]:
+        claims = []
+        for vm in self._vms.values():
+            vm.limit = self.limit_of(vm.name)
+            claim = vm.claim()
+            if claim is not None:
+                claims.append(claim)
+        return claims
+
+    def _divide(self) -> Divide:
+        if self.divide is not None:
+            return self.divide
+        return by_weight if self.idle_tax is None else taxed(self.idle_tax)
+
+    def _state_now(self) -> HostState:
+        return host_state(self.state, self._free_pages() - self._wanted, self._vid.vm_memory >> PAGE_SHIFT)
+
+    def _free_pages(self) -> int:
+        return self._vid.vm_memory_free >> PAGE_SHIFT
+
+    def _tell(self, vm: VmMemory, change: Change, pages: int) -> None:
+        trace = self._hypervisor.trace
+        if trace.on and vm.target is not None:
+            target = vm.target.pages * _PAGE
+            words = f"{change.value} {pages * _PAGE >> 20} MiB: has {vm.assigned * _PAGE >> 20}, target {target >> 20}"
+            trace.emit(
+                *(Layer.DEVICE, "memory_balanced", vm.partition_id),
+                words=f"{words} MiB; host {self.state.value}",
+                assigned=vm.assigned * _PAGE,
+                target=target,
+                demand=None if vm.demand is None else vm.demand * _PAGE,
+                state=self.state.value,
+            )
+
+    # --- room for a VM that is to start
+
+    async def make_room(self, size: int) -> None:
+        """Have others give back what they can, until `size` bytes are free or they have no more. Raises nothing."""
+        if self._vid.vm_memory_free >= size or not any(vm.dynamic for vm in self._vms.values()):
+            return
+        pages = size >> PAGE_SHIFT
+        self._wanted += pages
+        try:
+            with trio.move_on_after(MAKE_ROOM_SECONDS):
+                while self._vid.vm_memory_free < size and self._spare():
+                    self.balance()
+                    await trio.sleep(_LOOK_SECONDS)
+        finally:
+            self._wanted -= pages
+
+    def _spare(self) -> bool:
+        """Whether anybody may still give something."""
+        return any(
+            vm.dynamic and vm.answers and vm.device.ready and vm.assigned > vm.minimum and not vm.refuses
+            for vm in self._vms.values()
+        )
+
+
+def _need(claim: Claim) -> Fraction:
+    """How pressed it is, for the order in which free memory is given."""
+    return Fraction(claim.demand or 0, max(1, claim.assigned))

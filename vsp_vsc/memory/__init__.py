@@ -1,0 +1,1 @@
+"""Dynamic memory: a guest's memory taken and given while it runs. Both sides."""
