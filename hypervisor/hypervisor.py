@@ -79,6 +79,8 @@ class Hypervisor:
         """Host memory that the root has."""
         self.root = self._add_partition(0, 1)
         self.root.label = "root"
+        self.discarded_bytes = 0
+        """Of it, what guests have given back: the system has these pages, until the guests get them again."""
         self.root.privileges = ROOT_PRIVILEGES
         self.root.pool.granted = ROOT_POOL_PAGES
         self.root.charge(PageCost.INITIALIZE)
@@ -97,6 +99,7 @@ class Hypervisor:
                 "root_bytes": self.root_bytes,
                 "max_vps": self.max_vps,
                 "timers_waiting": len(self.timers),
+                "discarded_bytes": self.discarded_bytes,
                 "statistics_pages": len(self.statistics),
                 "partitions": Many(self.partitions, int),
             }
@@ -235,7 +238,7 @@ class Hypervisor:
 
         The same where the system refuses, whose error is then the cause.
         """
-        if self.root_bytes + size > self.memory_bytes:
+        if self.root_bytes - self.discarded_bytes + size > self.memory_bytes:
             raise HvError(HvStatus.INSUFFICIENT_MEMORY)
         try:
             block = MemoryBlock.allocate(size, name, huge_pages=huge_pages)

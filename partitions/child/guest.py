@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from partitions.child.keeping import Keeper
     from partitions.child.net.ip import Ip
+    from partitions.child.memory import Memory
     from partitions.child.told import Told
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
@@ -166,6 +167,11 @@ class Guest:
 
     async def network(self, number: int = 0) -> Network:
         """The network adapter of that number, once its driver is ready: `mac`, `mtu`, `link_up`, frames out and in.
+    @property
+    def memory(self) -> Memory:
+        """What this guest's memory is used for, and a program's part of it: `await guest.memory.use(64 << 20)`."""
+        return self.platform.heap
+
 
         `NoSuchDevice` says what there is instead. `ip` gives an IPv4 stack on one.
         """

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from partitions.root.screen import Screen
     from partitions.root.sockets import UnixSockets
 
+    from partitions.root.vm_memory import VmMemory
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
 """Makes what executes a VM's processors; called once a start."""
 
@@ -158,6 +159,9 @@ class Worker:
         self._devices: list[CountedDevice] = []
         self._left = ChannelStatistics()
         """What went through the channels of devices that are there no more."""
+        self.memory: VmMemory | None = None
+        """Memory that comes and goes, while there is a partition that has that."""
+        self._memory_stack = contextlib.ExitStack()
         """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
         """Devices on the bus, and the way to change them, while there is one."""
@@ -180,9 +184,33 @@ class Worker:
     async def capture(self) -> SavedVm:
         """Suspend every processor and take the state. Raises `CannotSave`, and leaves them suspended either way."""
         why = saving.refusal(self._backend)
+    def movable_memory(self) -> VmMemory:
+        """Its memory as one that can be changed: the device for that is plugged in where there is none yet.
+
+        Raises `HotPlugError` while the VM has not started yet, or is ending.
+        """
+        if self.memory is None:
+            if self._built is None or self.hotplug is None:
+                raise HotPlugError(f"VM {self._settings.name!r} has not started yet")
+            memory = self._open_memory(self._built)
+            self.hotplug.add(str(memory.device.offer), memory.device)
+        assert self.memory is not None
+        return self.memory
+
+    def _open_memory(self, built: VmPartition) -> VmMemory:
+        from partitions.root.vm_memory import VmMemory
+
+        vid = self._host.vid
+        self.memory = memory = VmMemory(self._settings, built, vid)
+        self._memory_stack.callback(memory.close)
+        self._memory_stack.enter_context(vid.desk.joined(memory))
+        return memory
+
         if why:
             raise CannotSave(why)
         self.pause()
+        if not why and self.memory is not None:
+            why = self.memory.cannot_save
         machine, server = self._machine, self.server
         if machine is None or server is None:
             raise CannotSave("it has not started yet")
@@ -246,6 +274,8 @@ class Worker:
         return seen
 
     def _freeze(self) -> None:
+        if self.memory is not None:
+            seen |= {"memory": self.memory.inspect}
         """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""
         if self._built is not None:
             self._built.suspend()
@@ -306,6 +336,7 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             built = self._open_partition(stack)
             com1, cmos, chipset = self._fit_chipset(stack, backend, built)
+        await self._host.vid.make_room(self._settings.memory)
             server, hotplug = await self._open_bus(stack, built)
             self._machine = machine = Machine(
                 name=self._settings.name,
@@ -396,6 +427,7 @@ class Worker:
         self.server = server = await stack.enter_async_context(
             open_vmbus_server(
                 ports,
+        stack.callback(self._memory_stack.close)
                 partition.memory,
                 partition_id=built.id,
                 trace=host.hypervisor.trace,
@@ -417,6 +449,8 @@ class Worker:
         return server, hotplug
 
     async def _read_saved(self, backend: Backend) -> SavedVm | None:
+        if settings.dynamic_memory is not None:
+            more.append(self._open_memory(built).device)
         """The state to go on from. Raises `CannotStart`."""
         if self._saved is None:
             return None
@@ -517,6 +551,8 @@ class Worker:
 
     # --- what happens in the middle of a trap
 
+            if self.memory is not None:
+                self.memory.was_reset()
     def _guest_reset(self) -> None:
         if not self._reset_wanted and self._end is None:
             self._report(VmEvent.GUEST_RESET)
@@ -554,6 +590,7 @@ class Worker:
 
 def vm_privileges(settings: VmTable) -> int:
     """What a VM of this topology entry may do."""
+        self.memory = None
     wanted = settings.synthetic_timers
     if wanted is None:
         wanted = settings.backend is not BackendKind.KVM
