@@ -43,6 +43,7 @@ from vmbus.server.socket_stream import HostSocket
 from vmbus.server.sockets import Accept, Listening, SocketRefused
 
 if TYPE_CHECKING:
+    from partitions.root.vm_memory import MemoryState
     from vsp_vsc.keyboard.vsp import KeyboardVsp
     from vsp_vsc.mouse.vsp import MouseVsp
     from vsp_vsc.video.framebuffer import Framebuffer
@@ -303,6 +304,52 @@ class Vm:
         Otherwise as `restart`. What `save` does needs no guest's help, and is the host's own file.
         """
         return await self._vmms.hibernate(self.name, grace, reason=reason)
+
+    # --- its memory
+
+    @property
+    def memory(self) -> MemoryState | None:
+        """How its memory is, in bytes: assigned, demand, target, ballooned, added. None while it is off.
+
+        A VM without `[vm.dynamic_memory]` has what its settings say until `set_memory` changes that.
+        """
+        worker = self._managed.worker
+        if worker is None or worker.partition is None:
+            return None
+        from partitions.root.vm_memory import fixed_memory
+
+        return fixed_memory(self.settings) if worker.memory is None else worker.memory.state()
+
+    async def set_memory(
+        self,
+        size: int | str | None = None,
+        *,
+        minimum: int | str | None = None,
+        maximum: int | str | None = None,
+        buffer: int | None = None,
+        weight: int | None = None,
+        patience: float = 60.0,
+    ) -> MemoryState:
+        """Give it `size` bytes while it runs, or other bounds where its memory is dynamic; how it is then.
+
+        More than it has is added, less is taken by its balloon; its guest needs a driver for that, and may refuse.
+        `patience` is the time in seconds that one answer of the guest's may take. A dynamic VM stays at `size` until
+        this is called without one. Raises `CannotResize`; what was had by then stays.
+        """
+        from partitions.root.vm_memory import change_memory
+
+        worker = self._managed.worker
+        if worker is None:
+            raise HotPlugError(f"VM {self.name!r} is {self.state.value}")
+        return await change_memory(
+            worker.movable_memory(),
+            size=_bytes(size),
+            minimum=_bytes(minimum),
+            maximum=_bytes(maximum),
+            buffer=buffer,
+            weight=weight,
+            patience=patience,
+        )
 
     # --- its files
 

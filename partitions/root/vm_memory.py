@@ -208,6 +208,17 @@ class VmMemory:
             limit=self.limit,
         )
 
+    @property
+    def cannot_save(self) -> str:
+        """Why the VM cannot be saved now; empty if it can."""
+        offered = None if self.device.session is None else self.device.session.offered
+        if not self._blocks and offered is None:
+            return ""
+        return (
+            f"{size_words(self.added * _PAGE)} of memory were added while it ran, and where it is restored it begins "
+            "without: start it with more"
+        )
+
     def cause(self) -> str:
         """Why it has less than it was built with."""
         target = self.target
@@ -572,3 +583,51 @@ def _pages(size: int, key: str) -> int:
     if size <= 0 or size % (BALLOON_UNIT * _PAGE):
         raise ValueError(f"{key}: must be a multiple of 2 MiB and not 0, is {size_words(size)}")
     return size >> PAGE_SHIFT
+
+
+def fixed_memory(settings: VmTable) -> MemoryState:
+    """Of a VM whose memory nobody changes."""
+    size = int(settings.memory)
+    return MemoryState(
+        dynamic=False,
+        startup=size,
+        minimum=size,
+        maximum=size,
+        buffer=0,
+        weight=0,
+        assigned=size,
+        visible=size,
+        demand=None,
+        target=None,
+        pressure=None,
+        ballooned=0,
+        added=0,
+        added_memory=0,
+        removed_memory=0,
+        driver="none",
+        cause="",
+    )
+
+
+async def change_memory(
+    memory: VmMemory,
+    *,
+    size: int | None,
+    minimum: int | None,
+    maximum: int | None,
+    buffer: int | None,
+    weight: int | None,
+    patience: float,
+) -> MemoryState:
+    """Bounds first, then the size; without a size, the balancer decides. Raises `CannotResize`."""
+    if (minimum, maximum, buffer, weight) != (None, None, None, None):
+        try:
+            memory.change(minimum=minimum, maximum=maximum, buffer=buffer, weight=weight)
+        except ValueError as error:
+            raise CannotResize(str(error)) from None
+    if size is None:
+        memory.release()
+        await trio.lowlevel.checkpoint()
+    else:
+        await memory.resize(size, patience)
+    return memory.state()
