@@ -77,10 +77,10 @@ class Hypervisor:
         """Root pages up to here are all in blocks, so that the thousandth VM needs no search among all."""
         self.root_bytes = 0
         """Host memory that the root has."""
-        self.root = self._add_partition(0, 1)
-        self.root.label = "root"
         self.discarded_bytes = 0
         """Of it, what guests have given back: the system has these pages, until the guests get them again."""
+        self.root = self._add_partition(0, 1)
+        self.root.label = "root"
         self.root.privileges = ROOT_PRIVILEGES
         self.root.pool.granted = ROOT_POOL_PAGES
         self.root.charge(PageCost.INITIALIZE)
@@ -97,9 +97,9 @@ class Hypervisor:
                 "logical_processors": self.logical_processors,
                 "memory_bytes": self.memory_bytes,
                 "root_bytes": self.root_bytes,
+                "discarded_bytes": self.discarded_bytes,
                 "max_vps": self.max_vps,
                 "timers_waiting": len(self.timers),
-                "discarded_bytes": self.discarded_bytes,
                 "statistics_pages": len(self.statistics),
                 "partitions": Many(self.partitions, int),
             }

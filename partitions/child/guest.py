@@ -34,8 +34,8 @@ from partitions.child.winhv import HypercallResult, Platform, WinHv
 if TYPE_CHECKING:
     from partitions.child.devices import Devices
     from partitions.child.keeping import Keeper
-    from partitions.child.net.ip import Ip
     from partitions.child.memory import Memory
+    from partitions.child.net.ip import Ip
     from partitions.child.told import Told
     from vmbus.channel import Channel
     from vmbus.client.service import OfferedDevice, VmbusClient
@@ -144,6 +144,11 @@ class Guest:
         """What was kept last, in this life or the one that was saved; empty at first and after a reset."""
         return self._keeper.kept
 
+    @property
+    def memory(self) -> Memory:
+        """What this guest's memory is used for, and a program's part of it: `await guest.memory.use(64 << 20)`."""
+        return self.platform.heap
+
     # Console
 
     def print(self, *values: object, sep: str | None = " ", end: str | None = "\n") -> None:
@@ -167,11 +172,6 @@ class Guest:
 
     async def network(self, number: int = 0) -> Network:
         """The network adapter of that number, once its driver is ready: `mac`, `mtu`, `link_up`, frames out and in.
-    @property
-    def memory(self) -> Memory:
-        """What this guest's memory is used for, and a program's part of it: `await guest.memory.use(64 << 20)`."""
-        return self.platform.heap
-
 
         `NoSuchDevice` says what there is instead. `ip` gives an IPv4 stack on one.
         """

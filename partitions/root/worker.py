@@ -60,8 +60,8 @@ from vmbus.server.sockets import SocketListeners, seeded_endpoints
 if TYPE_CHECKING:
     from partitions.root.screen import Screen
     from partitions.root.sockets import UnixSockets
-
     from partitions.root.vm_memory import VmMemory
+
 BackendFactory = Callable[[Hypervisor, VmTable], Backend]
 """Makes what executes a VM's processors; called once a start."""
 
@@ -156,12 +156,12 @@ class Worker:
         """Keyboard and mouse, while there is a partition."""
         self.screen: Screen | None = None
         """While there is a partition that has one."""
-        self._devices: list[CountedDevice] = []
-        self._left = ChannelStatistics()
-        """What went through the channels of devices that are there no more."""
         self.memory: VmMemory | None = None
         """Memory that comes and goes, while there is a partition that has that."""
         self._memory_stack = contextlib.ExitStack()
+        self._devices: list[CountedDevice] = []
+        self._left = ChannelStatistics()
+        """What went through the channels of devices that are there no more."""
         """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
         """Devices on the bus, and the way to change them, while there is one."""
@@ -181,9 +181,6 @@ class Worker:
         if self.integration is not None:
             self.integration.resumed()
 
-    async def capture(self) -> SavedVm:
-        """Suspend every processor and take the state. Raises `CannotSave`, and leaves them suspended either way."""
-        why = saving.refusal(self._backend)
     def movable_memory(self) -> VmMemory:
         """Its memory as one that can be changed: the device for that is plugged in where there is none yet.
 
@@ -206,11 +203,14 @@ class Worker:
         self._memory_stack.enter_context(vid.desk.joined(memory))
         return memory
 
+    async def capture(self) -> SavedVm:
+        """Suspend every processor and take the state. Raises `CannotSave`, and leaves them suspended either way."""
+        why = saving.refusal(self._backend)
+        if not why and self.memory is not None:
+            why = self.memory.cannot_save
         if why:
             raise CannotSave(why)
         self.pause()
-        if not why and self.memory is not None:
-            why = self.memory.cannot_save
         machine, server = self._machine, self.server
         if machine is None or server is None:
             raise CannotSave("it has not started yet")
@@ -271,11 +271,11 @@ class Worker:
             seen |= {"devices": Many(hotplug.devices, str)}
         if integration is not None:
             seen |= {"integration": integration.inspect}
+        if self.memory is not None:
+            seen |= {"memory": self.memory.inspect}
         return seen
 
     def _freeze(self) -> None:
-        if self.memory is not None:
-            seen |= {"memory": self.memory.inspect}
         """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""
         if self._built is not None:
             self._built.suspend()
@@ -333,10 +333,10 @@ class Worker:
             raise CannotStart(str(error)) from error
         self._backend = backend
         saved = await self._read_saved(backend)
+        await self._host.vid.make_room(self._settings.memory)
         async with contextlib.AsyncExitStack() as stack:
             built = self._open_partition(stack)
             com1, cmos, chipset = self._fit_chipset(stack, backend, built)
-        await self._host.vid.make_room(self._settings.memory)
             server, hotplug = await self._open_bus(stack, built)
             self._machine = machine = Machine(
                 name=self._settings.name,
@@ -423,11 +423,11 @@ class Worker:
         self.input = Input(settings, partition, host.hypervisor.trace)
         ports = host.winhv.ports_of(built.id, host.vid.paying, first_page=built.first_page)
         stack.callback(ports.close)
+        stack.callback(self._memory_stack.close)
         stack.callback(self._close_devices)  # when nobody is served any more
         self.server = server = await stack.enter_async_context(
             open_vmbus_server(
                 ports,
-        stack.callback(self._memory_stack.close)
                 partition.memory,
                 partition_id=built.id,
                 trace=host.hypervisor.trace,
@@ -445,12 +445,12 @@ class Worker:
             self.screen = Screen(settings, built, host.vid, host.hypervisor.trace)
             stack.callback(self.screen.close)
             more.append(self.screen.device)
+        if settings.dynamic_memory is not None:
+            more.append(self._open_memory(built).device)
         self._offer_all(hotplug, more)
         return server, hotplug
 
     async def _read_saved(self, backend: Backend) -> SavedVm | None:
-        if settings.dynamic_memory is not None:
-            more.append(self._open_memory(built).device)
         """The state to go on from. Raises `CannotStart`."""
         if self._saved is None:
             return None
@@ -547,12 +547,12 @@ class Worker:
                 await trio.sleep(min(_FIRST_REST * 2 ** (quick - QUICK_RESETS - 1), _LONGEST_REST))
             await server.reset()
             chipset.reset()
+            if self.memory is not None:
+                self.memory.was_reset()
             self._host.hypervisor.reset_partition(built.partition)
 
     # --- what happens in the middle of a trap
 
-            if self.memory is not None:
-                self.memory.was_reset()
     def _guest_reset(self) -> None:
         if not self._reset_wanted and self._end is None:
             self._report(VmEvent.GUEST_RESET)
@@ -586,11 +586,11 @@ class Worker:
         self.integration = None
         self.input = None
         self.screen = None
+        self.memory = None
 
 
 def vm_privileges(settings: VmTable) -> int:
     """What a VM of this topology entry may do."""
-        self.memory = None
     wanted = settings.synthetic_timers
     if wanted is None:
         wanted = settings.backend is not BackendKind.KVM
