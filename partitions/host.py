@@ -39,6 +39,7 @@ from partitions.root.disk_state import DiskError, DiskState
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Subscription
 from partitions.root.host_network import HostNetwork
+from partitions.root.host_resources import HostResources
 from partitions.root.hotplug import HotPlugError
 from partitions.root.integration import Contact, Heartbeat, Kvp, NoAnswer, Pool
 from partitions.root.management import (
@@ -57,6 +58,7 @@ from partitions.root.vid import Vid
 from partitions.root.winhv import WinHv
 from partitions.root.worker import BackendFactory, HostServices
 from partitions.surroundings import is_virtual, raise_descriptor_limit, trio_clock, wall_clock
+from partitions.topology_controls import has_controls
 from partitions.topology_schema import Topology, VmTable
 from partitions.vm import NoScreen, Vm
 from vmbus.server.sockets import SocketRefused
@@ -64,6 +66,7 @@ from vmbus.server.sockets import SocketRefused
 if TYPE_CHECKING:
     from partitions.determinism import ClockKind
     from partitions.recording.file import FileRecording, FileWriter
+    from partitions.root.resources import Resources
     from vsp_vsc.network.switch.switch import VirtualSwitch
 
 __all__ = [
@@ -119,6 +122,7 @@ class Host(Mapping[str, Vm]):
         vmms: Vmms,
         seed: int | None,
         network: HostNetwork,
+        resource_control: HostResources,
     ) -> None:
         self.topology = topology
         self.hypervisor = hypervisor
@@ -127,6 +131,8 @@ class Host(Mapping[str, Vm]):
         self.vid = vid
         self.vmms = vmms
         self.network = network
+        self.resource_control = resource_control
+        """Where `resources` are, if there is any control."""
         self.seed = seed
         self.started = 0
         """Unix time in seconds when the host's clock began; 0 on the virtual clock."""
@@ -158,6 +164,11 @@ class Host(Mapping[str, Vm]):
         """The topology's switches by name, each with its ports and what it has learned. For looking at."""
         made = self.network.made
         return {} if made is None else MappingProxyType(made.switches)
+
+    @property
+    def resources(self) -> Resources:
+        """Limit, reservation and shares of VMs and pools: `host.resources.set("vm/web", "cpu.limit", 50)`."""
+        return self.resource_control()
 
     @contextmanager
     def record(self, path: str | os.PathLike[str]) -> Iterator[FileRecording]:
@@ -327,6 +338,7 @@ async def open_host(
 
                 switches = network.switches()
                 await stack.enter_async_context(open_uplinks(switches, topology.switch, topology.folder))
+            control = HostResources(topology, getattr(hypervisor, "scheduler", None))
             services = HostServices(
                 hypervisor=hypervisor,
                 winhv=winhv,
@@ -336,13 +348,17 @@ async def open_host(
                 wall_clock=wall_clock(now, virtual),
                 inline_io=virtual,
                 network=network,
+                resources=control,
                 new_random=_random_of(topology.host.seed if seed is None else seed),
             )
             vmms = await stack.enter_async_context(open_vmms(services))
+            control.machines.vmms = vmms
             for table in topology.vm:
                 vmms.define(table)
+            if has_controls(topology.vm, topology.pool):
+                control()
             seed = topology.host.seed if seed is None else seed
-            host = Host(topology, hypervisor, winhv, vid, vmms, seed, network)
+            host = Host(topology, hypervisor, winhv, vid, vmms, seed, network, control)
             if not virtual:
                 host.started = round(services.wall_clock().timestamp() - seconds(now()))
             yield host

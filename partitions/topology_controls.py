@@ -116,7 +116,7 @@ class PoolMemoryTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     limit: Annotated[Size, amount("Never more for all in it together; 0 is no limit.", 0)] = msgspec.field(
         default_factory=lambda: Size(0)
     )
-    weight: Weight = DEFAULT_WEIGHT
+    weight: Weight = DEFAULT_MEMORY_WEIGHT
 
 
 class PoolNetworkTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

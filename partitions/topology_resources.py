@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from partitions.topology_controls import IopsTable, PoolTable, memory_range
@@ -26,6 +27,21 @@ def check_resources(check: Check, file: TopologyFile) -> None:
     for index, vm in enumerate(file.vm):
         _vm(check, vm, ("vm", index), pools)
     _processor_sets(check, file)
+
+
+def new_problems(before: TopologyFile | None, after: TopologyFile, folder: Path) -> Iterator[tuple[KeyPath, str]]:
+    """What a change of tables breaks that was not broken before."""
+    from partitions.topology_check import Check
+
+    known = Check({}, folder, programs=False)
+    if before is not None:
+        check_resources(known, before)
+    check = Check({}, folder, programs=False)
+    check.names("pool", [pool.name for pool in after.pool])
+    check_resources(check, after)
+    for keys, reason in check.found.items():
+        if known.found.get(keys) != reason:
+            yield keys, reason
 
 
 def percent(value: float | Fraction) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import attrs
 
-from hypervisor.scheduler.tree import Node
+from hypervisor.scheduler.tree import Node, check_figures
 
 Words = Callable[[int], str]
 """An amount for people."""
@@ -113,51 +113,37 @@ def _claim(node: Node) -> int:
     return max(node.reservation, used) if node.inner else used
 
 
-def change(
-    node: Node, *, reservation: int, limit: int | None, shares: int, expandable: bool | None = None
+def rearrange(
+    node: Node,
+    *,
+    reservation: int,
+    limit: int | None,
+    shares: int,
+    expandable: bool | None = None,
+    parent: Node | None = None,
 ) -> Admitted | Refused:
-    """Other figures, if they can be granted; or all as before. Raises `ResourceError` for figures that cannot be."""
-    before = (node.reservation, node.limit, node.shares, node.expandable)
-    claimed = node.claim
-    node.change(reservation=reservation, limit=limit, shares=shares, expandable=expandable)
-    answer = _stands(node, claimed)
-    if isinstance(answer, Refused):
-        node.change(reservation=before[0], limit=before[1], shares=before[2], expandable=before[3])
-    return answer
+    """Other figures and, with `parent`, another pool, if all of it can be granted; or everything is as before.
 
-
-def move(node: Node, parent: Node) -> Admitted | Refused:
-    """Into another pool, if what it takes can be granted there; or all as before. Raises `ResourceError`."""
+    Raises `ResourceError` for what cannot be, whoever has how much.
+    """
     home = node.parent
-    if home is parent:
-        return Admitted()
-    claim = node.claim
-    node.move(parent)
-    assert home is not None, "a root does not move"
-    parent._use(-claim)
-    answer = admit(parent, claim)
-    parent._use(claim)
-    if isinstance(answer, Refused):
-        node.move(home)
-    return answer
-
-
-def _stands(node: Node, claimed: int) -> Admitted | Refused:
-    """Whether a node whose figures have changed has what is used in it, and its parents what it takes more of them."""
+    assert home is not None, "a root has nobody to ask"
+    target = home if parent is None else parent
+    node.check_move(target)
+    check_figures(node.path, reservation, limit, shares)
     if node.inner:
-        over = node.used - node.reservation
-        if over > 0 and not node.expandable:
-            return Refused((Step(node.path, node.name, 0, node.reservation),), node.used, over)
-        if node.limit is not None and node.used > node.limit:
-            return Refused(
-                (Step(node.path, node.name, 0, node.limit, limited=True),), node.used, node.used - node.limit
-            )
-    if node.parent is None:
-        return Admitted()
-    more = node.claim - claimed
-    if more <= 0:
-        return Admitted()
-    node.parent._use(-more)
-    answer = admit(node.parent, more)
-    node.parent._use(more)
+        if node.used > reservation and not (node.expandable if expandable is None else expandable):
+            return Refused((Step(node.path, node.name, 0, reservation),), node.used, node.used - reservation)
+        if limit is not None and node.used > limit:
+            return Refused((Step(node.path, node.name, 0, limit, limited=True),), node.used, node.used - limit)
+        claim = max(reservation, node.used)
+    else:
+        claim = reservation if node.active else 0
+    before = node.claim
+    home.take(-before)
+    answer = admit(target, claim)
+    home.take(before)
+    if isinstance(answer, Admitted):
+        node.move(target)
+        node.change(reservation=reservation, limit=limit, shares=shares, expandable=expandable)
     return answer

@@ -109,7 +109,7 @@ class Node:
         child.reservation, child.limit, child.shares = reservation, limit, shares
         child.parent = self
         self.children[name] = child
-        self._use(child.claim)
+        self.take(child.claim)
         if active and not inner:
             child.switch(on=True)
         return child
@@ -120,27 +120,34 @@ class Node:
             raise ResourceError(self.path, "", "the root cannot be removed")
         if self.children:
             raise ResourceError(self.path, "", f"still has {', '.join(self.children)} in it: move them first")
-        self.parent._use(-self.claim)
+        self.parent.take(-self.claim)
         del self.parent.children[self.name]
         self.parent = None
 
-    def move(self, parent: Node) -> None:
-        """Put it, with everything in it, into another pool. Raises `ResourceError`."""
-        if self.parent is None:
-            raise ResourceError(self.path, "parent", "the root cannot be moved")
+    def check_move(self, parent: Node) -> None:
+        """Whether it can be put there, whatever is reserved. Raises `ResourceError`."""
         if parent is self.parent:
             return
+        if self.parent is None:
+            raise ResourceError(self.path, "parent", "the root cannot be moved")
         if self in parent.upwards():
             raise ResourceError(self.path, "parent", f"would be in itself: {parent.path} is in it")
         if not parent.inner:
             raise ResourceError(self.path, "parent", f"{parent.path} is no pool")
         if self.name in parent.children:
             raise ResourceError(self.path, "parent", f"{self.name} is in {parent.path} already")
-        self.parent._use(-self.claim)
+
+    def move(self, parent: Node) -> None:
+        """Put it, with everything in it, into another pool. Raises `ResourceError`."""
+        self.check_move(parent)
+        if parent is self.parent:
+            return
+        assert self.parent is not None, "a root is not moved"
+        self.parent.take(-self.claim)
         del self.parent.children[self.name]
         self.parent = parent
         parent.children[self.name] = self
-        parent._use(self.claim)
+        parent.take(self.claim)
 
     def change(self, *, reservation: int, limit: int | None, shares: int, expandable: bool | None = None) -> None:
         """Other figures. Raises `ResourceError`."""
@@ -152,7 +159,7 @@ class Node:
         if not self.inner and self.active:
             self.used = reservation
         if self.parent is not None:
-            self.parent._use(self.claim - before)
+            self.parent.take(self.claim - before)
 
     def switch(self, *, on: bool) -> None:
         """Switch something on or off that is not inner: what it has reserved counts, or no longer."""
@@ -161,9 +168,9 @@ class Node:
         more = (self.reservation if on else 0) - self.used
         self.used += more
         if self.parent is not None:
-            self.parent._use(more)
+            self.parent.take(more)
 
-    def _use(self, more: int) -> None:
+    def take(self, more: int) -> None:
         """So much more is reserved in this pool, which may make its own claim grow, and so on upwards."""
         node: Node | None = self
         while node is not None and more:

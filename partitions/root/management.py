@@ -224,6 +224,7 @@ class Vmms:
         del self.vms[name]
         if self.network.made is not None:
             self.network.made.forget_vm(name)
+        self._host.resources.forgotten(name)
         if vm.vnc is not None:
             vm.vnc.scope.cancel()
         vm.console.close()

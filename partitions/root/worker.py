@@ -42,6 +42,7 @@ from partitions.root.console import Console
 from partitions.root.devices import CONTROLLER, CountedDevice, nic_name, open_devices
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.host_network import HostNetwork
+from partitions.root.host_resources import HostResources
 from partitions.root.hotplug import HotPlug, HotPlugError, follow_plan
 from partitions.root.input import Input
 from partitions.root.integration import Integration
@@ -102,6 +103,8 @@ class HostServices:
     """Do disk I/O on the Trio thread: the virtual clock would jump while another thread works."""
     network: HostNetwork
     """The switches."""
+    resources: HostResources
+    """Who has how much of the host, where anybody is told."""
     new_random: Callable[[str], random.Random]
     """Random numbers for a purpose, which a seed makes repeatable."""
     leaving: list[Leaving] = attrs.field(factory=list)
@@ -297,7 +300,7 @@ class Worker:
         """From power on to the exit record. Raises nothing but cancellation, and takes everything down then, too."""
         self._report = report
         try:
-            with self._life:
+            with self._life, self._host.resources.reserved(self._settings.name):
                 await self._run()
         except Exception as error:  # the worker boundary: the only place where exceptions of ours are caught
             self._failure = cause = _only(error)
@@ -390,6 +393,7 @@ class Worker:
         )
         self._built = built
         stack.callback(self._forget_partition)
+        host.resources.opened(settings.name, built.id)
         host.winhv.hypervisor_handlers[built.id] = self._stopped_by_hypervisor
         stack.callback(host.winhv.hypervisor_handlers.pop, built.id)
         return built

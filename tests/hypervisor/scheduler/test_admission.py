@@ -7,8 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hypervisor.scheduler import admission
-from hypervisor.scheduler.admission import Admitted, Refused, admit, commit, release, reservation_used
+from hypervisor.scheduler.admission import Admitted, Refused, admit, commit, rearrange, release, reservation_used
 from hypervisor.scheduler.tree import Node, ResourceError
 
 LP = 65536
@@ -202,20 +201,14 @@ class Machines(RuleBasedStateMachine):
             return
         before = self.figures()
         try:
-            answer = admission.change(node, reservation=reserve, limit=limit, shares=5, expandable=expandable)
-        except ResourceError:
-            assert self.figures() == before
-        else:
-            assert isinstance(answer, Admitted) or self.figures() == before
-
-    @rule(data=st.data())
-    def elsewhere(self, data: st.DataObject) -> None:
-        node = data.draw(st.sampled_from([*self.pools[1:], *self.leaves] or [None]))
-        if node is None:
-            return
-        before = self.figures()
-        try:
-            answer = admission.move(node, data.draw(st.sampled_from(self.pools)))
+            answer = rearrange(
+                node,
+                reservation=reserve,
+                limit=limit,
+                shares=5,
+                expandable=expandable,
+                parent=data.draw(st.none() | st.sampled_from(self.pools)),
+            )
         except ResourceError:
             assert self.figures() == before
         else:

@@ -1,0 +1,553 @@
+"""Limit, reservation and shares of a host's VMs and pools: who may start, and what changes while they run. Root side.
+
+There is a tree for each of processors, memory, disks and network, with the same pools in each. The tables of the
+topology say what they are; nodes of the trees follow them. Whoever enforces something (the processor scheduler, the
+memory desk, disks, ports of switches) hears of changes by `on_change`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from hypervisor.scheduler import admission
+from hypervisor.scheduler.admission import Refused
+from hypervisor.scheduler.divvy import Division, entitlements
+from hypervisor.scheduler.tree import Node, ResourceError
+from partitions.root.exits import CannotStart
+from partitions.root.host_resources import Kind, Machines, OnChange
+from partitions.root.resource_edits import edit_pool, edit_vm
+from partitions.root.resource_figures import (
+    KINDS,
+    RESERVES,
+    WORDS,
+    Figures,
+    cap_units,
+    capacities,
+    devices_figures,
+    expandable,
+    pool_figures,
+    processor_units,
+    vm_figures,
+    vm_pool,
+)
+from partitions.topology_controls import DEFAULT_PERIOD_MS, CpuClass, CpuTable, PoolTable
+from partitions.topology_resources import new_problems
+from partitions.topology_schema import Topology, TopologyFile, VmTable
+from partitions.topology_source import nearest
+from partitions.topology_units import parse_processors
+
+if TYPE_CHECKING:
+    from hypervisor.scheduler.driver import CpuScheduler
+
+__all__ = ["CannotReserve", "ResourceError", "Resources"]
+
+NS_PER_MS: Final = 1_000_000
+HOST: Final = "host"
+"""What stands for no pool, where a word is wanted."""
+
+
+class CannotReserve(CannotStart):
+    """A VM whose reservation cannot be granted; the words name who was asked, and what he has."""
+
+
+@attrs.define(eq=False)
+class _Pool:
+    """One pool, in every tree."""
+
+    table: PoolTable
+    group: int
+    """What the processor scheduler calls it."""
+    nodes: dict[Kind, Node]
+
+
+class Resources:
+    """One host's. Made by `HostResources`; everything runs in the Trio thread."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        machines: Machines,
+        scheduler: CpuScheduler | None,
+        listeners: dict[Kind, list[OnChange]],
+    ) -> None:
+        self.host = topology.host
+        self._folder = topology.folder
+        self._machines = machines
+        self._scheduler = scheduler
+        self._listeners = listeners
+        self._declared: Sequence[PoolTable] = topology.pool
+        self.roots: dict[Kind, Node] = {kind: Node.host(has) for kind, has in capacities(topology.host).items()}
+        """The trees."""
+        self.capacity: dict[Kind, int | None] = capacities(topology.host)
+        self._pools: dict[str, _Pool] = {}
+        self._vms: dict[str, dict[Kind, Node]] = {}
+        self._partitions: dict[str, int] = {}
+        """Of the VMs that have one."""
+        self._groups = 0
+
+    def take_over(self) -> None:
+        """The topology's pools, and the VMs that are defined, with what those that run have reserved already."""
+        self._file_is_good(pools=self._declared, vms=self.vms, all_is_new=True)
+        waiting = list(self._declared)
+        while waiting:
+            ready = [pool for pool in waiting if not pool.parent or pool.parent in self._pools]
+            for pool in ready:
+                self._add_pool(pool)
+            waiting = [pool for pool in waiting if pool not in ready]
+        running = self._machines.running()
+        for name in self._machines.tables():
+            if name in running:
+                self.start_vm(name)
+                if running[name]:
+                    self.partition_opened(name, running[name])
+            else:
+                self._nodes(name)
+
+    # --- looking
+
+    @property
+    def pools(self) -> dict[str, PoolTable]:
+        """By name, as they are now."""
+        return {name: pool.table for name, pool in self._pools.items()}
+
+    @property
+    def vms(self) -> Mapping[str, VmTable]:
+        """The settings of all VMs by name."""
+        return self._machines.tables()
+
+    def vms_of(self, pool: str) -> list[str]:
+        """Those that are in a pool for any resource; not those in pools inside it."""
+        return [name for name, vm in self.vms.items() if pool in {vm_pool(kind, vm) for kind in KINDS}]
+
+    def node(self, kind: Kind, path: str) -> Node:
+        """What "host", "pool/prod", "vm/web" or "vm/web/disk/0" is in a tree. Raises `ResourceError`."""
+        if path == HOST:
+            return self.roots[kind]
+        sort, name, device = self._parse(path)
+        node = self._pools[name].nodes[kind] if sort == "pool" else self._nodes(name)[kind]
+        if device and device not in node.children:
+            there = ", ".join(node.children) or "none"
+            raise ResourceError(path, "", f"{sort}/{name} has no {device}; there are: {there}")
+        return node.children[device] if device else node
+
+    def entitled(self, kind: Kind) -> dict[Node, tuple[Fraction, Division | None]]:
+        """What each is entitled to now, if all that are on wanted everything but for what `Node.demand` says.
+
+        Empty for a resource of which nobody has said how much there is.
+        """
+        capacity = self.capacity[kind]
+        return {} if capacity is None else entitlements(self.roots[kind], capacity, held=kind == "memory")
+
+    def on_change(self, kind: Kind, callback: OnChange) -> Callable[[], None]:
+        """As `HostResources.on_change`."""
+        heard = self._listeners.setdefault(kind, [])
+        heard.append(callback)
+        return lambda: heard.remove(callback)
+
+    # --- VMs come and go
+
+    def start_vm(self, name: str) -> None:
+        """Set aside what it has reserved, all of it or nothing. Raises `CannotReserve`."""
+        vm, granted = self.vms[name], list[Node]()
+        for kind in KINDS:
+            for leaf in self._leaves(kind, name):
+                if leaf.active:
+                    continue
+                answer = admission.commit(leaf)
+                if isinstance(answer, Refused):
+                    for one in reversed(granted):
+                        admission.release(one)
+                    raise CannotReserve(_shortage(kind, vm, leaf, answer))
+                granted.append(leaf)
+        for kind in KINDS:
+            for leaf in self._leaves(kind, name):
+                self._tell(kind, leaf)
+
+    def stop_vm(self, name: str) -> None:
+        """Give back exactly what `start_vm` has set aside."""
+        self._partitions.pop(name, None)
+        if name not in self._vms:
+            return
+        for kind, node in self._vms[name].items():
+            for leaf in node.children.values() if node.inner else (node,):
+                if leaf.active:
+                    admission.release(leaf)
+                    self._tell(kind, leaf)
+
+    def partition_opened(self, name: str, partition_id: int) -> None:
+        """It has a partition; its processors are controlled from their first moment."""
+        self._partitions[name] = partition_id
+        self._schedule_vm(name)
+
+    def forget_vm(self, name: str) -> None:
+        """It is not defined any more."""
+        for node in self._vms.pop(name, {}).values():
+            for child in list(node.children.values()):
+                child.remove()
+            node.remove()
+
+    def devices_changed(self, name: str, table: VmTable) -> None:
+        """Its disks or adapters are others from now on; what those reserve is granted, or nothing has changed.
+
+        The settings are the caller's to keep. Raises `ResourceError`.
+        """
+        undo: list[Callable[[], None]] = []
+        nodes = self._nodes(name)
+        try:
+            for kind in ("disk", "network"):
+                self._devices(kind, nodes[kind], table, undo, on=nodes["cpu"].active)
+        except ResourceError:
+            for step in reversed(undo):
+                step()
+            raise
+
+    # --- pools come and go
+
+    def add_pool(self, table: PoolTable) -> None:
+        """One more. Raises `ResourceError`."""
+        if table.name in self._pools:
+            raise ResourceError(f"pool/{table.name}", "name", "there is a pool of that name already")
+        self._file_is_good(pools=[*self.pools.values(), table])
+        self._add_pool(table)
+
+    def _add_pool(self, table: PoolTable) -> None:
+        parents = self._pools[table.parent].nodes if table.parent else self.roots
+        for kind in KINDS:
+            figures = pool_figures(kind, table)
+            answer = admission.admit(parents[kind], figures.reservation)
+            if isinstance(answer, Refused):
+                raise ResourceError(f"pool/{table.name}", f"{kind}.reserve", _lacking(kind, answer))
+        self._groups += 1
+        nodes = {
+            kind: parents[kind].add(
+                f"pool/{table.name}",
+                inner=True,
+                reservation=(figures := pool_figures(kind, table)).reservation,
+                limit=figures.limit,
+                shares=figures.shares,
+                expandable=expandable(kind, table),
+            )
+            for kind in KINDS
+        }
+        self._pools[table.name] = _Pool(table, self._groups, nodes)
+        self._schedule_pool(table.name)
+        for kind, node in nodes.items():
+            self._tell(kind, node)
+
+    def remove_pool(self, name: str) -> None:
+        """One less. Raises `ResourceError` while VMs or pools are in it, naming them."""
+        pool = self._pools[self._parse(f"pool/{name}")[1]]
+        inside = [f"vm/{vm}" for vm in self.vms_of(name)]
+        inside += [f"pool/{other}" for other, one in self._pools.items() if one.table.parent == name]
+        if inside:
+            remedy = "move them first, such as by: partita set NODE pool=OTHER"
+            raise ResourceError(f"pool/{name}", "", f"still has {', '.join(inside)} in it: {remedy}")
+        del self._pools[name]
+        for kind, node in pool.nodes.items():
+            node.remove()
+            self._tell(kind, node)
+        if self._scheduler is not None:
+            self._scheduler.remove_group(pool.group)
+
+    def move_pool(self, name: str, parent: str) -> None:
+        """Into another pool, or "" for the host. Raises `ResourceError`."""
+        self.change(f"pool/{name}", {"parent": parent})
+
+    # --- changes
+
+    def set(self, path: str, key: str, value: object) -> None:
+        """Change one control of a VM or a pool, from this moment on: `set("vm/web", "cpu.limit", 50)`.
+
+        Raises `ResourceError`, and then nothing has changed.
+        """
+        self.change(path, {key: value})
+
+    def change(self, path: str, values: Mapping[str, object]) -> None:
+        """Several at once: all of them or none. Raises `ResourceError`."""
+        sort, name, device = self._parse(path)
+        if sort == "pool":
+            self._change_pool(name, values)
+        else:
+            prefix = f"{device.replace('/', '.')}." if device else ""
+            self._change_vm(name, {f"{prefix}{key}": value for key, value in values.items()})
+
+    def _change_pool(self, name: str, values: Mapping[str, object]) -> None:
+        pool = self._pools[name]
+        table = pool.table
+        for key, value in values.items():
+            table = edit_pool(table, key, value)
+        tables = {**self.pools, name: table}
+        self._file_is_good(pools=list(tables.values()))
+        parents = self._pools[table.parent].nodes if table.parent else self.roots
+        undo: list[Callable[[], None]] = []
+        changed = [
+            kind
+            for kind in KINDS
+            if self._rearrange(
+                (kind, f"{kind}.reserve", undo),
+                pool.nodes[kind],
+                pool_figures(kind, table),
+                parents[kind],
+                grows=expandable(kind, table),
+            )
+        ]
+        before, pool.table = pool.table, table
+        if before.cpu != table.cpu or before.parent != table.parent or before.processors != table.processors:
+            self._schedule_pool(name)
+        for kind in changed:
+            self._tell(kind, pool.nodes[kind])
+
+    def _change_vm(self, name: str, values: Mapping[str, object]) -> None:
+        vm = self.vms[name]
+        nodes = self._nodes(name)
+        on = nodes["cpu"].active
+        table = vm
+        for key, value in values.items():
+            table = edit_vm(table, key, value, on=on, resizable=bool(self._listeners.get("memory")))
+        self._file_is_good(vms={**self.vms, name: table})
+        undo: list[Callable[[], None]] = []
+        changed: list[tuple[Kind, Node]] = []
+        try:
+            for kind in KINDS:
+                pool = vm_pool(kind, table)
+                parent = self._pools[pool].nodes[kind] if pool else self.roots[kind]
+                figures = vm_figures(kind, table, self.host)
+                if self._rearrange((kind, RESERVES[kind], undo), nodes[kind], figures, parent):
+                    changed.append((kind, nodes[kind]))
+                if nodes[kind].inner:
+                    changed += self._devices(kind, nodes[kind], table, undo, on=on)
+        except ResourceError:
+            for step in reversed(undo):
+                step()
+            raise
+        self._machines.settle(name, table)
+        if vm.cpu != table.cpu or vm.pool != table.pool:
+            self._schedule_vm(name)
+        for kind, node in changed:
+            self._tell(kind, node)
+
+    # --- inside
+
+    def _parse(self, path: str) -> tuple[str, str, str]:
+        """Pool or VM, its name, and the device. Raises `ResourceError` for what there is not."""
+        parts = path.split("/")
+        while len(parts) > 2 and parts[0] == "pool" and parts[2] in ("pool", "vm"):
+            parts = parts[2:]  # the way through the tree
+        if len(parts) == 1 or parts[0] not in ("pool", "vm"):
+            parts = ["vm" if parts[0] in self.vms or parts[0] not in self._pools else "pool", *parts]
+        sort, name, device = parts[0], parts[1], "/".join(parts[2:])
+        known: Mapping[str, object] = self._pools if sort == "pool" else self.vms
+        if name not in known:
+            near = nearest(name, known)
+            there = ", ".join(known) or "none"
+            hint = f'did you mean "{near}"?' if near else f"there are: {there}"
+            raise ResourceError(path, "", f'no {"pool" if sort == "pool" else "VM"} is called "{name}"; {hint}')
+        return sort, name, device
+
+    def _file_is_good(
+        self,
+        *,
+        pools: Sequence[PoolTable] | None = None,
+        vms: Mapping[str, VmTable] | None = None,
+        all_is_new: bool = False,
+    ) -> None:
+        """By the topology's own rules, as far as a change has broken them. Raises `ResourceError`."""
+        before = TopologyFile(host=self.host, vm=list(self.vms.values()), pool=list(self.pools.values()))
+        after = TopologyFile(
+            host=self.host,
+            vm=before.vm if vms is None else list(vms.values()),
+            pool=before.pool if pools is None else list(pools),
+        )
+        for keys, reason in new_problems(None if all_is_new else before, after, self._folder):
+            table = after.pool if keys[0] == "pool" else after.vm
+            assert isinstance(keys[1], int), "a table's place"
+            path = f"{keys[0]}/{table[keys[1]].name}"
+            raise ResourceError(path, ".".join(map(str, keys[2:])), reason)
+
+    def _nodes(self, name: str) -> dict[Kind, Node]:
+        """A VM's, made where it is new. Raises `ResourceError` for a pool that there is not."""
+        nodes = self._vms.get(name)
+        if nodes is not None:
+            return nodes
+        vm = self.vms[name]
+        parents: dict[Kind, Node] = {}
+        for kind in KINDS:
+            pool = vm_pool(kind, vm)
+            if pool and pool not in self._pools:
+                raise ResourceError(f"vm/{name}", "pool", f'no pool is called "{pool}"')
+            parents[kind] = self._pools[pool].nodes[kind] if pool else self.roots[kind]
+        nodes = {}
+        for kind in KINDS:
+            figures, inner = vm_figures(kind, vm, self.host), kind in ("disk", "network")
+            nodes[kind] = parents[kind].add(
+                f"vm/{name}",
+                inner=inner,
+                reservation=figures.reservation,
+                limit=figures.limit,
+                shares=figures.shares,
+                demand=figures.demand,
+            )
+            if inner:
+                self._devices(kind, nodes[kind], vm, [], on=False)
+        self._vms[name] = nodes
+        return nodes
+
+    def _leaves(self, kind: Kind, name: str) -> list[Node]:
+        """What reserves for a VM: itself, or its devices."""
+        node = self._nodes(name)[kind]
+        return list(node.children.values()) if node.inner else [node]
+
+    def _devices(
+        self, kind: Kind, node: Node, vm: VmTable, undo: list[Callable[[], None]], *, on: bool
+    ) -> list[tuple[Kind, Node]]:
+        """Have the tree follow a VM's disks or adapters; those that have changed. Raises `ResourceError`."""
+        wanted = devices_figures(kind, vm)
+        changed: list[tuple[Kind, Node]] = []
+        for name in [name for name in node.children if name not in wanted]:
+            gone = node.children[name]
+            was_on = gone.active
+            if was_on:
+                gone.switch(on=False)
+            gone.remove()
+            undo.append(lambda gone=gone, was_on=was_on: _put_back(node, gone, was_on))  # type: ignore[misc]
+            changed.append((kind, gone))
+        for name, figures in wanted.items():
+            child = node.children.get(name)
+            if child is not None:
+                if self._rearrange((kind, RESERVES[kind], undo), child, figures, node):
+                    changed.append((kind, child))
+                continue
+            child = node.add(
+                name, reservation=figures.reservation, limit=figures.limit, shares=figures.shares, demand=figures.demand
+            )
+            undo.append(lambda child=child: _take_out(child))  # type: ignore[misc]
+            if on:
+                answer = admission.commit(child)
+                if isinstance(answer, Refused):
+                    raise ResourceError(child.path, RESERVES[kind], _lacking(kind, answer))
+            changed.append((kind, child))
+        shares = vm_figures(kind, vm, self.host).shares
+        if node.shares != shares:
+            before = node.shares
+            node.change(reservation=0, limit=None, shares=shares)
+            undo.append(lambda: node.change(reservation=0, limit=None, shares=before))
+        return changed
+
+    def _rearrange(
+        self,
+        about: tuple[Kind, str, list[Callable[[], None]]],
+        node: Node,
+        figures: Figures,
+        parent: Node,
+        *,
+        grows: bool | None = None,
+    ) -> bool:
+        """Other figures, another place; whether anything is other. Raises `ResourceError`, everything put back."""
+        kind, key, undo = about
+        home = node.parent
+        assert home is not None, "the host does not change"
+        before = (node.reservation, node.limit, node.shares, node.demand, node.expandable)
+        after = (
+            *(figures.reservation, figures.limit, figures.shares),
+            node.demand if figures.demand is None else figures.demand,
+            node.expandable if grows is None else grows,
+        )
+        if before == after and home is parent:
+            return False
+        try:
+            answer = admission.rearrange(
+                node,
+                reservation=figures.reservation,
+                limit=figures.limit,
+                shares=figures.shares,
+                expandable=grows,
+                parent=parent,
+            )
+            if isinstance(answer, Refused):
+                raise ResourceError(node.path, key, _lacking(kind, answer))
+        except ResourceError:
+            for step in reversed(undo):
+                step()
+            undo.clear()
+            raise
+        node.demand = after[3]
+
+        def back() -> None:
+            node.move(home)
+            node.change(reservation=before[0], limit=before[1], shares=before[2], expandable=before[4])
+            node.demand = before[3]
+
+        undo.append(back)
+        return True
+
+    def _tell(self, kind: Kind, node: Node) -> None:
+        for heard in list(self._listeners.get(kind, ())):
+            heard(node)
+
+    # --- the processor scheduler
+
+    def _schedule_pool(self, name: str) -> None:
+        if self._scheduler is None:
+            return
+        pool = self._pools[name]
+        table, figures = pool.table, pool_figures("cpu", pool.table)
+        self._scheduler.set_group(
+            pool.group,
+            self._pools[table.parent].group if table.parent else 0,
+            name=name,
+            shares=figures.shares,
+            cap=figures.limit,
+            reserve=figures.reservation,
+            period=(DEFAULT_PERIOD_MS if table.cpu is None else table.cpu.period_ms) * NS_PER_MS,
+            processors=tuple(sorted(parse_processors(table.processors))) if table.processors else None,
+        )
+
+    def _schedule_vm(self, name: str) -> None:
+        partition = self._partitions.get(name)
+        if self._scheduler is None or partition is None:
+            return
+        vm = self.vms[name]
+        cpu = vm.cpu or CpuTable()
+        pool = vm_pool("cpu", vm)
+        self._scheduler.set_partition(
+            partition,
+            self._pools[pool].group if pool else 0,
+            shares=cpu.weight,
+            cap=cap_units(cpu.limit),
+            reserve=processor_units(cpu.reserve),
+            period=cpu.period_ms * NS_PER_MS,
+            batch=cpu.class_ is CpuClass.BATCH,
+        )
+
+
+def _put_back(parent: Node, node: Node, was_on: bool) -> None:
+    node.parent = parent
+    parent.children[node.name] = node
+    if was_on:
+        node.switch(on=True)
+
+
+def _take_out(node: Node) -> None:
+    if node.active:
+        node.switch(on=False)
+    node.remove()
+
+
+def _lacking(kind: Kind, refused: Refused) -> str:
+    """Why, with the way that was asked."""
+    asked = tuple(step for step in refused.steps if not step.name.startswith("vm/"))  # which has nothing of its own
+    return f"cannot be granted: {attrs.evolve(refused, steps=asked).words(WORDS[kind])}"
+
+
+def _shortage(kind: Kind, vm: VmTable, leaf: Node, refused: Refused) -> str:
+    """The words of a VM that is not started."""
+    device = leaf.name.replace("/", " ") + " " if leaf.name.startswith(("disk", "nic")) else ""
+    key = RESERVES[kind]
+    if kind == "memory" and vm.dynamic_memory is not None:
+        key = "dynamic_memory.minimum"
+    remedy = "lower that, free some, or raise what the last one has"
+    return f"{device}{key} {_lacking(kind, refused)}; {remedy}"

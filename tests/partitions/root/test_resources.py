@@ -1,0 +1,238 @@
+"""Resource control of a host: what is set aside for whom, what is refused, and what changes while all of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from hypervisor.backend.task import TaskBackend
+from hypervisor.hypervisor import Hypervisor
+from hypervisor.scheduler.tree import Node, ResourceError
+from partitions.host import Host, StartFailed, open_host
+from partitions.root.resource_figures import KINDS
+from partitions.topology import parse_topology
+from partitions.topology_schema import DiskTable, IopsTable, Size, Topology, VmTable
+from tests.doubles.root import idle
+
+LP = 65536
+POOLS = """
+[host]
+logical_processors = 4
+memory = "1GiB"
+disk_iops = 1000
+[[pool]]
+name = "mom"
+expandable = false
+cpu = { reserve = 300, limit = 350 }
+disk = { reserve = 500, weight = 200 }
+[[pool]]
+name = "kid"
+parent = "mom"
+cpu = { reserve = 100 }
+[[pool]]
+name = "other"
+"""
+
+
+def vm(name: str, rest: str = "") -> str:
+    return f'[[vm]]\nname = "{name}"\nprogram = "idle"\nmemory = "2MiB"\n{rest}\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "idle.py").write_text("async def main(guest):\n    pass\n")
+    return tmp_path
+
+
+def read(folder: Path, text: str) -> Topology:
+    return parse_topology(text.replace('"idle"', '"idle.py"'), folder)
+
+
+@asynccontextmanager
+async def opened(folder: Path, text: str) -> AsyncIterator[Host]:
+    def backend(hypervisor: Hypervisor, table: VmTable) -> TaskBackend:
+        return TaskBackend(hypervisor, lambda machines: idle(machines[0]))
+
+    async with open_host(read(folder, text), backends=backend) as host:
+        yield host
+
+
+def used(host: Host) -> dict[str, dict[str, tuple[object, ...]]]:
+    """All figures of all trees."""
+    return {kind: {node.path: _figures(node) for node in host.resources.roots[kind].walk()} for kind in KINDS}
+
+
+def _figures(node: Node) -> tuple[object, ...]:
+    return node.reservation, node.limit, node.shares, node.expandable, node.active, node.used
+
+
+async def test_nothing_is_made_where_nothing_is_asked_for(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A host without any control has no trees; made later, they know who runs, with its memory."""
+    async with opened(folder, vm("a") + vm("b")) as host:
+        await host["a"].start()
+        assert host.resource_control.made is None
+        root = host.resources.roots["memory"]
+        assert root.used == 2 << 20
+        await host["a"].turn_off()
+        assert root.used == 0
+
+
+async def test_the_sixth_vm_does_not_start(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """E4: VMs of four processors with a reserve of 20 % on four: five start, the sixth does not, and says why."""
+    four = "processors = 4\ncpu = { reserve = 20 }"
+    text = "[host]\nlogical_processors = 4\n" + "".join(vm(f"v{number}", four) for number in range(5))
+    async with opened(folder, text) as host:
+        await host.start_all()
+        sixth = msgspec.structs.replace(host.topology.vm[0], name="v5")
+        host.define(sixth)
+        assert host.resources.node("cpu", "vm/v5").reservation == 4 * (LP * 20 // 100)
+        before = used(host)
+        with pytest.raises(StartFailed) as refused:
+            await host["v5"].start()
+        assert "cpu.reserve cannot be granted: host 0 % of 400 % free -> needs 80 %" in str(refused.value)
+        assert host["v5"].partition_id is None
+        assert used(host) == before
+        await host["v0"].turn_off()
+        await host["v5"].start()
+
+
+async def test_a_refusal_names_the_way(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """E20: what the pool has not, its parent is asked for; the words have both, and nothing is kept of the attempt."""
+    machines = [vm("m", 'pool = "mom"\nprocessors = 2\ncpu = { reserve = 75 }')]
+    machines += [vm(name, 'pool = "kid"\ncpu = { reserve = 100 }') for name in ("k1", "k2")]
+    async with opened(folder, POOLS + "".join(machines)) as host:
+        await host["m"].start()
+        await host["k1"].start()
+        before = used(host)
+        with pytest.raises(
+            StartFailed, match=r"pool/kid 0 % of 100 % free -> pool/mom 50 % of 300 % free -> needs 100"
+        ):
+            await host["k2"].start()
+        assert used(host) == before
+        await host["m"].turn_off()
+        await host["k2"].start()
+        assert host.resources.roots["cpu"].used == 3 * LP
+
+
+async def test_all_or_nothing(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """I11: a VM whose disk cannot be guaranteed has no processors set aside either; its end gives all of it back."""
+    async with opened(folder, POOLS + vm("a", 'cpu = { reserve = 50 }\npool = "mom"')) as host:
+        disk = DiskTable(path="d.img", size=Size(1 << 20), iops=IopsTable(reserve=400))
+        host["a"]._managed.settings = msgspec.structs.replace(host.topology.vm[0], disk=[disk])
+        host.resources.devices_changed("a", host["a"].settings)
+        await host["a"].start()
+        pool = host.resources.node("disk", "pool/mom")
+        assert (pool.used, host.resources.node("cpu", "pool/mom").used) == (400, LP + LP // 2)
+        await host["a"].turn_off()
+        assert pool.used == 0
+        host.resources.set("vm/a", "disk.0.iops.reserve", 501)
+        before = used(host)
+        with pytest.raises(StartFailed, match=r"disk 0 iops.reserve cannot be granted: pool/mom 500 IOPS of 500 IOPS"):
+            await host["a"].start()
+        assert used(host) == before
+        assert (pool.used, host.resources.node("cpu", "pool/mom").used) == (0, LP), "the other pool in it has 100 %"
+
+
+async def test_changes_are_the_topologys(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A live change obeys the rules of the file; it is refused with key and reason, and then nothing has changed."""
+    async with opened(folder, POOLS + vm("a", 'pool = "kid"\ncpu = { reserve = 50 }') + vm("b")) as host:
+        await host.start_all()
+        resources = host.resources
+        before = used(host)
+        for path, key, value, words in [
+            ("vm/a", "cpu.limit", 40, "cpu.reserve: must not be above its limit of 40 %, is 50 %"),
+            ("vm/a", "cpu.limits", 40, 'cpu.limits: "limits" is no control; did you mean "limit"?'),
+            ("vm/a", "cpu", 40, "cpu: is a table; there are cpu.reserve, cpu.limit, cpu.weight"),
+            ("vm/a", "cpu.weight", 0, "cpu.weight: must be at least 1, is 0"),
+            ("vm/a", "cpu.limit", "much", 'cpu.limit: must be a number, is "much"'),
+            ("vm/a", "cpu.limit", float("nan"), "cpu.limit: must be more than 0"),
+            ("vm/a", "pool", "mum", 'pool: no [[pool]] is called "mum"; did you mean "mom"?'),
+            ("vm/a", "name", "c", "name: cannot be changed while the host runs"),
+            ("vm/a", "memory", "4MiB", "memory: can be changed while it is off"),
+            ("vm/a", "memory.minimum", "2MiB", "memory.minimum: it has no dynamic memory"),
+            ("vm/a", "disk.0.iops.limit", 5, "disk.0.iops.limit: there is no disk 0; there are: none"),
+            ("vm/z", "cpu.limit", 40, 'no VM is called "z"; there are: a, b'),
+            ("pool/kids", "cpu.limit", 40, 'no pool is called "kids"; did you mean "kid"?'),
+            ("pool/mom", "parent", "kid", "parent: pools must not contain themselves: mom in kid in mom"),
+            ("pool/mom", "cpu.limit", 299, "cpu.reserve: must not be above its limit of 299 %, is 300 %"),
+            ("pool/mom", "cpu.reserve", 99, "cpu.reserve: cannot be granted: pool/mom 0 % of 99 % free -> needs 100 %"),
+            ("pool/kid", "cpu.reserve", 350, "pool/mom 300 % of 300 % free -> needs 350 %"),
+            ("pool/other", "processors", "4", "processors: the host has the logical processors 0 to 3, and no 4"),
+            ("pool/other", "cpu.reserve", 101, "cpu.reserve: cannot be granted: host 100 % of 400 % free -> needs 101"),
+            ("pool/other", "disk.limit", -1, "disk.limit: must be at least 0, is -1"),
+        ]:
+            with pytest.raises(ResourceError) as refused:
+                resources.set(path, key, value)
+            assert words in str(refused.value), (path, key, value)
+            assert used(host) == before
+        with pytest.raises(ResourceError):
+            resources.change("vm/a", {"cpu.weight": 7, "cpu.reserve": 101})
+        assert used(host) == before
+        assert resources.vms["a"].cpu is not None
+        assert resources.vms["a"].cpu.weight == 100
+
+
+async def test_changes_are_told_and_last(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Who enforces a resource hears of the node; the next start of the VM has the new figures."""
+    heard: list[tuple[str, str]] = []
+    async with opened(folder, POOLS + vm("a", "cpu = { weight = 200 }")) as host:
+        for kind in KINDS:
+            host.resources.on_change(kind, lambda node, kind=kind: heard.append((kind, node.path)))  # type: ignore[misc]
+        await host["a"].start()
+        heard.clear()
+        host.resources.set("vm/a", "cpu.limit", "50%")
+        assert heard == [("cpu", "vm/a")]
+        heard.clear()
+        host.resources.change("a", {"pool": "kid", "cpu.weight": 300})
+        assert set(heard) == {(kind, "pool/mom/pool/kid/vm/a") for kind in KINDS}
+        await host["a"].turn_off()
+        table = host["a"].settings
+        assert table.cpu is not None
+        assert (table.pool, table.cpu.limit, table.cpu.weight) == ("kid", 50.0, 300)
+        await host["a"].start()
+        node = host.resources.node("cpu", "vm/a")
+        assert (node.path, node.limit, node.shares) == ("pool/mom/pool/kid/vm/a", LP // 2, 300)
+        heard.clear()
+        host.resources.set("pool/kid", "cpu.limit", 150)
+        assert heard == [("cpu", "pool/mom/pool/kid")]
+
+
+async def test_pools_come_and_go(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A pool is added, filled and moved while VMs run; it is removed only when nothing is in it any more."""
+    from partitions.topology_controls import PoolCpuTable, PoolTable
+
+    async with opened(folder, POOLS + vm("a", 'pool = "kid"\ncpu = { reserve = 80 }')) as host:
+        resources = host.resources
+        await host["a"].start()
+        with pytest.raises(ResourceError, match=r"pool/new.cpu.reserve: cannot be granted: host 100 % of 400 % free"):
+            resources.add_pool(PoolTable(name="new", cpu=PoolCpuTable(reserve=150)))
+        resources.add_pool(PoolTable(name="new", cpu=PoolCpuTable(reserve=100)))
+        with pytest.raises(ResourceError, match="there is a pool of that name already"):
+            resources.add_pool(PoolTable(name="new"))
+        with pytest.raises(ResourceError, match="pool/kid: still has vm/a in it: move them first"):
+            resources.remove_pool("kid")
+        with pytest.raises(ResourceError, match="pool/mom: still has pool/kid in it"):
+            resources.remove_pool("mom")
+        resources.set("vm/a", "pool", "new")
+        assert resources.node("cpu", "pool/kid").used == 0
+        assert resources.node("cpu", "pool/new").used == LP * 80 // 100
+        resources.set("pool/kid", "cpu.reserve", 250)
+        with pytest.raises(ResourceError, match="cannot be granted: pool/mom 50 % of 300 % free -> needs 100 %"):
+            resources.move_pool("new", "mom")
+        resources.set("pool/mom", "cpu.limit", 400)
+        resources.set("pool/mom", "expandable", "true")
+        resources.move_pool("new", "mom")
+        assert resources.node("cpu", "vm/a").path == "pool/mom/pool/new/vm/a"
+        resources.remove_pool("kid")
+        assert sorted(resources.pools) == ["mom", "new", "other"]
+        resources.set("pool/new", "parent", "host")
+        resources.remove_pool("mom")
+        await host["a"].turn_off()
+        resources.set("vm/a", "pool", "host")
+        resources.remove_pool("new")
+        assert resources.roots["cpu"].used == 0
