@@ -1,0 +1,175 @@
+"""Queues of those that are ready, least tag first, in groups in groups; and the paying for what was served. Hypervisor.
+
+Start-time fair queueing (Goyal 1996) at every level, so a group needs no knowledge of how much it gets: a tag grows by
+what was served over the weight, and the least is served next. Deleting from a heap is lazy: an entry counts only while
+its owner is queued and has that tag. A stale entry is dropped when it comes to the top, and never put back.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from hypervisor.scheduler.nodes import NEW, SCALE, WHOLE, Place, Queue, Vp
+
+BACKLOG = 100_000_000
+"""Nanoseconds of lateness for which a reservation still catches up."""
+
+
+def insert(place: Place) -> None:
+    """Queue `place`, which is not, and every group above that becomes ready by that.
+
+    Who was idle begins at the present of its siblings: idleness earns nothing. Who was not keeps its tag, but for at
+    most a quantum of arrears: who could not use its share, since it has fewer processors than that, may not save it up.
+    Who is new pays for its first quantum in advance, as in stride scheduling.
+    """
+    while True:
+        above = place.above
+        tag = place.tag
+        if tag == NEW:
+            tag = above.served + place.step
+            place.woken = False
+        elif place.woken:
+            tag = max(tag, above.served)
+            place.woken = False
+        else:
+            tag = max(tag, above.served - place.step)
+        place.tag = tag
+        place.queued = True
+        heap = above.heap
+        heappush(heap, (tag, place.rank, place))
+        if len(heap) > above.crowd:
+            sweep(above)
+        if place.rate:
+            owe(place)
+        above.ready += 1
+        if above.ready > 1 or above.throttled or above is place.queue.root:
+            return
+        place = above
+
+
+def withdraw(place: Place) -> None:
+    """Take `place`, which is queued, out; and every group above in which nobody is ready any more."""
+    root = place.queue.root
+    while True:
+        place.queued = False
+        above = place.above
+        above.ready -= 1
+        if above.ready or above is root or not above.queued:
+            return
+        place = above
+
+
+def owe(place: Place) -> None:
+    """Enter a reserved place, which is queued, by when it is due."""
+    owed = place.queue.owed
+    heappush(owed, (place.due, place.serial, place))
+    if len(owed) > 256 and len(owed) > 4 * len({serial for _, serial, _ in owed}):
+        live = {(due, serial): entry for entry in owed for due, serial, it in (entry,) if it.queued and it.due == due}
+        owed[:] = live.values()
+        heapify(owed)
+
+
+def sweep(above: Place) -> None:
+    """Drop the stale entries of a heap."""
+    heap = above.heap
+    heap[:] = {rank: entry for entry in heap for tag, rank, it in (entry,) if it.queued and it.tag == tag}.values()
+    heapify(heap)
+    above.crowd = 2 * len(heap) + 32
+
+
+def forget(place: Place) -> None:
+    """`place` leaves the group or the queue that it is in, out of which it was withdrawn: no entry may count again."""
+    above = place.above
+    above.heap[:] = [entry for entry in above.heap if entry[2] is not place]
+    heapify(above.heap)
+    owed = place.queue.owed
+    owed[:] = [entry for entry in owed if entry[2] is not place]
+    heapify(owed)
+    while True:
+        if place in above.parked:
+            above.parked = [it for it in above.parked if it is not place]
+        if above is place.queue.root:
+            return
+        above = above.above
+
+
+def due(queue: Queue, now: int) -> Place | None:
+    """Who is owed service and may be served: of those that are due, the one that has been for longest."""
+    owed, root = queue.owed, queue.root
+    while owed:
+        moment, _, place = owed[0]
+        if moment > now:
+            return None
+        if place.queued and place.due == moment:
+            above = place.above
+            while above is not root and above.queued:
+                above = above.above
+            if above is root:
+                return place
+            above.parked.append(place)  # until it has a budget again
+        heappop(owed)
+    return None
+
+
+def first(place: Place) -> Vp:
+    """The virtual processor to serve next in a group in which somebody is ready."""
+    while True:
+        heap = place.heap
+        tag, _, below = heap[0]
+        while not below.queued or below.tag != tag:
+            heappop(heap)
+            tag, _, below = heap[0]
+        if not below.heap:
+            assert isinstance(below, Vp)
+            return below
+        place = below
+
+
+def charge(path: tuple[Place, ...], ns: int, instead_of: int = 0) -> None:
+    """Charge everybody on `path` with `ns`, in place of what was paid in advance. Who is queued moves."""
+    for place in path:
+        weight = place.weight
+        place.tag += (ns << SCALE) // weight - (instead_of << SCALE) // weight
+        if place.queued:
+            move(place)
+
+
+def move(place: Place) -> None:
+    """The tag of a queued place has changed: enter it anew."""
+    above = place.above
+    heappush(above.heap, (place.tag, place.rank, place))
+    if len(above.heap) > above.crowd:
+        sweep(above)
+
+
+def run_on(path: tuple[Place, ...], ns: int, quantum: int) -> None:
+    """Charge for `ns` in slices of a quantum that nobody else wanted, as if each had been granted for itself."""
+    whole = (ns - 1) // quantum * quantum if ns else 0
+    for place in path:
+        above = place.above
+        last = place.tag + (whole << SCALE) // place.weight
+        above.served = max(above.served, last)
+        place.tag += (ns << SCALE) // place.weight
+        if place.queued:
+            move(place)
+
+
+def pay_reserve(vp: Vp, place: Place, now: int, ns: int) -> None:
+    """`vp` is served for the reserve of `place`, which counts for its own and for all around it."""
+    paid = []
+    for reserved in vp.reserved[::-1]:
+        paid.append(reserved)
+        reserved.due = max(reserved.due, now - BACKLOG) + ns * WHOLE // reserved.rate
+        if reserved.queued:
+            owe(reserved)
+        if reserved is place:
+            break
+    vp.paid = tuple(paid)
+
+
+def repay_reserve(vp: Vp, ns: int) -> None:
+    """So much of it was not used after all."""
+    for reserved in vp.paid:
+        reserved.due -= ns * WHOLE // reserved.rate
+        if reserved.queued:
+            owe(reserved)
