@@ -220,6 +220,16 @@ class Capture(Request, tag="capture"):
     """Such as `web/0` and `lan:uplink`."""
 
 
+class Samples(Request, tag="samples"):
+    """A stream: a heading, then what every pool and VM got, window by window, until the host ends; as JSON lines.
+
+    They are a `Heading` and a `Sample` of `partitions.resources.sample` each.
+    """
+
+    window: Annotated[float, Meta(ge=0.05, le=3600)] = 1.0
+    """Seconds."""
+
+
 class Inspect(Request, tag="inspect"):
     """A stream: the tree below a path, which ends with it."""
 
@@ -262,7 +272,7 @@ AnyRequest = (
     *(Kvp, Copy, Freeze, Thaw),
     *(TypeText, Keys),
     *(AddNic, RemoveNic, ConnectNic, Capture),
-    *(Inspect, Update, Events, Trace, ConsoleOf, ConnectTo),
+    *(Inspect, Update, Events, Trace, Samples, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)
 

@@ -132,6 +132,8 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
         case "path" if verb == "inspect":
             yield from _matching(_paths(_host_in(given), start), start)
             return
+        case "source" if verb == "top":
+            offered = [(name, "") for name in _hosts()]
         case "target":
             offered = _examples()
         case "capture_port":

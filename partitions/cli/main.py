@@ -20,7 +20,7 @@ from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
     *("run", "explain", "trace", "decode", "watch", "validate", "examples"),
-    *("ps", "stats", "inspect", "events", "capture", "console", "connect", "screenshot"),
+    *("ps", "top", "stats", "inspect", "events", "capture", "console", "connect", "screenshot"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),
     *("kvp", "copy", "freeze", "thaw"),

@@ -22,7 +22,12 @@ import msgspec
 from partitions.resources.sample import Cpu, Disk, Memory, Network, Node
 
 HOLE: Final = "{}"
-_PARTS: Final[dict[str, type]] = {"cpu": Cpu, "memory": Memory, "disk": Disk, "network": Network}
+_PARTS: Final[dict[str, type[Cpu | Memory | Disk | Network]]] = {
+    "cpu": Cpu,
+    "memory": Memory,
+    "disk": Disk,
+    "network": Network,
+}
 _OWN: Final = ("uptime", "exit_code", "state")
 _NUMBER: Final = re.compile(r"[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _AMOUNT: Final = re.compile(
@@ -73,7 +78,7 @@ def fields() -> list[str]:
     """All that can be measured of a node."""
     found = list(_OWN)
     for part, kind in _PARTS.items():
-        own = [name for name in kind.__struct_fields__ if name != "latency"]  # type: ignore[attr-defined]
+        own = [name for name in kind.__struct_fields__ if name != "latency"]
         own += [name for name, value in vars(kind).items() if isinstance(value, property)]
         found += [f"{part}.{name}" for name in own]
     return found

@@ -444,6 +444,28 @@ async def _capture(link: Link, request: protocol.Request, lines: protocol.Lines)
             await _pour(link, capture, bell, capture.finish)
 
 
+async def _samples(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
+    from partitions.resources.sampler import Sampler
+
+    assert isinstance(request, protocol.Samples)
+    if is_virtual(None):
+        words = "time jumps on the virtual clock, and is over before somebody looks: take `partita run --samples FILE`"
+        raise Denied("refused", words)
+    control = link.control
+    with Sampler(control.host) as sampler:
+        if not await link.answer(protocol.encode(protocol.Answer(id=request.id))):
+            return
+        heading = sampler.heading(topology=control.name, window=round(request.window * 1e9))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_gone, link, nursery.cancel_scope)
+            nursery.start_soon(_at_closing, control, nursery.cancel_scope.cancel)
+            there = await link.send(protocol.encode(heading) + b"\n")
+            while there:
+                await trio.sleep(request.window)
+                there = await link.send(protocol.encode(await sampler.sample_in_turns()) + b"\n")
+            nursery.cancel_scope.cancel()
+
+
 async def _inspect(link: Link, request: protocol.Request, lines: protocol.Lines) -> None:
     from partitions.inspect import InspectError, host_tree, write_out
 
@@ -531,6 +553,7 @@ STREAMS: Final[dict[type, Callable[[Link, Any, protocol.Lines], Awaitable[None]]
     protocol.Events: _events,
     protocol.Trace: _trace,
     protocol.Capture: _capture,
+    protocol.Samples: _samples,
     protocol.Inspect: _inspect,
     protocol.ConsoleOf: _console,
     protocol.ConnectTo: _connect,

@@ -1,0 +1,50 @@
+"""A file of samples: a heading and then a window a line, as `partita run --samples` writes it. Root side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Final
+
+import msgspec
+
+from partitions.resources.sample import FORMAT, Heading, Sample
+
+_HEADING: Final = msgspec.json.Decoder(Heading)
+_SAMPLE: Final = msgspec.json.Decoder(Sample)
+_BAD: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class SamplesError(Exception):
+    """What is wrong with a file of samples, and where."""
+
+
+def read_samples(file: IO[bytes], name: str) -> tuple[Heading, Iterator[Sample]]:
+    """The heading, and the windows as they are read. Raises `SamplesError`; a last line that breaks off is the end."""
+    first = file.readline()
+    try:
+        heading = _HEADING.decode(first)
+    except _BAD:
+        heading = Heading()
+    if not heading.partita_samples:
+        raise SamplesError(f"{name} is no file of samples; write one with: partita run TOPOLOGY --samples FILE")
+    if heading.partita_samples != FORMAT:
+        raise SamplesError(f"{name} has samples of format {heading.partita_samples}, and this version reads {FORMAT}")
+    return heading, _samples(file, name)
+
+
+def _samples(file: IO[bytes], name: str) -> Iterator[Sample]:
+    for number, line in enumerate(file, 2):
+        try:
+            yield _SAMPLE.decode(line)
+        except _BAD as error:
+            if not line.endswith(b"\n"):
+                return
+            raise SamplesError(f"{name}, line {number}: no sample: {error}") from None
+
+
+def decode_sample(line: bytes) -> Sample:
+    """One line. Raises `SamplesError`."""
+    try:
+        return _SAMPLE.decode(line)
+    except _BAD as error:
+        raise SamplesError(f"no sample: {error}") from None

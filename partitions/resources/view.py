@@ -1,0 +1,327 @@
+"""The four views of `partita top`: which columns, what stands in them, and what is worth a word above them. Root side.
+
+Names are esxtop's in the table (%RUN, %RDY, %MLMTD, %WAIT, MCTLSZ) and Hyper-V's in the long form. Percent are of one
+logical processor.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from partitions.resources.sample import Disk, Heading, Network, Node, Sample
+
+READY_ALARM: Final = 10.0
+"""%RDY for each virtual processor from which on people look closer."""
+SHORTEST_CONTENTION: Final = 1.0
+"""Percent of a processor; less waiting than that is two wake-ups at the same moment."""
+
+
+class View(enum.StrEnum):
+    """What of the nodes is shown."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    DISK = "disk"
+    NETWORK = "network"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One figure of a node."""
+
+    heading: str
+    cell: Callable[[Node], str]
+    worth: int
+    """How long it stays where the terminal is narrow: the lowest goes first."""
+    alarm: Callable[[Node], bool] | None = None
+    """Whether it should be seen from afar."""
+
+
+def percent(value: float | None) -> str:
+    """One digit behind the point, nothing where there is none."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number."""
+    return "-" if value is None else f"{value:.0f}"
+
+
+def mib(value: int | None) -> str:
+    """Bytes in MiB, where there are any."""
+    return "-" if value is None else f"{value / (1 << 20):,.0f}"
+
+
+def mbit(value: float | None) -> str:
+    """Bits a second in Mbit/s."""
+    return "-" if value is None else f"{value / 1e6:,.2f}"
+
+
+def _on(node: Node) -> bool:
+    return node.kind != "vm" or node.cpu.elapsed > 0
+
+
+def _ready_alarm(node: Node) -> bool:
+    return node.kind == "vm" and node.cpu.ready_percent > READY_ALARM * max(1, node.cpu.vps)
+
+
+def _cpu(get: Callable[[Node], str]) -> Callable[[Node], str]:
+    return lambda node: get(node) if _on(node) else ""
+
+
+_CPU: Final = (
+    Column("VPS", lambda node: str(node.cpu.vps or "-"), 3),
+    Column("WEIGHT", lambda node: count(node.cpu.weight), 5),
+    Column("RESERVE", lambda node: percent(node.cpu.reserve), 2),
+    Column("LIMIT", lambda node: percent(node.cpu.limit), 4),
+    Column("DEMAND", _cpu(lambda node: percent(node.cpu.demand)), 1),
+    Column("ENTITLED", _cpu(lambda node: percent(node.cpu.entitled)), 8),
+    Column("%RUN", _cpu(lambda node: percent(node.cpu.run_percent)), 10),
+    Column("%RDY", _cpu(lambda node: percent(node.cpu.ready_percent)), 9, _ready_alarm),
+    Column("%MLMTD", _cpu(lambda node: percent(node.cpu.capped_percent)), 7, lambda node: node.cpu.capped > 0),
+    Column("%WAIT", _cpu(lambda node: percent(node.cpu.halted_percent)), 6),
+)
+_MEMORY: Final = (
+    Column("WEIGHT", lambda node: count(node.memory.weight), 3),
+    Column("MIN", lambda node: mib(node.memory.minimum), 4),
+    Column("MAX", lambda node: mib(node.memory.maximum), 4),
+    Column("ASSIGNED", lambda node: mib(node.memory.assigned), 10),
+    Column("DEMAND", lambda node: mib(node.memory.demand), 9),
+    Column("TARGET", lambda node: mib(node.memory.target), 6),
+    Column("MCTLSZ", lambda node: mib(node.memory.ballooned), 8, lambda node: bool(node.memory.ballooned)),
+    Column("ADDED", lambda node: mib(node.memory.added), 2),
+    Column("PRESSURE", lambda node: count(node.memory.pressure), 7, lambda node: (node.memory.pressure or 0) > 100),
+)
+
+
+def _disk(get: Callable[[Disk], str]) -> Callable[[Node], str]:
+    return lambda node: "" if node.disk is None else get(node.disk)
+
+
+def _network(get: Callable[[Network], str]) -> Callable[[Node], str]:
+    return lambda node: "" if node.network is None else get(node.network)
+
+
+_DISK: Final = (
+    Column("WEIGHT", _disk(lambda disk: count(disk.weight)), 4),
+    Column("RESERVE", _disk(lambda disk: count(disk.reserve)), 3),
+    Column("LIMIT", _disk(lambda disk: count(disk.limit)), 5),
+    Column("ENTITLED", _disk(lambda disk: count(disk.entitled)), 8),
+    Column("IOPS", _disk(lambda disk: count(disk.iops)), 10),
+    Column("REQ/S", _disk(lambda disk: count(disk.requests_per_second)), 6),
+    Column("MB/S", _disk(lambda disk: percent(disk.bytes_per_second / 1e6)), 7),
+    Column("LAT/MS", _disk(lambda disk: f"{disk.latency_ms:.2f}"), 9),
+    Column("HELD/MS", _disk(lambda disk: f"{disk.waited_ms:.2f}"), 2),
+)
+_NETWORK: Final = (
+    Column("WEIGHT", _network(lambda network: count(network.weight)), 4),
+    Column("RESERVE", _network(lambda network: mbit(network.reserve)), 3),
+    Column("LIMIT", _network(lambda network: mbit(network.limit)), 5),
+    Column("ENTITLED", _network(lambda network: mbit(network.entitled)), 6),
+    Column("MBTX/S", _network(lambda network: mbit(network.sent_bits_per_second)), 10),
+    Column("MBRX/S", _network(lambda network: mbit(network.received_bits_per_second)), 9),
+    Column("TX", _network(lambda network: count(network.sent)), 2),
+    Column("RX", _network(lambda network: count(network.received)), 2),
+    Column(
+        "DROPPED",
+        _network(lambda network: count(network.dropped)),
+        8,
+        lambda node: node.network is not None and node.network.dropped > 0,
+    ),
+)
+COLUMNS: Final = {View.CPU: _CPU, View.MEMORY: _MEMORY, View.DISK: _DISK, View.NETWORK: _NETWORK}
+
+
+# What stands above the columns
+
+
+def headline(sample: Sample, heading: Heading) -> str:
+    """Which host, when, and how long a window."""
+    on = sum(node.kind == "vm" and node.cpu.elapsed > 0 for node in sample.nodes)
+    vms = sum(node.kind == "vm" for node in sample.nodes)
+    clock = " (virtual)" if heading.clock == "virtual" else ""
+    name = heading.topology.rstrip("/").rpartition("/")[2]
+    return f"{name}: {sample.time:.3f} s{clock}, window {sample.window / 1e6:g} ms, {on} of {vms} VMs on"
+
+
+def state_words(sample: Sample, heading: Heading, view: View) -> list[str]:
+    """How full the host is, and whether anybody contends for it: shares mean nothing else."""
+    host = sample.node("host")
+    if host is None:
+        return []
+    match view:
+        case View.CPU:
+            lps = heading.logical_processors
+            full = 100 * host.cpu.run / (lps * host.cpu.elapsed) if lps and host.cpu.elapsed else 0.0
+            many = "1 logical processor" if lps == 1 else f"{lps} logical processors"
+            return [f"CPU {full:.1f} % of {many}; {contended_words(sample)}"]
+        case View.MEMORY:
+            memory = host.memory
+            state = f", state {memory.state}" if memory.state else ""
+            return [
+                f"memory {mib(memory.assigned)} of {mib(memory.capacity)} MiB assigned, {mib(memory.free)} free{state}"
+            ]
+        case View.DISK:
+            disk = host.disk
+            if disk is None:
+                return ["no VM has a disk"]
+            if disk.contended is None:
+                tail = "its capacity is not modelled ([host] disk_iops), so shares have no effect"
+            elif disk.contended:
+                tail = "contended: yes; shares decide"
+            else:
+                tail = "contended: no; shares have no effect now"
+            return [f"storage {disk.iops:.0f} IOPS; {tail}"]
+        case View.NETWORK:
+            network = host.network
+            if network is None:
+                return ["no VM has a network adapter"]
+            drops = f", {network.dropped} frames dropped" if network.dropped else ""
+            tail = "" if network.contended is None else _contended(network.contended)
+            return [f"network {mbit(network.sent_bits_per_second)} Mbit/s sent{drops}{tail}"]
+
+
+def _contended(contended: bool) -> str:
+    return "; contended: yes; shares decide" if contended else "; contended: no; shares have no effect now"
+
+
+def contended_words(sample: Sample) -> str:
+    """Where weights matter at this moment, if they do anywhere."""
+    if sample.contended:
+        return "contended: yes; shares decide"
+    pools = [node.name for node in sample.nodes if node.kind == "pool" and node.cpu.contended]
+    if pools:
+        return f"contended: within {', '.join(pools)} only; shares have no effect elsewhere now"
+    return "contended: no; shares have no effect now"
+
+
+def notes(sample: Sample, view: View) -> list[str]:
+    """What people misread at this very moment."""
+    found = []
+    if view is View.CPU and (pair := _upside_down(sample)) is not None:
+        high, low = pair
+        found.append(
+            f"note: {high.name} (weight {high.cpu.weight}) is entitled to less than {low.name} (weight "
+            f"{low.cpu.weight}): weights count between siblings, and these are in different pools"
+        )
+    return found
+
+
+def _upside_down(sample: Sample) -> tuple[Node, Node] | None:
+    """A VM with a higher weight than another in another pool that is entitled to less, though both want more."""
+    waiting: list[tuple[str, Node]] = []
+    way: list[str] = []
+    for node in sample.nodes:
+        del way[node.depth :]
+        if node.kind != "vm":
+            way.append(node.path)
+        elif (
+            node.cpu.ready_percent > SHORTEST_CONTENTION
+            and node.cpu.weight is not None
+            and node.cpu.entitled is not None
+            and not node.cpu.capped
+        ):
+            waiting.append((way[-1] if way else "", node))
+    waiting.sort(key=lambda one: _each(one[1]))
+    # The one that is due least against the heaviest wrong that is done to it: by weight down the others.
+    for place, (pool, high) in enumerate(waiting):
+        for other, low in reversed(waiting[place + 1 :]):
+            if other != pool and _weight(low) < _weight(high) and _each(low) > _each(high) + 0.05:
+                return high, low
+        if place > 16:
+            break
+    return None
+
+
+def _each(node: Node) -> float:
+    return (node.cpu.entitled or 0.0) / max(1, node.cpu.vps)
+
+
+def _weight(node: Node) -> int:
+    return node.cpu.weight or 0
+
+
+# The long form
+
+
+Counter = tuple[str, Callable[[Node], str | None]]
+_VP: Final = "Hyper-V Hypervisor Virtual Processor"
+_VM_MEMORY: Final = "Hyper-V Dynamic Memory VM"
+_STORAGE: Final = "Hyper-V Virtual Storage Device"
+_ADAPTER: Final = "Hyper-V Virtual Network Adapter"
+
+
+def _maybe(value: str) -> str | None:
+    return None if value == "-" else value
+
+
+def _disk_long(get: Callable[[Disk], str | None]) -> Callable[[Node], str | None]:
+    return lambda node: None if node.disk is None else get(node.disk)
+
+
+def _network_long(get: Callable[[Network], str | None]) -> Callable[[Node], str | None]:
+    return lambda node: None if node.network is None else get(node.network)
+
+
+LONG: Final[dict[View, tuple[Counter, ...]]] = {
+    View.CPU: (
+        (rf"{_VP}\% Guest Run Time", lambda node: percent(node.cpu.run_percent / max(1, node.cpu.vps))),
+        (rf"{_VP}\CPU Wait Time Per Dispatch", lambda node: f"{1000 * node.cpu.wait_per_dispatch_us:,.0f} ns"),
+        ("%RUN", lambda node: percent(node.cpu.run_percent)),
+        ("%RDY", lambda node: percent(node.cpu.ready_percent)),
+        ("%MLMTD", lambda node: percent(node.cpu.capped_percent)),
+        ("%WAIT", lambda node: percent(node.cpu.halted_percent)),
+        ("entitled", lambda node: _maybe(percent(node.cpu.entitled))),
+        ("demand", lambda node: _maybe(percent(node.cpu.demand))),
+        ("reserve", lambda node: _maybe(percent(node.cpu.reserve))),
+        ("limit", lambda node: _maybe(percent(node.cpu.limit))),
+        ("weight", lambda node: _maybe(count(node.cpu.weight))),
+    ),
+    View.MEMORY: (
+        (rf"{_VM_MEMORY}\Physical Memory", lambda node: f"{mib(node.memory.assigned)} MB"),
+        (rf"{_VM_MEMORY}\Guest Visible Physical Memory", lambda node: _visible(node)),
+        (rf"{_VM_MEMORY}\Current Pressure", lambda node: _maybe(count(node.memory.pressure))),
+        (rf"{_VM_MEMORY}\Added Memory", lambda node: _with(_maybe(mib(node.memory.added)), "MB")),
+        ("MCTLSZ", lambda node: _with(_maybe(mib(node.memory.ballooned)), "MB")),
+        ("demand", lambda node: _with(_maybe(mib(node.memory.demand)), "MB")),
+        ("target", lambda node: _with(_maybe(mib(node.memory.target)), "MB")),
+        ("minimum", lambda node: _with(_maybe(mib(node.memory.minimum)), "MB")),
+        ("maximum", lambda node: _with(_maybe(mib(node.memory.maximum)), "MB")),
+        ("weight", lambda node: _maybe(count(node.memory.weight))),
+    ),
+    View.DISK: (
+        (rf"{_STORAGE}\Normalized Throughput", _disk_long(lambda disk: f"{disk.iops:.0f}")),
+        (rf"{_STORAGE}\Latency", _disk_long(lambda disk: f"{disk.latency_ms:.3f} ms")),
+        ("GAVG", _disk_long(lambda disk: f"{disk.latency_ms:.3f} ms")),
+        ("KAVG", _disk_long(lambda disk: f"{disk.waited_ms:.3f} ms")),
+        ("DAVG", _disk_long(lambda disk: f"{disk.latency_ms - disk.waited_ms:.3f} ms")),
+        ("entitled", _disk_long(lambda disk: _maybe(count(disk.entitled)))),
+        ("reserve", _disk_long(lambda disk: _maybe(count(disk.reserve)))),
+        ("limit", _disk_long(lambda disk: _maybe(count(disk.limit)))),
+        ("weight", _disk_long(lambda disk: _maybe(count(disk.weight)))),
+    ),
+    View.NETWORK: (
+        (rf"{_ADAPTER}\Bytes Sent/sec", _network_long(lambda network: count(network.sent_bits_per_second / 8))),
+        (
+            rf"{_ADAPTER}\Bytes Received/sec",
+            _network_long(lambda network: count(network.received_bits_per_second / 8)),
+        ),
+        (rf"{_ADAPTER}\Dropped Packets", _network_long(lambda network: count(network.dropped))),
+        ("reserve", _network_long(lambda network: _with(_maybe(mbit(network.reserve)), "Mbit/s"))),
+        ("limit", _network_long(lambda network: _with(_maybe(mbit(network.limit)), "Mbit/s"))),
+        ("weight", _network_long(lambda network: _maybe(count(network.weight)))),
+    ),
+}
+"""Counters by the names that Hyper-V's performance monitor and esxtop give them; None is left out."""
+
+
+def _with(value: str | None, unit: str) -> str | None:
+    return None if value is None else f"{value} {unit}"
+
+
+def _visible(node: Node) -> str | None:
+    memory = node.memory
+    return None if memory.ballooned is None else f"{mib(memory.assigned + memory.ballooned)} MB"
