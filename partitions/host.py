@@ -332,13 +332,15 @@ async def open_host(
             stack.callback(winhv.close)
             vid = Vid(hypervisor, winhv, vm_memory=topology.host.memory)
             stack.callback(vid.close)
-            network = HostNetwork(topology, now, hypervisor.trace)
+            chosen = topology.host.seed if seed is None else seed
+            chance = _random_of(0 if virtual and chosen is None else chosen)
+            control = HostResources(topology, getattr(hypervisor, "scheduler", None))
+            network = HostNetwork(topology, now, hypervisor.trace, hypervisor.timers, chance, control)
             if topology.switch:
                 from partitions.root.switches import open_uplinks
 
                 switches = network.switches()
                 await stack.enter_async_context(open_uplinks(switches, topology.switch, topology.folder))
-            control = HostResources(topology, getattr(hypervisor, "scheduler", None))
             services = HostServices(
                 hypervisor=hypervisor,
                 winhv=winhv,

@@ -84,8 +84,8 @@ class BandwidthTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class BurstLossTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Loss that comes in bursts, by Gilbert and Elliott: a good and a bad state, all in percent."""
 
-    p: Annotated[Percent, Meta(description="That the good state ends with a frame.")]
-    r: Annotated[Percent, Meta(description="That the bad state ends with a frame.")]
+    p: Annotated[Percent, Meta(description="That the good state ends with a frame.")] = 0.0
+    r: Annotated[Percent, Meta(description="That the bad state ends with a frame.")] = 100.0
     bad: Annotated[Percent, Meta(description="That a frame is lost in the bad state (netem's 1-h).")] = 100.0
     good: Annotated[Percent, Meta(description="That a frame is lost in the good state (netem's 1-k).")] = 0.0
 

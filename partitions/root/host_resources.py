@@ -48,6 +48,8 @@ class VmmsMachines:
         """As `Machines`."""
         assert self.vmms is not None, "it has the VM"
         self.vmms.vms[name].settings = table
+        if self.vmms.network.made is not None:
+            self.vmms.network.made.settled(table)
 
     def running(self) -> Mapping[str, int]:
         """As `Machines`."""

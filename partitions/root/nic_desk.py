@@ -6,7 +6,8 @@ when it starts again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +55,13 @@ class NicDesk:
         _check(table, list(switches.switches))
         hotplug = self._hotplug()
         switches.check(vm, number, table)
-        if hotplug is not None:
-            try:
-                hotplug.add(nic_name(number), table)
-            except HotPlugError as error:
-                switches.forget(vm, number)
-                raise NicError(str(error)) from error
+        try:
+            with self._reserved([*self._numbered(), table]):
+                if hotplug is not None:
+                    hotplug.add(nic_name(number), table)
+        except (HotPlugError, NicError) as error:
+            switches.forget(vm, number)
+            raise NicError(str(error)) from error
         self._settle([*self._numbered(), table])
         self._managed.highest_nic = max(number, self._managed.highest_nic)
         return number
@@ -69,7 +71,9 @@ class NicDesk:
         self._table(number)
         hotplug = self._hotplug()
         self._managed.highest_nic = max(*self._tables(), self._managed.highest_nic)
-        self._settle([table for table in self._numbered() if table.number != number])
+        left = [table for table in self._numbered() if table.number != number]
+        with self._reserved(left):
+            self._settle(left)
         if hotplug is not None and nic_name(number) in hotplug.devices:
             try:
                 await hotplug.remove(nic_name(number))
@@ -86,6 +90,26 @@ class NicDesk:
         self._settle([table if other.number == number else other for other in self._numbered()])
 
     # --- inside
+
+    @contextmanager
+    def _reserved(self, tables: Sequence[NicTable]) -> Iterator[None]:
+        """Have what these adapters reserve granted, for good if the block ends well. Raises `NicError`."""
+        resources = self._network.resources
+        if resources is None or resources.made is None:
+            yield
+            return
+        from hypervisor.scheduler.tree import ResourceError
+
+        before = self._managed.settings
+        try:
+            resources.made.devices_changed(before.name, msgspec.structs.replace(before, nic=list(tables)))
+        except ResourceError as error:
+            raise NicError(str(error)) from None
+        try:
+            yield
+        except BaseException:
+            resources.made.devices_changed(before.name, before)
+            raise
 
     def _hotplug(self) -> HotPlug | None:
         worker = self._managed.worker

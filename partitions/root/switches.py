@@ -8,10 +8,11 @@ VM is on; it may be plugged into another switch, or into none, meanwhile.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -29,14 +30,22 @@ from vsp_vsc.network.switch.ports import Port, Tap
 from vsp_vsc.network.switch.settings import ALL_VLANS, PortSettings
 from vsp_vsc.network.switch.switch import VirtualSwitch
 
+if TYPE_CHECKING:
+    from partitions.root.host_network import HostNetwork
+    from partitions.root.network_controls import NetworkControls
+    from vsp_vsc.network.shaping.figures import PortFigures
+
 Link: TypeAlias = TapLink | StreamLink
 
 
 class Switches:
     """Of one host."""
 
-    def __init__(self, host: str, now: Callable[[], int], trace: Trace) -> None:
-        """`host` is a name by which hosts on one network differ; `now` gives 100 ns units."""
+    def __init__(self, host: str, now: Callable[[], int], trace: Trace, network: HostNetwork | None = None) -> None:
+        """`host` is a name by which hosts on one network differ; `now` gives 100 ns units.
+
+        Without `network`, nothing can be shaped.
+        """
         self.switches: dict[str, VirtualSwitch] = {}
         """By name."""
         self.ports: dict[str, Port] = {}
@@ -47,6 +56,13 @@ class Switches:
         self._links: dict[str, Link] = {}
         self._taps: dict[str, Tap] = {}
         """Who watches, by the name of the port, which may come and go."""
+        self._network = network
+        self._tables: dict[str, SwitchTable] = {}
+        self._nics: dict[str, tuple[str, int, NicTable]] = {}
+        """VM, number and settings of the ports of adapters."""
+        self._controls: NetworkControls | None = None
+        if network is not None and network.controlled():
+            self._controls = network.controls()
 
     # --- the host's side
 
@@ -55,6 +71,9 @@ class Switches:
         if table.name in self.switches:
             raise ValueError(f"there is a switch {table.name!r} already")
         made = self.switches[table.name] = VirtualSwitch(table.name, table.kind, self._now)
+        self._tables[table.name] = table
+        if self._controls is not None:
+            self._controls.add_switch(table)
         return made
 
     def reserve(self, vms: Sequence[VmTable]) -> None:
@@ -99,6 +118,8 @@ class Switches:
         self.ports[name] = port
         self._links[table.name] = link
         switch.connect(port)
+        if self._controls is not None:
+            self._controls.add(port, "", None)
         return link
 
     # --- VMs' side
@@ -115,10 +136,18 @@ class Switches:
         except ValueError as error:
             raise NicError(str(error)) from None
         self.ports[name] = port
+        self._nics[name] = vm, number, table
+        if self._network is not None:
+            port.show_controls = partial(self._show_controls, name)
+        if self._controls is not None:
+            self._controls.add(port, vm, table)
         return port
 
     def disconnect(self, port: Port) -> None:
         """Its VM is off, or has lost the adapter."""
+        if self._controls is not None:
+            self._controls.shaping.remove(port)
+        self._nics.pop(port.name, None)
         if port.switch is not None:
             port.switch.disconnect(port)
         self.ports.pop(port.name, None)
@@ -146,6 +175,8 @@ class Switches:
                     target.connect(port)
                 except ValueError as error:
                     raise NicError(str(error)) from None
+            if self._controls is not None:
+                self._controls.shaping.moved(port)
         if target is not None:
             port.set_enabled(True)
 
@@ -192,6 +223,68 @@ class Switches:
             raise NicError(f'no switch is called "{name}"; {hint}')
         return switch
 
+    # --- who may send how much, and cables that are bad
+
+    def controls(self) -> NetworkControls:
+        """Made when somebody asks, with all ports that are there."""
+        if self._controls is None:
+            assert self._network is not None, "only a host shapes its ports"
+            self._controls = self._network.controls()
+            for table in self._tables.values():
+                self._controls.add_switch(table)
+            for name, port in self.ports.items():
+                vm, _, nic = self._nics.get(name, ("", 0, None))
+                self._controls.add(port, vm, nic)
+        return self._controls
+
+    def settled(self, table: VmTable) -> None:
+        """The settings of a VM are these from now on: its adapters' bandwidth and cables, and its pool."""
+        for number, nic in zip(numbers_of(table.nic), table.nic, strict=True):
+            name = port_name(table.name, number)
+            if name not in self._nics:
+                continue
+            self._nics[name] = table.name, number, nic
+            if self._controls is not None or nic.bandwidth is not None or nic.link is not None:
+                self.controls().change(name, table.name, nic)
+
+    def figures(self) -> dict[str, PortFigures]:
+        """What each port of an adapter has done, by its name: `web/0`."""
+        from vsp_vsc.network.shaping.figures import plain_figures
+
+        controls = self._controls
+        if controls is None:
+            return {name: plain_figures(self.ports[name]) for name in self._nics}
+        return {name: controls.figures(name) for name in self._nics}
+
+    def _show_controls(self, name: str) -> Mapping[str, Branch]:
+        from partitions.root.network_controls import Change, port_settings
+
+        if name not in self._nics:
+            return {}
+        nic = self._nics[name][2]
+        lane = None if self._controls is None else self._controls.shaping.lanes.get(name)
+        return port_settings(nic, lane, Change(self.set_control, name))
+
+    def set_control(self, name: str, key: str, written: str) -> None:
+        """A key of the adapter at a port, such as `link.delay`, as somebody has written it. Raises `ValueError`."""
+        from partitions.root.network_controls import edited_nic
+
+        if name not in self._nics:
+            raise ValueError(f"the port {name} is gone")
+        vm, number, before = self._nics[name]
+        nic = edited_nic(before, key, written)
+        resources = None if self._network is None else self._network.resources
+        if resources is None or vm not in resources.machines.tables():
+            self._nics[name] = vm, number, nic
+            self.controls().change(name, vm, nic)
+            return
+        from hypervisor.scheduler.tree import ResourceError
+
+        try:
+            resources().set(f"vm/{vm}", f"nic.{number}.{key}", written)
+        except ResourceError as error:
+            raise ValueError(str(error)) from None
+
     # --- watching
 
     def watch(self, name: str, tap: Tap | None) -> None:
@@ -217,7 +310,18 @@ class Switches:
         link = self._links.get(switch.name)
         if link is not None:
             seen["uplink"] = link.inspect
+        if self._network is not None:
+            seen["controls"] = partial(self._show_switch, switch.name)
         return Branch(seen)
+
+    def _show_switch(self, name: str) -> Branch:
+        from partitions.root.network_controls import Change, switch_settings
+
+        table = self._tables[name] if self._controls is None else self._controls.switches[name]
+        return switch_settings(table, Change(self._set_switch, name))
+
+    def _set_switch(self, name: str, key: str, written: str) -> None:
+        self.controls().set_switch(name, key, written)
 
 
 @asynccontextmanager

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import attrs
-
 from hypervisor.inspect import Branch
 from vsp_vsc.network.shaping.bucket import Bucket
+from vsp_vsc.network.shaping.figures import PortFigures
 from vsp_vsc.network.shaping.link import Fate, Link
 from vsp_vsc.network.shaping.settings import Bandwidth, LinkSettings
 from vsp_vsc.network.shaping.tree import Flow
@@ -23,26 +22,6 @@ from vsp_vsc.network.switch.ports import Drop, Port
 
 if TYPE_CHECKING:
     from vsp_vsc.network.shaping.shaper import Shaping
-
-
-@attrs.frozen
-class PortFigures:
-    """What a port has done since it was made; bits, frames, nanoseconds."""
-
-    sent_bits: int
-    """By the adapter, that came to the switch."""
-    received_bits: int
-    """By the adapter."""
-    dropped: int
-    """Frames, for whatever reason."""
-    queued_frames: int
-    """That wait for their turn, or are on the cable."""
-    queued_bits: int
-    """Those that wait for their turn."""
-    delayed_frames: int
-    """That had to wait for their turn."""
-    delay_ns: int
-    """They together."""
 
 
 class Lane:
