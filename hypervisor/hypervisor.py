@@ -23,6 +23,7 @@ from hypervisor.partition import ROOT_ID, PageCost, Partition, PartitionOperatio
 from hypervisor.privileges import ROOT_PRIVILEGES
 from hypervisor.properties import WHOLE_PROCESSOR, Property
 from hypervisor.reference_time import tsc_from_clock
+from hypervisor.scheduler.driver import CpuScheduler
 from hypervisor.statistics import StatsMap
 from hypervisor.status import HvError, HvStatus
 from hypervisor.synic import ports
@@ -62,6 +63,7 @@ class Hypervisor:
         self.logical_processors = root_vps if logical_processors is None else logical_processors
         self.timers = TimerQueue()
         """What waits for a moment of the clock; `hypervisor.timer_driver` fires it."""
+        self.scheduler = CpuScheduler(self)
         self.statistics = StatsMap(self)
         self.event_log = EventLog(self)
         self.parked_processors = 0
@@ -100,6 +102,7 @@ class Hypervisor:
                 "discarded_bytes": self.discarded_bytes,
                 "max_vps": self.max_vps,
                 "timers_waiting": len(self.timers),
+                "scheduler": self.scheduler.inspect,
                 "statistics_pages": len(self.statistics),
                 "partitions": Many(self.partitions, int),
             }
@@ -288,6 +291,7 @@ class Hypervisor:
     def delete_partition(self, partition: Partition) -> None:
         """The record is gone; whoever still holds it sees state DELETED."""
         partition.advance(PartitionOperation.DELETE)
+        self.scheduler.partition_gone(partition)
         del self.partitions[partition.id]
         parent = self.partitions[partition.parent_id]
         del parent.children[partition.id]
@@ -325,6 +329,7 @@ class Hypervisor:
             raise HvError(HvStatus.OPERATION_DENIED)
         partition.charge(PageCost.VP)
         vp = partition.vps[index] = VirtualProcessor(partition, index)
+        self.scheduler.partition_changed(partition)
         return vp
 
     def delete_vp(self, partition: Partition, index: int) -> None:
@@ -332,6 +337,7 @@ class Hypervisor:
         vp = partition.vps[index]
         vp.set_explicit_suspend(True)
         vp.delete()
+        self.scheduler.forget(vp)
         del partition.vps[index]
         partition.discharge(PageCost.VP)
 

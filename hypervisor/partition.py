@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -17,7 +17,7 @@ from hypervisor.inspect import Branch, Claim, Hex, Many, by_hex, counters
 from hypervisor.memory import GuestMemory
 from hypervisor.overlay import OverlayMap
 from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege, privilege_names
-from hypervisor.properties import PROPERTY_RULES, WHOLE_PROCESSOR, Property, default_properties
+from hypervisor.properties import CPU_CONTROLS, PROPERTY_RULES, WHOLE_PROCESSOR, Property, default_properties
 from hypervisor.reference_time import ReferenceTime
 from hypervisor.registers import PartitionRegisters
 from hypervisor.status import HvError, HvStatus
@@ -218,6 +218,8 @@ class Partition:
     on_reset: Callable[[], None] | None = attrs.field(default=None, repr=False)
     doorbells: Doorbells | None = attrs.field(default=None, repr=False)
     """Set by a backend whose guests signal without a trap."""
+    suspended: bool = False
+    """By its property: none of its processors runs."""
     state_elsewhere: bool = False
     """Set by a backend that keeps processor state which the hypervisor cannot save."""
     state_under_way: SaveUnderWay | RestoreUnderWay | None = attrs.field(default=None, repr=False)
@@ -303,7 +305,10 @@ class Partition:
                 return self.properties[_known(code)]
 
     def set_property(self, code: int, value: int) -> None:
-        """Raises UNKNOWN_PROPERTY, INVALID_PARAMETER (read-only), PROPERTY_VALUE_OUT_OF_RANGE or OBJECT_IN_USE."""
+        """Raises UNKNOWN_PROPERTY, INVALID_PARAMETER (read-only), PROPERTY_VALUE_OUT_OF_RANGE or OBJECT_IN_USE.
+
+        Those of processors as `check_cpu` says; a change holds from the next slice on.
+        """
         known = _known(code)
         rule = PROPERTY_RULES[known]
         if rule.read_only:
@@ -317,10 +322,42 @@ class Partition:
             raise HvError(HvStatus.OBJECT_IN_USE)
         if not self._sensible(known, value):
             raise HvError(HvStatus.PROPERTY_VALUE_OUT_OF_RANGE)
+        if known in CPU_CONTROLS:
+            self.check_cpu({known: value})
         if known is Property.PRIVILEGE_FLAGS:
             self.privileges = value
-        else:
-            self.properties[known] = value
+            return
+        before, self.properties[known] = self.properties[known], value
+        if value != before:
+            if known in CPU_CONTROLS:
+                self.hypervisor.scheduler.partition_changed(self)
+            elif known is Property.SUSPEND:
+                self._suspend(bool(value))
+
+    def _suspend(self, suspended: bool) -> None:
+        self.suspended = suspended
+        for vp in self.vps.values():
+            vp.partition_suspended(suspended)
+
+    def check_cpu(self, wanted: Mapping[Property, int]) -> None:
+        """Whether its processors can be controlled so, with what else it has.
+
+        Raises PROPERTY_VALUE_OUT_OF_RANGE: a figure out of range, a reserve above the cap, or more reserved than there
+        are logical processors; INVALID_CPU_GROUP_ID.
+        """
+        told = {code: wanted.get(code, self.properties[code]) for code in CPU_CONTROLS}
+        reserve, group = told[Property.CPU_RESERVE], told[Property.CPU_GROUP_ID]
+        for code, value in told.items():
+            if not PROPERTY_RULES[code].low <= value <= PROPERTY_RULES[code].high:
+                raise HvError(HvStatus.PROPERTY_VALUE_OUT_OF_RANGE)
+        if reserve > told[Property.CPU_CAP]:
+            raise HvError(HvStatus.PROPERTY_VALUE_OUT_OF_RANGE)
+        if reserve and Property.CPU_RESERVE in wanted:
+            in_all = self.hypervisor.reserved_processors(self) + reserve * len(self.vps)
+            if in_all > self.hypervisor.logical_processors * WHOLE_PROCESSOR:
+                raise HvError(HvStatus.PROPERTY_VALUE_OUT_OF_RANGE)
+        if group and group not in self.hypervisor.scheduler.groups:
+            raise HvError(HvStatus.INVALID_CPU_GROUP_ID)
 
     def _sensible(self, code: Property, value: int) -> bool:
         """The rules that need more than the value itself."""
@@ -329,13 +366,6 @@ class Partition:
                 # The root's mask is fixed, and nobody gives away what it has not got.
                 parent = self.parent
                 return parent is not None and value & ~(parent.privileges & GRANTABLE_PRIVILEGES) == 0
-            case Property.CPU_RESERVE:
-                if value > self.properties[Property.CPU_CAP]:
-                    return False
-                wanted = self.hypervisor.reserved_processors(self) + value * len(self.vps)
-                return wanted <= self.hypervisor.logical_processors * WHOLE_PROCESSOR
-            case Property.CPU_CAP:
-                return value >= self.properties[Property.CPU_RESERVE]
             case _:
                 return True
 

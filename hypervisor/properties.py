@@ -13,12 +13,14 @@ WHOLE_PROCESSOR = 0x10000
 
 
 class Property(enum.IntEnum):
-    """HV_PARTITION_PROPERTY_CODE (TLFS 2.0a, 5.2.4; GUEST_OS_ID from the current TLFS)."""
+    """HV_PARTITION_PROPERTY_CODE (TLFS 2.0a, 5.2.4; GUEST_OS_ID, SUSPEND and CPU_GROUP_ID from later headers)."""
 
     PRIVILEGE_FLAGS = 0x00010000
+    SUSPEND = 0x00020000
     CPU_RESERVE = 0x00020001
     CPU_CAP = 0x00020002
     CPU_WEIGHT = 0x00020003
+    CPU_GROUP_ID = 0x00020004
     EMULATED_TIMER_PERIOD = 0x00030000
     EMULATED_TIMER_CONTROL = 0x00030001
     PM_TIMER_ASSIST = 0x00030002
@@ -46,9 +48,13 @@ class PropertyRule(msgspec.Struct, frozen=True):
 
 PROPERTY_RULES: dict[Property, PropertyRule] = {
     Property.PRIVILEGE_FLAGS: PropertyRule(CHILD_PRIVILEGES),
+    # While it is 1 no processor of the partition is dispatched, whatever its own suspend bits say.
+    Property.SUSPEND: PropertyRule(0, 0, 1),
     Property.CPU_RESERVE: PropertyRule(0, 0, WHOLE_PROCESSOR),
     Property.CPU_CAP: PropertyRule(WHOLE_PROCESSOR, 0, WHOLE_PROCESSOR),
     Property.CPU_WEIGHT: PropertyRule(100, 1, 10_000),
+    # 0 is no group, which is the machine as a whole.
+    Property.CPU_GROUP_ID: PropertyRule(),
     Property.EMULATED_TIMER_PERIOD: PropertyRule(),
     Property.EMULATED_TIMER_CONTROL: PropertyRule(),
     # Port number in bits 15:0, 24-bit width in bit 16, enabled in bit 17.
@@ -63,6 +69,10 @@ PROPERTY_RULES: dict[Property, PropertyRule] = {
     Property.PROCESSOR_CL_FLUSH_SIZE: PropertyRule(6, read_only=True),
     Property.GUEST_OS_ID: PropertyRule(0, read_only=True),
 }
+
+
+CPU_CONTROLS = frozenset({Property.CPU_RESERVE, Property.CPU_CAP, Property.CPU_WEIGHT, Property.CPU_GROUP_ID})
+"""What the scheduler goes by."""
 
 
 def default_properties() -> dict[Property, int]:

@@ -37,6 +37,8 @@ class Layer(enum.StrEnum):
     """What a VSP or VSC makes of a packet."""
     STATE = "state"
     """States of partitions, VMs, connections and channels."""
+    SCHEDULER = "scheduler"
+    """Virtual processors on logical ones. Only who asks for this layer by name gets its events."""
 
 
 class Level(enum.IntEnum):
@@ -99,7 +101,20 @@ Packet = TypeVar("Packet")
 class Trace:
     """Hands events to sinks. Belongs to one hypervisor; every layer above reaches it through that."""
 
-    __slots__ = ("_batch_sinks", "_clock", "_each_sinks", "_sinks", "devices", "names", "on", "versions", "warnings")
+    __slots__ = (
+        "_batch_sinks",
+        "_clock",
+        "_each_sinks",
+        "_scheduler_asked",
+        "_scheduler_sinks",
+        "_sinks",
+        "devices",
+        "names",
+        "on",
+        "on_scheduler",
+        "versions",
+        "warnings",
+    )
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -107,6 +122,11 @@ class Trace:
         self._each_sinks: list[Sink] = []
         """Those of them that take packets one by one."""
         self._batch_sinks: list[PacketSink] = []
+        self._scheduler_asked: list[Sink] = []
+        self._scheduler_sinks: list[Sink] = []
+        """Those that get the scheduler's events."""
+        self.on_scheduler: Callable[[bool], None] | None = None
+        """Told whether somebody wants the scheduler's events; the scheduler's."""
         self.on = False
         """True while somebody listens. Test it before building what `emit` takes."""
         self.names: dict[int, str] = {}
@@ -131,17 +151,21 @@ class Trace:
         warned = {f"{self.names.get(vm, vm)} {event}": count for (vm, event), count in self.warnings.items()}
         return Branch({"on": self.on, "sinks": Many(sinks, str, show=shown), "warnings": lambda: counters(warned)})
 
-    def add_sink(self, sink: Sink, *, packets: PacketSink | None = None) -> Callable[[], None]:
+    def add_sink(self, sink: Sink, *, packets: PacketSink | None = None, scheduler: bool = False) -> Callable[[], None]:
         """Start to send events to `sink`; returns the function that stops it.
 
-        With `packets` ring packets go there as they crossed, many at once, and never to `sink`.
+        With `packets` ring packets go there as they crossed, many at once, and never to `sink`. With `scheduler`, or
+        an attribute `wants_scheduler` that is true, it also gets the events of that layer, which are many.
         """
         self._sinks.append(sink)
         if packets is None:
             self._each_sinks.append(sink)
         else:
             self._batch_sinks.append(packets)
+        if scheduler:
+            self._scheduler_asked.append(sink)
         self.on = True
+        self.review_sinks()
 
         def remove() -> None:
             # In new lists: a sink may remove itself while the others are being called.
@@ -150,7 +174,10 @@ class Trace:
                 self._each_sinks = _without(self._each_sinks, sink)
             else:
                 self._batch_sinks = _without(self._batch_sinks, packets)
+            if scheduler:
+                self._scheduler_asked = _without(self._scheduler_asked, sink)
             self.on = bool(self._sinks)
+            self.review_sinks()
 
         return remove
 
@@ -173,6 +200,19 @@ class Trace:
         now = self._clock()
         happened = TraceEvent(now, layer, event, partition, level, direction, channel, size, words, fields, vm, data)
         for sink in self._sinks:
+            sink(happened)
+
+    def review_sinks(self) -> None:
+        """What a sink wants may have changed."""
+        asked = self._scheduler_asked
+        sinks = [sink for sink in self._sinks if sink in asked or getattr(sink, "wants_scheduler", False)]
+        before, self._scheduler_sinks = bool(self._scheduler_sinks), sinks
+        if before != bool(sinks) and self.on_scheduler is not None:
+            self.on_scheduler(bool(sinks))
+
+    def emit_scheduler(self, happened: TraceEvent) -> None:
+        """An event of the scheduler's, which knows its time; to those that have asked for them."""
+        for sink in self._scheduler_sinks:
             sink(happened)
 
     def emit_packets(

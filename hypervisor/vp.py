@@ -39,6 +39,7 @@ class VirtualProcessor:
         "_runner",
         "_timers",
         "assist_page",
+        "born",
         "busy",
         "explicit_suspend",
         "icr",
@@ -70,8 +71,10 @@ class VirtualProcessor:
         """100 ns units that this processor has worked, but for what it is at now."""
         self.measure: Callable[[], int] | None = None
         """Says how long it has run since its backend began, where that knows it better."""
-        self.busy: tuple[int, int] | None = None
-        """Beginning and latest end of the work that it is at, on the hypervisor's clock; None while it is halted."""
+        self.busy: Callable[[], int] | None = None
+        """Says how far it is with the work that it is at, in 100 ns units; None while it is at none."""
+        self.born: int = partition.hypervisor.clock()
+        """When it was made, on the hypervisor's clock."""
         self.unhalted: UnhaltedTimer = UnhaltedTimer()
         self.vp_assist: int = 0
         self.assist_page: OverlayPage = OverlayPage("VP assist page")
@@ -102,7 +105,7 @@ class VirtualProcessor:
     @property
     def suspended(self) -> bool:
         """Whether it may not execute."""
-        return self.explicit_suspend or self.intercept_suspend
+        return self.explicit_suspend or self.intercept_suspend or self.partition.suspended
 
     @property
     def timers(self) -> VpTimers:
@@ -124,6 +127,7 @@ class VirtualProcessor:
             "explicit_suspend": self.explicit_suspend,
             "intercept_suspend": self.intercept_suspend,
             "run_time": seconds(self.run_time()),
+            "cpu": lambda: self.partition.hypervisor.scheduler.inspect_vp(self),
             "pending_interrupts": " ".join(map(hex, sorted(self.pending))) or "none",
             "vp_assist": Hex(self.vp_assist),
             "tpr": Hex(self.tpr),
@@ -142,10 +146,11 @@ class VirtualProcessor:
         """HV_X64_MSR_VP_RUNTIME: 100 ns units that this processor has worked until now."""
         if self.measure is not None:
             return self.runtime + self.measure()
-        if self.busy is None:
+        busy = self.busy
+        if busy is None:
             return self.runtime
-        began, end = self.busy
-        return self.runtime + min(self.partition.hypervisor.clock(), end) - began
+        done = busy()  # which may find that all of it is done, and have it counted
+        return self.runtime + done
 
     def ran(self, duration: int) -> None:
         """It has worked so much longer."""
@@ -192,13 +197,23 @@ class VirtualProcessor:
             return
         was = self.suspended
         self.explicit_suspend = suspend
+        self._time_follows()
+        self._suspension_changed(was, "by its parent")
+
+    def _time_follows(self) -> None:
         partition = self.partition
-        running = any(not vp.explicit_suspend for vp in (*partition.vps.values(), self))
+        running = not partition.suspended
+        running = running and any(not vp.explicit_suspend for vp in (*partition.vps.values(), self))
         if running != partition.reference_time.running:
             partition.reference_time.set_running(running)
             if running:
                 refresh_tsc_page(partition)  # the TSC went on while reference time stood
-        self._suspension_changed(was, "by its parent")
+
+    def partition_suspended(self, suspended: bool) -> None:
+        """Its whole partition has been suspended, or goes on; its own bits stay as they are."""
+        was = self.explicit_suspend or self.intercept_suspend or not suspended
+        self._time_follows()
+        self._suspension_changed(was, "with its partition")
 
     def stop_on_intercept(self) -> None:
         """Suspend because the software needs the parent's help."""
@@ -219,6 +234,7 @@ class VirtualProcessor:
         if trace.on:
             event = "vp_resumed" if was else "vp_suspended"
             trace.emit(Layer.STATE, event, self.partition.id, words=why, vp=self.index)
+        self.partition.hypervisor.scheduler.suspended(self, not was)
         if self._runner is not None:
             self._runner.suspended(not was)
         if self._timers is not None:

@@ -147,7 +147,7 @@ class Explainer:
                 self._device(event)
             case Layer.STATE:
                 self._state(event)
-            case Layer.SYNIC | Layer.INTERRUPT:
+            case Layer.SYNIC | Layer.INTERRUPT | Layer.SCHEDULER:
                 pass  # consequences of what the other layers have shown
 
     def _mistake(self, event: TraceEvent) -> None:

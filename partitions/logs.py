@@ -248,12 +248,18 @@ def unpack_for_people(logger: object, method: str, pairs: EventDict) -> EventDic
     return made
 
 
+class _Selected:
+    """A sink behind a predicate."""
+
+    def __init__(self, sink: Sink, names: Mapping[int, str], predicate: Predicate) -> None:
+        self._sink, self._names, self._predicate = sink, names, predicate
+        self.wants_scheduler: bool = getattr(predicate, "wants_scheduler", False)
+
+    def __call__(self, event: TraceEvent) -> None:
+        if self._predicate(event, vm_name(self._names, event)):
+            self._sink(event)
+
+
 def filtered(sink: Sink, trace: Trace, predicate: Predicate) -> Sink:
     """A sink that passes on only what the predicate likes."""
-    names = trace.names
-
-    def select(event: TraceEvent) -> None:
-        if predicate(event, vm_name(names, event)):
-            sink(event)
-
-    return select
+    return _Selected(sink, trace.names, predicate)

@@ -39,7 +39,7 @@ _PROMPT_STEPS, _FIRST_PAUSE, _LAST_PAUSE = 50, 0.001, 0.05
 class TaskVp:
     """`Machine` and `VpRunner` in one. Traps are calls; in `halt`, `sleep_until` and `work` the guest lets go."""
 
-    __slots__ = ("_hypervisor", "_idle", "_parked", "_resumed", "_work_scope", "_worker", "gone", "vp")
+    __slots__ = ("_hypervisor", "_idle", "_parked", "_resumed", "gone", "vp")
 
     def __init__(self, hypervisor: Hypervisor, vp: VirtualProcessor) -> None:
         self._hypervisor = hypervisor
@@ -50,9 +50,6 @@ class TaskVp:
         """While software idles: set by the next interrupt."""
         self._resumed: trio.Event | None = trio.Event() if vp.suspended else None
         """While the processor is suspended: set when it is no more."""
-        self._worker = trio.Lock()
-        """A processor does one piece of work at a time."""
-        self._work_scope: trio.CancelScope | None = None
         self.gone = False
         """Power is off: every further trap stops the software that makes it."""
         vp.runner = self
@@ -93,8 +90,6 @@ class TaskVp:
         if suspended:
             if self._resumed is None:
                 self._resumed = trio.Event()
-            if self._work_scope is not None:
-                self._work_scope.cancel()
         elif self._resumed is not None:
             self._resumed.set()
             self._resumed = None
@@ -220,26 +215,12 @@ class TaskVp:
             await trio.sleep(seconds(left))
 
     async def work(self, duration: int) -> None:
-        """Keep the processor busy for `duration` of 100 ns; other work of the same processor waits its turn."""
-        clock, vp = self._hypervisor.clock, self.vp
-        left = duration
-        async with self._worker:
-            while left > 0:
-                await self.runnable()
-                until_tick = vp.unhalted.left
-                piece = left if until_tick is None else min(left, until_tick)
-                began = clock()
-                vp.busy = began, began + piece
-                try:
-                    with trio.CancelScope() as self._work_scope:
-                        await trio.sleep(seconds(piece))
-                finally:
-                    # What was cancelled in the middle has been run all the same.
-                    self._work_scope = None
-                    done = min(piece, clock() - began)
-                    left -= done
-                    vp.ran(done)
-            await self.runnable()
+        """Keep the processor busy for `duration` of 100 ns, which takes as long as its share of the host makes it take.
+
+        Other work of the same processor waits its turn.
+        """
+        await self._hypervisor.scheduler.run(self.vp, duration)
+        await self.runnable()
 
 
 class TaskBackend:

@@ -162,7 +162,7 @@ def _processor(vp: VirtualProcessor) -> ProcessorRecord:
     return ProcessorRecord(
         index=vp.index,
         intercept_suspend=int(vp.intercept_suspend),
-        runtime=vp.runtime,
+        runtime=vp.run_time(),
         vp_assist=vp.vp_assist,
         tpr=vp.tpr,
         icr=vp.icr,

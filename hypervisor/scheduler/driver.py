@@ -1,68 +1,109 @@
-"""The processor scheduler on the hypervisor's clock: whose work is done when, and who is told. Hypervisor."""
+"""The processor scheduler on the hypervisor's clock: whose work is done when, and who is told. Hypervisor.
+
+It has no task. What it waits for is one entry of the hypervisor's timer queue, and that is the next moment at which
+some work ends, not the next slice: with nobody looking, slices are made up when somebody asks or when work ends, each
+with its own time. So 64 processors that share 8 for an hour cost their dispatches, and a wake-up now and then.
+
+Real clocks wake late. Who is told late that its work is done, and goes on working at once, goes on from when it was
+done: the scheduler holds its own time there until those that were told have had their turn. So the schedule of guests
+that compute is the same on either clock.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING
 
 import attrs
+import trio
+
+from hypervisor.inspect import Branch
+from hypervisor.machine import VpStopped
+from hypervisor.properties import Property
+from hypervisor.scheduler.settings import (
+    DEFAULT_PERIOD,
+    DEFAULT_SHARES,
+    LAST_GROUP,
+    NS_PER_TICK,
+    ROOT_GROUP,
+    UNCONTROLLED,
+    WHOLE,
+    CpuTimes,
+    Gate,
+    GroupSettings,
+    PartitionSettings,
+)
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
+    from hypervisor.partition import Partition
+    from hypervisor.scheduler.events import SchedulerTrace
+    from hypervisor.scheduler.kernel import CpuKernel, Group, LpTimes, Reason, Vp
+    from hypervisor.scheduler.threads import ThreadVps
     from hypervisor.vp import VirtualProcessor
 
-NS_PER_TICK = 100
-"""The hypervisor's clock counts 100 ns, the scheduler nanoseconds."""
-DEFAULT_SHARES = 100
-WHOLE = 0x10000
-"""One logical processor: caps and reserves are in 1/65536 of one."""
-DEFAULT_PERIOD = 10_000_000
-"""Nanoseconds after which a cap's budget is filled up again."""
-ROOT_GROUP = 0
-"""The machine itself; groups have IDs from 1 on."""
+__all__ = ["CpuScheduler", "Gate", "GroupSettings", "PartitionSettings"]
+
+LAG = 100_000_000
+"""Nanoseconds that the scheduler's time may be behind the clock for the sake of those that were told late."""
+STRETCH = 500_000_000
+"""Nanoseconds of slices that are made up at once, so that the thread is not kept for long."""
+TURNS = 3
+"""Turns of Trio's loop in which who was told late goes on."""
 
 
-class Gate(Protocol):
-    """What lets a thread execute a virtual processor, for those that the host's own kernel runs (KVM's vCPUs).
+@attrs.define(eq=False)
+class VpWork:
+    """One virtual processor that has worked before: its node, and what it is at."""
 
-    Both are called in the Trio thread and return at once.
-    """
-
-    def may_run(self, allowed: bool) -> None:
-        """Whether the thread may be inside the guest from now on. Denied, it is kicked out; it may leave a bit later.
-
-        Its overrun is seen in `cpu_time` and charged. A gate that nobody has told anything lets through.
-        """
-
-    def cpu_time(self) -> int:
-        """Nanoseconds of the host's processors that the thread has used inside the guest. Never falls."""
-
-
-@attrs.frozen
-class GroupSettings:
-    """A pool's processors, which is a CPU group where it is one level deep."""
-
-    name: str
-    parent: int = ROOT_GROUP
-    shares: int = DEFAULT_SHARES
-    cap: int | None = None
-    """In 1/65536 of a logical processor for all that is in it together; more than one processor is fine."""
-    reserve: int = 0
-    period: int = DEFAULT_PERIOD
-    processors: tuple[int, ...] | None = None
-    """The logical processors that it may use; only of a group below the machine itself."""
+    vp: VirtualProcessor
+    node: Vp
+    halted_before: int
+    """Nanoseconds of its life before its first work."""
+    owner: trio.lowlevel.Task | None = None
+    """Whose work it does; others of its software wait their turn."""
+    waiting: deque[trio.lowlevel.Task] = attrs.field(factory=deque)
+    parked: trio.lowlevel.Task | None = None
+    """The owner, until its work is done."""
+    ticks: int = 0
+    """Of the work under way; 0 while there is none."""
+    base: int = 0
+    """What the node had run before it."""
+    residue: int = 0
+    """Nanoseconds that it has run and that are no whole tick yet."""
+    told_at: int = -1
+    """The scheduler's time when work of it was done last."""
 
 
-@attrs.frozen
-class PartitionSettings:
-    """A partition's, the figures for each of its virtual processors."""
+class _Notes:
+    """What the kernel says within a call; taken up when the call has returned."""
 
-    group: int = ROOT_GROUP
-    shares: int = DEFAULT_SHARES
-    cap: int = WHOLE
-    reserve: int = 0
-    period: int = DEFAULT_PERIOD
-    batch: bool = False
-    """Gets only what no other wants."""
+    __slots__ = ("done", "moved", "threads", "timely", "trace")
+
+    def __init__(self) -> None:
+        self.done: deque[Vp] = deque()
+        self.timely = False
+        """Whether somebody wants each slice at its time."""
+        self.trace: SchedulerTrace | None = None
+        self.threads: ThreadVps[Vp] | None = None
+
+    def dispatched(self, vp: Vp, lp: int, slice_ns: int) -> None:
+        """`vp` has got a logical processor."""
+        if self.threads is not None:
+            self.threads.touched(vp)
+        if self.trace is not None:
+            self.trace.dispatched(vp, lp, slice_ns)
+
+    def descheduled(self, vp: Vp, lp: int, reason: Reason) -> None:
+        """It has lost it."""
+        if self.threads is not None:
+            self.threads.touched(vp)
+        if self.trace is not None:
+            self.trace.descheduled(vp, lp, reason)
+
+    def finished(self, vp: Vp) -> None:
+        """Its work is done."""
+        self.done.append(vp)
 
 
 class CpuScheduler:
@@ -70,10 +111,30 @@ class CpuScheduler:
 
     def __init__(self, hypervisor: Hypervisor) -> None:
         self._hypervisor = hypervisor
+        self.quantum = 10_000_000
+        """Nanoseconds of a slice; set before the first work."""
         self.groups: dict[int, GroupSettings] = {}
-        self.partitions: dict[int, PartitionSettings] = {}
-        """Those that differ from the default, by partition ID."""
-        self.gates: dict[VirtualProcessor, Gate] = {}
+        self._kernel: CpuKernel | None = None
+        """Made by the first work, and nodes by the first work in them: who never works costs nothing."""
+        self._notes = _Notes()
+        self._group_nodes: dict[int, Group] = {}
+        self._extras: dict[int, tuple[int, bool]] = {}
+        """Period and class of the partitions that differ in them from others, by partition ID."""
+        self._works: dict[VirtualProcessor, VpWork] = {}
+        self._by_node: dict[Vp, VpWork] = {}
+        self._threads: ThreadVps[Vp] | None = None
+        self._gated: dict[VirtualProcessor, None] = {}
+        """Processors that threads execute."""
+        self._hold = 0
+        """Turns of Trio's loop for which the scheduler's time still stands."""
+        self._caught_up: trio.Event | None = None
+        hypervisor.trace.on_scheduler = self._trace_wanted
+        self._armed = 0
+        """When it wants to be woken, in ticks."""
+        self.lateness = 0
+        """Nanoseconds by which a wake-up was late at worst."""
+        self.wakes = 0
+        """How often the timer queue has woken it."""
 
     # --- who shares what
 
@@ -88,12 +149,41 @@ class CpuScheduler:
         period: int = DEFAULT_PERIOD,
         processors: tuple[int, ...] | None = None,
     ) -> None:
-        """Make a group, or change or move one; `group_id` counts from 1, `parent_id` 0 is the machine."""
-        self.groups[group_id] = GroupSettings(name, parent_id, shares, cap, reserve, period, processors)
+        """Make a group, or change or move one; `group_id` counts from 1, `parent_id` 0 is the machine.
+
+        Raises `ValueError` for an unknown parent, one that is below the group, and an ID out of range.
+        """
+        if not ROOT_GROUP < group_id <= LAST_GROUP:
+            raise ValueError(f"group {group_id}: IDs go from 1 to {LAST_GROUP}")
+        above = parent_id
+        while above != ROOT_GROUP:
+            if above == group_id or above not in self.groups:
+                raise ValueError(f"group {group_id} cannot be in group {parent_id}")
+            above = self.groups[above].parent
+        before = self.groups.get(group_id)
+        self.groups[group_id] = now = GroupSettings(name, parent_id, shares, cap, reserve, period, processors)
+        node = self._group_nodes.get(group_id)
+        if node is not None and before is not None and before != now:
+            kernel = self._present()
+            if before.parent != parent_id:
+                kernel.move(node, self._group_node(parent_id))
+            kernel.change(node, shares=shares, cap=cap, reserve=reserve, period=period, processors=processors)
+            self._settle()
+        self._review_threads()
 
     def remove_group(self, group_id: int) -> None:
-        """Take away a group that is empty."""
+        """Take away a group. Raises `ValueError` while something is in it, `KeyError` where there is none."""
+        if any(group.parent == group_id for group in self.groups.values()) or any(
+            partition.properties[Property.CPU_GROUP_ID] == group_id
+            for partition in self._hypervisor.partitions.values()
+        ):
+            raise ValueError(f"group {group_id} is not empty")
         del self.groups[group_id]
+        node = self._group_nodes.pop(group_id, None)
+        if node is not None:
+            self._present().remove(node)
+            self._settle()
+        self._review_threads()
 
     def set_partition(
         self,
@@ -109,16 +199,425 @@ class CpuScheduler:
         """All of a partition's settings at once, before it runs or while it does; its properties say the same after.
 
         Each of its processors is a sibling of what else is in the group, as Hyper-V has it: weights, caps and
-        reserves are per virtual processor.
+        reserves are per virtual processor. Raises `HvError` as HvSetPartitionProperty would, with nothing changed.
         """
-        self.partitions[partition_id] = PartitionSettings(group_id, shares, cap, reserve, period, batch)
+        partition = self._hypervisor.by_id(partition_id)
+        wanted = {
+            Property.CPU_GROUP_ID: group_id,
+            Property.CPU_CAP: cap,
+            Property.CPU_RESERVE: reserve,
+            Property.CPU_WEIGHT: shares,
+        }
+        partition.check_cpu(wanted)
+        partition.properties.update(wanted)
+        if period == DEFAULT_PERIOD and not batch:
+            self._extras.pop(partition_id, None)
+        else:
+            self._extras[partition_id] = period, batch
+        self.partition_changed(partition)
+
+    def settings(self, partition: Partition) -> PartitionSettings:
+        """What holds for a partition now."""
+        told = partition.properties
+        period, batch = self._extras.get(partition.id, (DEFAULT_PERIOD, False))
+        reserve = told[Property.CPU_RESERVE]
+        if len(partition.vps) > self._hypervisor.logical_processors:
+            reserve = 0  # Hyper-V gives no such guarantee either: they can never all run at once
+        return PartitionSettings(
+            *(told[Property.CPU_GROUP_ID], told[Property.CPU_WEIGHT], told[Property.CPU_CAP]),
+            *(reserve, period, batch),
+        )
+
+    def partition_changed(self, partition: Partition) -> None:
+        """Its properties have changed, or how many processors it has."""
+        works = [work for vp in partition.vps.values() if (work := self._works.get(vp)) is not None]
+        if works:
+            kernel, now = self._present(), self.settings(partition)
+            parent = self._group_node(now.group)
+            for work in works:
+                if work.node.group is not parent:
+                    kernel.move(work.node, parent)
+                kernel.change(
+                    work.node,
+                    shares=now.shares,
+                    cap=now.cap,
+                    reserve=now.reserve,
+                    period=now.period,
+                    batch=now.batch,
+                )
+            self._settle()
+        self._review_threads()
+
+    def partition_gone(self, partition: Partition) -> None:
+        """It has been deleted."""
+        self._extras.pop(partition.id, None)
+
+    def forget(self, vp: VirtualProcessor) -> None:
+        """The processor has been deleted."""
+        work = self._works.pop(vp, None)
+        if work is not None:
+            self._present()
+            self._settle()
+            kernel = self._running_kernel()
+            undone = kernel.stop(work.node)
+            if work.ticks:
+                self._ran(work, work.ticks * NS_PER_TICK - undone)
+            if self._threads is not None:
+                self._threads.forget(work.node)
+            kernel.remove(work.node)
+            del self._by_node[work.node]
+            self._settle()
+
+    # --- work
+
+    async def run(self, vp: VirtualProcessor, ticks: int) -> None:
+        """Have a processor do so much work (100 ns units); returns when it is done, after what it was given before.
+
+        Work that is cancelled was done until then. Raises `VpStopped` where the processor is no more.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        work = self._work_of(vp)
+        task = trio.lowlevel.current_task()
+        if work.owner is not None:
+            work.waiting.append(task)
+
+            def give_up(_: object) -> trio.lowlevel.Abort:
+                work.waiting.remove(task)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(give_up)
+        work.owner = task
+        try:
+            while ticks > 0:
+                await self._in_time(work)
+                if self._works.get(vp) is not work:
+                    raise VpStopped("this processor is no more")
+                until_tick = vp.unhalted.left
+                piece = ticks if until_tick is None else min(ticks, until_tick)
+                await self._do(work, piece)
+                ticks -= piece
+        finally:
+            work.owner = work.waiting.popleft() if work.waiting else None
+            if work.owner is not None:
+                trio.lowlevel.reschedule(work.owner)
+
+    async def _do(self, work: VpWork, ticks: int) -> None:
+        kernel = self._present()
+        work.ticks = ticks
+        work.base = kernel.times(work.node).run
+        work.vp.busy = lambda: self._progress(work)
+        kernel.work(work.node, ticks * NS_PER_TICK)
+        work.parked = trio.lowlevel.current_task()
+        self._settle()
+
+        def cancelled(_: object) -> trio.lowlevel.Abort:
+            work.parked = None  # whatever happens now, the task goes on because it is cancelled
+            now = self._present()
+            if work.ticks:
+                undone = now.stop(work.node)
+                self._ran(work, work.ticks * NS_PER_TICK - undone)
+                self._settle()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(cancelled)
+
+    def _progress(self, work: VpWork) -> int:
+        """100 ns units of the work under way that are done."""
+        kernel = self._present()
+        self._settle()
+        return (kernel.times(work.node).run - work.base) // NS_PER_TICK if work.ticks else 0
+
+    def _ran(self, work: VpWork, ns: int) -> None:
+        work.ticks = 0
+        whole, work.residue = divmod(ns + work.residue, NS_PER_TICK)
+        work.vp.ran(whole)
+
+    def _work_of(self, vp: VirtualProcessor) -> VpWork:
+        work = self._works.get(vp)
+        if work is not None:
+            return work
+        partition = vp.partition
+        if partition.vps.get(vp.index) is not vp:
+            raise VpStopped("this processor is no more")
+        kernel, settings = self._present(), self.settings(partition)
+        node = kernel.add_vp(
+            self._group_node(settings.group),
+            f"{partition.label or partition.id}/{vp.index}",
+            id=(partition.id << 16) + vp.index,
+            shares=settings.shares,
+            cap=settings.cap,
+            reserve=settings.reserve,
+            period=settings.period,
+            batch=settings.batch,
+        )
+        if vp.suspended:
+            kernel.suspend(node)
+        work = self._works[vp] = self._by_node[node] = VpWork(vp, node, kernel.now - vp.born * NS_PER_TICK)
+        self._review_threads()
+        return work
+
+    def _group_node(self, group_id: int) -> Group:
+        kernel = self._running_kernel()
+        if group_id == ROOT_GROUP:
+            return kernel.root
+        node = self._group_nodes.get(group_id)
+        if node is None:
+            group = self.groups[group_id]
+            node = self._group_nodes[group_id] = kernel.add_group(
+                self._group_node(group.parent),
+                group.name or str(group_id),
+                id=group_id,
+                shares=group.shares,
+                cap=group.cap,
+                reserve=group.reserve,
+                period=group.period,
+                processors=group.processors,
+            )
+        return node
+
+    def suspended(self, vp: VirtualProcessor, suspended: bool) -> None:
+        """The processor may not execute any more, or may again. Work under way waits, and the wait counts as halted."""
+        work = self._works.get(vp)
+        if work is None:
+            return
+        kernel = self._present()
+        if self._threads is not None and work.vp in self._gated:
+            self._threads.suspend(work.node, suspended)
+        elif suspended:
+            kernel.suspend(work.node)
+        else:
+            kernel.resume(work.node)
+        self._settle()
 
     # --- processors that threads execute
 
     def attach_runner(self, vp: VirtualProcessor, gate: Gate) -> None:
-        """A thread executes `vp` from now on. While nothing is controlled the gate is not touched."""
-        self.gates[vp] = gate
+        """A thread executes `vp` from now on. While nothing is controlled the gate is not touched, and nobody looks."""
+        from hypervisor.scheduler.threads import ThreadVps
+
+        self._gated[vp] = None
+        work = self._work_of(vp)
+        if self._threads is None:
+            self._threads = self._notes.threads = ThreadVps(self._running_kernel(), lambda: self._present().now)
+        self._threads.attach(work.node, gate, free=self._free(vp))
+        self._review_threads()
 
     def detach_runner(self, vp: VirtualProcessor) -> None:
-        """The thread has ended; its gate is not called again."""
-        self.gates.pop(vp, None)
+        """The thread is about to end; its gate is not called again."""
+        work = self._works.get(vp)
+        if vp in self._gated and work is not None and self._threads is not None:
+            del self._gated[vp]
+            self._threads.detach(work.node)
+            if vp.suspended:
+                self._running_kernel().suspend(work.node)
+            self._review_threads()
+
+    def _review_threads(self) -> None:
+        """Controls have changed, or who shares: which of them may run without being asked."""
+        if self._threads is None:
+            return
+        for vp in self._gated:
+            self._threads.control(self._works[vp].node, free=self._free(vp))
+        self._decide_timely()
+        self._settle()
+
+    def _decide_timely(self) -> None:
+        """Whether each slice is wanted at its time, and not when somebody asks."""
+        self._notes.timely = self._notes.trace is not None or any(not self._free(vp) for vp in self._gated)
+
+    def _trace_wanted(self, wanted: bool) -> None:
+        if wanted == (self._notes.trace is not None):
+            return
+        if self._kernel is not None:
+            self._present()  # what was before is told to nobody
+            self._settle()
+        self._notes.trace = None
+        if wanted:
+            from hypervisor.scheduler.events import SchedulerTrace
+
+            trace = self._hypervisor.trace
+            self._notes.trace = SchedulerTrace(trace, self._by_node, lambda: self._running_kernel().now)
+        self._decide_timely()
+        if self._kernel is not None:
+            self._arm()
+
+    def _free(self, vp: VirtualProcessor) -> bool:
+        """Whether a thread's processor has a logical one for sure, or nobody has asked for anything else."""
+        settings = self.settings(vp.partition)
+        if settings.cap < WHOLE or settings.batch:
+            return False
+        above = settings.group
+        while above != ROOT_GROUP:
+            group = self.groups[above]
+            if group.cap is not None or group.processors is not None:
+                return False
+            above = group.parent
+        controlled = bool(self.groups) or any(
+            self.settings(work.vp.partition) != UNCONTROLLED for work in self._works.values()
+        )
+        return not controlled or len(self._works) <= self._hypervisor.logical_processors
+
+    # --- figures
+
+    def times(self, vp: VirtualProcessor) -> CpuTimes:
+        """How a processor has spent its life until now; what it is at included."""
+        life = self._hypervisor.clock() - vp.born
+        work = self._works.get(vp)
+        if work is None:
+            return CpuTimes(halted=life * NS_PER_TICK)
+        kernel = self._accounts()
+        seen = kernel.times(work.node)
+        beside = 0 if self._threads is None else self._threads.ran_beside(work.node)
+        return CpuTimes(
+            *(seen.run + beside, seen.ready, seen.capped, seen.halted + work.halted_before - beside),
+            *(seen.dispatches, seen.wait_total, seen.wait_longest),
+        )
+
+    def group_times(self, group_id: int) -> CpuTimes:
+        """The sum of what is in a group, or in the machine (0), as far as it has ever worked."""
+        if self._kernel is None or (group_id != ROOT_GROUP and group_id not in self._group_nodes):
+            return CpuTimes()
+        kernel = self._accounts()
+        return CpuTimes(*kernel.times(self._group_node(group_id)))
+
+    def lp_times(self, lp: int) -> LpTimes:
+        """A logical processor's account. Processors that threads execute unasked are on none."""
+        return self._accounts().lp_times(lp)
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody with work and budget waits for a logical processor: only then do shares mean anything."""
+        return self._kernel is not None and self._accounts().contended
+
+    @property
+    def contended_for(self) -> int:
+        """Nanoseconds in which that was so."""
+        return 0 if self._kernel is None else self._accounts().contended_for()
+
+    def inspect(self) -> Branch:
+        """What it goes by, and how it keeps up."""
+        return Branch(
+            {
+                "quantum_ms": self.quantum / 1_000_000,
+                "contended": self.contended,
+                "processors": len(self._works),
+                "groups": lambda: Branch({str(number): group.name for number, group in self.groups.items()}),
+                "wakes": self.wakes,
+                "lateness_ns": self.lateness,
+            }
+        )
+
+    def inspect_vp(self, vp: VirtualProcessor) -> Branch:
+        """How a processor has spent its time."""
+        from hypervisor.scheduler.figures import branch
+
+        return branch(self.times(vp))
+
+    def _accounts(self) -> CpuKernel:
+        """The kernel, with all that has happened in its accounts."""
+        kernel = self._present()
+        if self._threads is not None:
+            self._threads.settle()
+        self._settle()
+        return kernel
+
+    # --- time
+
+    def _running_kernel(self) -> CpuKernel:
+        kernel = self._kernel
+        if kernel is None:
+            from hypervisor.scheduler.kernel import CpuKernel  # which a host without work does not load
+
+            kernel = self._kernel = CpuKernel(self._hypervisor.logical_processors, quantum=self.quantum)
+            kernel.listener = self._notes
+            kernel.advance(self._hypervisor.clock() * NS_PER_TICK)
+        return kernel
+
+    def _present(self) -> CpuKernel:
+        """The kernel, at the time at which an input is to count. Never past an end of work that nobody was told of."""
+        kernel = self._running_kernel()
+        now = self._hypervisor.clock() * NS_PER_TICK
+        if self._hold and now - kernel.now <= LAG:
+            return kernel
+        while (wake := kernel.next_wake()) is not None:
+            wake = max(_whole_tick(wake), kernel.now + NS_PER_TICK)
+            if not wake < now <= wake + LAG:
+                break
+            kernel.advance(wake)
+            if self._notes.done:
+                return kernel
+        if now > kernel.now:
+            kernel.advance(now)
+        return kernel
+
+    def fire(self) -> None:
+        """For the timer queue: work may be done."""
+        self.wakes += 1
+        if self._hold:
+            self._hold -= 1
+            if not self._hold and self._caught_up is not None:
+                self._caught_up.set()
+                self._caught_up = None
+            self._arm()
+            return
+        kernel = self._running_kernel()
+        self.lateness = max(self.lateness, (self._hypervisor.clock() - self._armed) * NS_PER_TICK)
+        self._present()
+        threads = self._threads
+        if threads is not None and threads.next_look is not None and kernel.now >= threads.next_look:
+            threads.look()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Behind each input: tell whose work is done, and set the alarm."""
+        kernel, notes = self._running_kernel(), self._notes
+        if self._threads is not None:
+            self._threads.tell()
+        told = False
+        while notes.done:
+            work = self._by_node[notes.done.popleft()]
+            if work.ticks:
+                self._ran(work, work.ticks * NS_PER_TICK)
+            work.told_at = kernel.now
+            if work.parked is not None:
+                trio.lowlevel.reschedule(work.parked)
+                work.parked = None
+                told = True
+        if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now:
+            self._hold = TURNS
+        self._arm()
+
+    def _arm(self) -> None:
+        kernel, clock = self._running_kernel(), self._hypervisor.clock
+        if self._hold:
+            self._hypervisor.timers.set(self, clock() + 1)
+            return
+        wake = kernel.next_time() if self._notes.timely else kernel.next_wake()
+        following = kernel.next_time()
+        if wake is not None and following is not None and wake > following:
+            wake = min(wake, max(following, kernel.now + STRETCH))
+        if self._threads is not None and self._threads.next_look is not None:
+            look = self._threads.next_look
+            wake = look if wake is None else min(wake, look)
+        if wake is None:
+            self._hypervisor.timers.set(self, None)
+        else:
+            self._armed = _whole_tick(wake) // NS_PER_TICK
+            self._hypervisor.timers.set(self, self._armed)
+
+    async def _in_time(self, work: VpWork) -> None:
+        """While others that were told late go on from an earlier time, new work has to wait: it is of a later one."""
+        while True:
+            now = self._present().now
+            if self._notes.done:
+                self._settle()
+            if not self._hold or work.told_at == now:
+                return
+            if self._caught_up is None:
+                self._caught_up = trio.Event()
+            await self._caught_up.wait()
+
+
+def _whole_tick(ns: int) -> int:
+    """The first tick of the clock that is not before it."""
+    return -(-ns // NS_PER_TICK) * NS_PER_TICK

@@ -85,6 +85,8 @@ class CpuTimes:
     """How often it was given a logical processor."""
     waited: int = 0
     """From when it was ready to when it was dispatched, all waits together."""
+    longest_wait: int = 0
+    """The longest of them: what a period of a second does to a guest, and an average hides."""
 
     @property
     def life(self) -> int:

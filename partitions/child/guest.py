@@ -32,6 +32,7 @@ from partitions.child.timers import Timer, Timers
 from partitions.child.winhv import HypercallResult, Platform, WinHv
 
 if TYPE_CHECKING:
+    from partitions.child.cpu import Cpu
     from partitions.child.devices import Devices
     from partitions.child.keeping import Keeper
     from partitions.child.memory import Memory
@@ -109,6 +110,7 @@ class Guest:
         self._keeper = keeper
         self._devices = devices
         self._timers = timers
+        self._cpus: dict[int, Cpu] = {}
 
     # Time and work
 
@@ -126,8 +128,29 @@ class Guest:
         return self._timers.all()
 
     async def work(self, seconds: float, *, vp: int = 0) -> None:
-        """Keep a virtual processor busy for so many seconds of its CPU time, as a computation would."""
-        await self.machines[vp].work(round(seconds * TICKS_PER_SECOND))
+        """Keep a virtual processor busy for so many seconds of its CPU time, as a computation would.
+
+        How long that takes is for the host to say: others may be on its processors, and there may be a cap.
+        """
+        await self._cpu(vp).run(seconds)
+
+    @property
+    def cpu(self) -> Cpu:
+        """Virtual processor 0: `await guest.cpu.run(0.5)`, `guest.cpu.times()`, `guest.cpu.steal`."""
+        return self._cpu(0)
+
+    @property
+    def cpus(self) -> tuple[Cpu, ...]:
+        """All virtual processors, by number."""
+        return tuple(self._cpu(index) for index in range(len(self.machines)))
+
+    def _cpu(self, index: int) -> Cpu:
+        cpu = self._cpus.get(index)
+        if cpu is None:
+            from partitions.child.cpu import Cpu  # which a guest that does not compute does not load
+
+            cpu = self._cpus[index] = Cpu(self.machines[index], self.platform)
+        return cpu
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: Any, name: object = None) -> None:
         """Run `await function(*arguments)` beside `main`, until that returns. Its crash is the guest's."""

@@ -85,6 +85,11 @@ class Filter:
         """Whether it matches. A filter by device has to be shown every event: offers say which channel is whose."""
         return all(test(event, vm) for test in self._tests)
 
+    @property
+    def wants_scheduler(self) -> bool:
+        """Whether it names the scheduler's layer, whose events only those get that do."""
+        return self.layers is not None and Layer.SCHEDULER in self.layers
+
     def wanted(self) -> Wanted:
         """What a reader of recordings may leave out for it; the filter still has to look at the rest."""
         from partitions.recording.reader import Wanted

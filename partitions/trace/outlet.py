@@ -30,6 +30,9 @@ class TraceOutlet:
         self.passed = 0
         self._sink = sink
         self._names = trace.names
+        self._trace = trace
+        self.wants_scheduler = chosen is not None and chosen.wants_scheduler
+        """Whether it is to get the scheduler's events."""
         # A filter by device has to see every event, so it is asked first.
         self._tests: list[Predicate] = [] if chosen is None else [chosen]
         texts = [] if chosen is None else [chosen.text]
@@ -55,5 +58,8 @@ class TraceOutlet:
     def _set(self, text: str) -> None:
         """Raises `FilterError`."""
         text = text.strip()
-        self._tests = [parse_filter(text, vms=self._vms())] if text else []
+        chosen = parse_filter(text, vms=self._vms()) if text else None
+        self._tests = [] if chosen is None else [chosen]
         self._text = text
+        self.wants_scheduler = chosen is not None and chosen.wants_scheduler
+        self._trace.review_sinks()

@@ -243,6 +243,8 @@ class Sequence:
                 return device, device
             case Layer.STATE:
                 return guest, guest
+            case Layer.SCHEDULER:
+                return HYPERVISOR, guest
 
 
 _REMEDY: Final = "choose fewer by --filter, such as 'vm=web,layer=control|packet' or 'time=1.2..1.3'"

@@ -67,6 +67,7 @@ _CLASSES: Final = {
     Layer.PACKET: "packet",
     Layer.DEVICE: "device",
     Layer.STATE: "state",
+    Layer.SCHEDULER: "state",
 }
 
 

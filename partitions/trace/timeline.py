@@ -118,6 +118,8 @@ class Timeline:
                 self._device(again, event.time)
             case Layer.STATE:
                 self._state(again)
+            case Layer.SCHEDULER:
+                self._scheduled(again)
         for request in over:
             self._request(request)
             if request.outcome is not Outcome.ANSWERED:
@@ -289,6 +291,16 @@ class Timeline:
         self._end(track, event.time)
         if event.event == "vp_suspended":
             self._begin(track, event.time, f"suspended {event.words}".rstrip())
+
+    def _scheduled(self, event: TraceEvent) -> None:
+        """One track a logical processor, with whom it executes; why it stopped stands at the processor's own."""
+        lp, vp = _int(event, "lp"), _int(event, "vp")
+        track = self._thread(_HYPERVISOR, f"LP {lp}", 100 + lp)
+        self._end(track, event.time)
+        if event.event == "dispatch":
+            self._begin(track, event.time, f"{event.vm} VP {vp}")
+        else:
+            self._instant(self._processor(event.partition, event.vm, vp), event)
 
     def _begin(self, track: str, at: int, name: str) -> None:
         self._open.add(track)

@@ -13,6 +13,7 @@ from hypervisor.pages import PAGE_SHIFT, Access
 from hypervisor.partition import ROOT_ID, Partition, PartitionState
 from hypervisor.privileges import CHILD_PRIVILEGES, ROOT_PRIVILEGES, Privilege
 from hypervisor.reference_time import tsc_from_clock
+from hypervisor.scheduler.driver import CpuScheduler
 from hypervisor.synic import ports
 from hypervisor.timer_queue import TimerQueue
 from hypervisor.trace import Trace
@@ -44,6 +45,8 @@ class BareHypervisor:
         self.clock = clock or (lambda: self.time)
         self.trace = Trace(self.clock)
         self.timers = TimerQueue()
+        host: Any = self
+        self.scheduler = CpuScheduler(host)
         self.max_vps = 64
         self.logical_processors = 4
         self.partitions: dict[int, Partition] = {}

@@ -120,7 +120,7 @@ def test_every_property_can_be_read(machine: Machine) -> None:
         assert code in PROPERTY_RULES
 
 
-@pytest.mark.parametrize("code", [0, 0x10002, 0x20000, 0xFFFFFFFF])
+@pytest.mark.parametrize("code", [0, 0x10002, 0x20005, 0xFFFFFFFF])
 def test_unknown_properties(machine: Machine, code: int) -> None:
     with pytest.raises(HvError, match="UNKNOWN_PROPERTY"):
         machine.root.get_property(code)

@@ -2,7 +2,7 @@
 // What the page knows: events in order, requests made of them, and what the picture looked like at each.
 
 const KEEP = 20000; // events of a live host; the oldest go first
-const LAYERS = ["state", "control", "packet", "device", "hypercall", "synic", "interrupt", "msr", "port"];
+const LAYERS = ["state", "control", "packet", "device", "hypercall", "synic", "interrupt", "msr", "port", "scheduler"];
 const QUIET_LAYERS = new Set(["port"]); // one event for each letter that a guest prints
 const EVENT_CONNECTION = 0x2000; // where a guest signals channel 1: 0x2001
 const RESTING = new Set(["off", "saved", "waiting", "crashed"]);

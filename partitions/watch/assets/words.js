@@ -138,6 +138,8 @@ function caption(row) {
       return /_(result|ended)$/.test(row.event)
         ? `The VSP of ${vm}${channel} has its result: ${row.words}`
         : `The VSP of ${vm}${channel} has for its guest: ${row.words}`;
+    case "scheduler":
+      return `The scheduler, ${vm}: ${row.words}.`;
     case "state":
       return stateCaption(row, vm, row.words.replace(" -> ", " to "));
     default:

@@ -14,6 +14,7 @@ from hypervisor.backend.task import GuestEntry, TaskBackend
 from hypervisor.clock import ticks
 from hypervisor.machine import Machine, VpStopped
 from hypervisor.msr import Msr
+from hypervisor.timer_driver import timers_running
 from tests.doubles.bare_hypervisor import BareHypervisor
 
 
@@ -47,7 +48,8 @@ class Running:
 @asynccontextmanager
 async def running(entry: GuestEntry, *, vps: int = 1, resumed: bool = True) -> AsyncIterator[Running]:
     guest = Running(entry, vps=vps, resumed=resumed)
-    async with trio.open_nursery() as nursery:
+    untyped: Any = guest.host
+    async with timers_running(untyped), trio.open_nursery() as nursery:
         await nursery.start(guest.run)
         yield guest
         guest.power.cancel()
@@ -417,6 +419,7 @@ async def test_sleeping_is_not_hogging(autojump_clock: MockClock) -> None:
         await machines[0].sleep_until(ticks(100))
         await machines[0].work(ticks(100))
 
-    guest = Running(entry)
-    await guest.run()
-    assert not guest.host.trace.warnings
+    async with running(entry) as guest:
+        await trio.sleep(201)
+        assert guest.ended
+        assert not guest.host.trace.warnings

@@ -64,7 +64,8 @@ def test_filter(text: str, expected: set[str]) -> None:
         ("layer=pakcet", 'unknown layer "pakcet"; did you mean "packet"?'),
         (
             "layer=q",
-            'unknown layer "q"; known are hypercall, msr, synic, interrupt, port, control, packet, device, state',
+            'unknown layer "q"; known are hypercall, msr, synic, interrupt, port, control, packet, device, state, '
+            "scheduler",
         ),
         ("vm=wbe", 'unknown VM "wbe"; did you mean "web"?'),
         ("channel=x", 'channel must be a number, not "x"'),
