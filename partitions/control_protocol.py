@@ -230,6 +230,40 @@ class Samples(Request, tag="samples"):
     """Seconds."""
 
 
+class Set(Request, tag="set"):
+    """Change controls of a VM or a pool, all of them or none. The answer is a `partitions.root.resource_view.Row`."""
+
+    node: Text
+    """`web`, `vm/web`, `pool/prod`, `vm/web/disk/0`."""
+    values: Annotated[dict[Text, Text | int | float | bool], Meta(min_length=1, max_length=MAX_KEYS)]
+    """Such as `cpu.limit`, as the keys of a topology."""
+
+
+class Pools(Request, tag="pools"):
+    """The host and its resource pools as a tree: a list of rows as `set` answers."""
+
+
+class AddPool(Request, tag="add-pool"):
+    """A resource pool more; the answer is its row."""
+
+    pool: Text
+    values: Annotated[dict[Text, Text | int | float | bool], Meta(max_length=MAX_KEYS)] = {}
+    """Its parent and its controls."""
+
+
+class RemovePool(Request, tag="remove-pool"):
+    """A resource pool less, when nothing is in it any more; those that are left."""
+
+    pool: Text
+
+
+class MovePool(Request, tag="move-pool"):
+    """Put a resource pool into another, or the `host`, if what it has reserved is free there."""
+
+    pool: Text
+    parent: Text
+
+
 class Inspect(Request, tag="inspect"):
     """A stream: the tree below a path, which ends with it."""
 
@@ -272,6 +306,7 @@ AnyRequest = (
     *(Kvp, Copy, Freeze, Thaw),
     *(TypeText, Keys),
     *(AddNic, RemoveNic, ConnectNic, Capture),
+    *(Set, Pools, AddPool, RemovePool, MovePool),
     *(Inspect, Update, Events, Trace, Samples, ConsoleOf, ConnectTo),
 )
 OPERATIONS: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyRequest)

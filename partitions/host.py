@@ -334,7 +334,7 @@ async def open_host(
             stack.callback(vid.close)
             chosen = topology.host.seed if seed is None else seed
             chance = _random_of(0 if virtual and chosen is None else chosen)
-            control = HostResources(topology, getattr(hypervisor, "scheduler", None))
+            control = HostResources(topology, hypervisor.scheduler)
             network = HostNetwork(topology, now, hypervisor.trace, hypervisor.timers, chance, control)
             if topology.switch:
                 from partitions.root.switches import open_uplinks

@@ -134,6 +134,19 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             return
         case "source" if verb == "top":
             offered = [(name, "") for name in _hosts()]
+        case "node" if verb == "set":
+            host = _host_in(given)
+            offered = [*_vms(host), *((f"pool/{name}", "") for name in _pools(host))]
+        case "values" if verb == "set":
+            from partitions.cli.set import KEYS
+
+            yield from _matching([(f"{key}=", about) for key, about in KEYS.items()], start)
+            return
+        case "pool" if verb == "pool":
+            offered = [(name, "") for name in _pools(_host_in(given)) if "add" not in given]
+        case "values" if verb == "pool":
+            yield from _matching(_of_a_pool(given), start)
+            return
         case "target":
             offered = _examples()
         case "capture_port":
@@ -240,6 +253,22 @@ def _meant(host: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
 def _vms(host: str | None) -> list[Candidate]:
     there = list(_meant(host))
     return [(vm, f"on {greeting['name']}") for _, greeting in there for vm in greeting["vms"]]
+
+
+def _pools(host: str | None) -> Iterator[str]:
+    """Resource pools."""
+    for path, _ in _meant(host):
+        for answer in _say(path, {"op": "pools"}, 1):
+            yield from (row["node"].removeprefix("pool/") for row in answer["result"] if row["node"] != "host")
+
+
+def _of_a_pool(given: Sequence[str]) -> list[Candidate]:
+    """What follows the name of a pool: a parent to move it to, or controls of a new one."""
+    from partitions.cli.set import KEYS
+
+    if "move" in given:
+        return [("host", ""), *((name, "") for name in _pools(_host_in(given)) if name not in given)]
+    return [(f"{key}=", about) for key, about in KEYS.items()] if "add" in given else []
 
 
 def _ports(host: str | None) -> Iterator[str]:

@@ -22,7 +22,7 @@ VERBS = (
     *("run", "explain", "trace", "decode", "watch", "validate", "examples"),
     *("ps", "top", "stats", "inspect", "events", "capture", "console", "connect", "screenshot"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
-    *("add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),
+    *("set", "pool", "add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),
     *("kvp", "copy", "freeze", "thaw"),
     *("type", "keys"),
     *("doctor", "boundary", "schema", "dissector", "completion"),

@@ -24,6 +24,7 @@ def host_tree(host: Host) -> Branch:
             "hypervisor": host.hypervisor.inspect,
             "vm": Many(host.vmms.vms, str),
             **({} if made is None else {"switch": made.inspect}),
+            **({} if host.resource_control.made is None else {"resources": host.resource_control.made.inspect}),
             "trace": host.trace.inspect,
         }
     )

@@ -143,6 +143,16 @@ async def act(control: ControlSocket, request: protocol.Request, by: str) -> Any
                 return update(host_tree(host), request.path, request.value)
             except InspectError as error:
                 raise Denied("unknown_path", str(error)) from None
+        case protocol.Set() | protocol.Pools() | protocol.AddPool() | protocol.RemovePool() | protocol.MovePool():
+            from partitions.root.control_resources import use_resources
+            from partitions.root.resources import ResourceError
+
+            if not isinstance(request, protocol.Pools):
+                _tell(host, None, request, by)
+            try:
+                return use_resources(host, request)
+            except ResourceError as error:
+                raise Denied("refused" if error.key else "unknown_path", str(error)) from None
         case protocol.Down():
             _tell(host, None, request, by)
             control.down.set()

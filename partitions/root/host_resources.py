@@ -63,7 +63,7 @@ class HostResources:
     """Where a host and its workers find resource control."""
 
     topology: Topology
-    scheduler: CpuScheduler | None
+    scheduler: CpuScheduler
     machines: VmmsMachines = attrs.Factory(VmmsMachines)
     made: Resources | None = None
     """Once somebody has asked, or the topology has."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from hypervisor.inspect import Branch
 from hypervisor.scheduler import admission
 from hypervisor.scheduler.admission import Refused
 from hypervisor.scheduler.divvy import Division, entitlements
@@ -71,7 +72,7 @@ class Resources:
         self,
         topology: Topology,
         machines: Machines,
-        scheduler: CpuScheduler | None,
+        scheduler: CpuScheduler,
         listeners: dict[Kind, list[OnChange]],
     ) -> None:
         self.host = topology.host
@@ -141,6 +142,12 @@ class Resources:
         """
         capacity = self.capacity[kind]
         return {} if capacity is None else entitlements(self.roots[kind], capacity, held=kind == "memory")
+
+    def inspect(self) -> Branch:
+        """The branch `resources`."""
+        from partitions.root.resource_view import inspect
+
+        return inspect(self)
 
     def on_change(self, kind: Kind, callback: OnChange) -> Callable[[], None]:
         """As `HostResources.on_change`."""
@@ -250,8 +257,7 @@ class Resources:
         for kind, node in pool.nodes.items():
             node.remove()
             self._tell(kind, node)
-        if self._scheduler is not None:
-            self._scheduler.remove_group(pool.group)
+        self._scheduler.remove_group(pool.group)
 
     def move_pool(self, name: str, parent: str) -> None:
         """Into another pool, or "" for the host. Raises `ResourceError`."""
@@ -491,8 +497,6 @@ class Resources:
     # --- the processor scheduler
 
     def _schedule_pool(self, name: str) -> None:
-        if self._scheduler is None:
-            return
         pool = self._pools[name]
         table, figures = pool.table, pool_figures("cpu", pool.table)
         self._scheduler.set_group(
@@ -508,7 +512,7 @@ class Resources:
 
     def _schedule_vm(self, name: str) -> None:
         partition = self._partitions.get(name)
-        if self._scheduler is None or partition is None:
+        if partition is None:
             return
         vm = self.vms[name]
         cpu = vm.cpu or CpuTable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -236,3 +237,27 @@ async def test_pools_come_and_go(folder: Path, autojump_clock: trio.abc.Clock) -
         resources.set("vm/a", "pool", "host")
         resources.remove_pool("new")
         assert resources.roots["cpu"].used == 0
+
+
+async def test_the_processor_scheduler_is_told(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Groups and partitions have the figures of pools and VMs, before the guest's first step and after each change."""
+    rest = 'pool = "kid"\nprocessors = 2\n'
+    rest += 'cpu = { reserve = 25, limit = 50, weight = 200, period_ms = 20, class = "batch" }'
+    async with opened(folder, POOLS + vm("a", rest)) as host:
+        scheduler: Any = host.hypervisor.scheduler
+        names = {group.name: number for number, group in scheduler.groups.items()}
+        mother, child = scheduler.groups[names["mom"]], scheduler.groups[names["kid"]]
+        assert (mother.parent, mother.cap, mother.reserve) == (0, 350 * LP // 100, 3 * LP)
+        assert (child.parent, child.cap, child.reserve) == (names["mom"], None, LP)
+        await host["a"].start()
+        settings = scheduler.settings(host.hypervisor.by_id(host["a"].partition_id or 0))
+        assert (settings.group, settings.shares, settings.cap) == (names["kid"], 200, LP // 2)
+        assert (settings.reserve, settings.period, settings.batch) == (LP // 4, 20_000_000, True)
+        host.resources.change("vm/a", {"cpu.limit": 75, "cpu.pool": "other"})
+        settings = scheduler.settings(host.hypervisor.by_id(host["a"].partition_id or 0))
+        assert (settings.group, settings.cap) == (names["other"], LP * 3 // 4)
+        host.resources.set("pool/other", "cpu.limit", 120)
+        assert scheduler.groups[names["other"]].cap == LP * 120 // 100
+        host.resources.set("vm/a", "cpu.pool", "")
+        host.resources.remove_pool("other")
+        assert names["other"] not in scheduler.groups
