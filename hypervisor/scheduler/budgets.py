@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hypervisor.scheduler.nodes import Budget, Group, Place, Vp
-from hypervisor.scheduler.queues import owe
 
 
 def refill(budget: Budget, now: int) -> None:
@@ -56,11 +55,3 @@ def block(group: Group, now: int, by: int) -> None:
 def blocked_for(group: Group, now: int) -> int:
     """How long it has been kept from running by its own budget or by one around it, in all."""
     return group.blocked_total + (now - group.blocked_since if group.blocked else 0)
-
-
-def unpark(place: Place) -> None:
-    """Those that were owed service when it had no budget are again."""
-    parked, place.parked = place.parked, []
-    for owed in parked:
-        if owed.queued:
-            owe(owed)

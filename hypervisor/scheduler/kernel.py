@@ -275,6 +275,8 @@ class CpuKernel(Wiring):
         for place in vp.path:
             if place.tag < 0:
                 place.tag = place.above.served + place.step
+            elif not place.busy and ns > 0:  # as if it were dispatched now: being idle has earned it nothing
+                place.tag = max(place.tag, place.above.served)
         charge(vp.path, ns)
         if vp.state is not State.RUNNING:
             self.account(vp)
@@ -288,8 +290,13 @@ class CpuKernel(Wiring):
             ns = _take(vp, ns, ("capped", "halted", "waited"))
         elif vp.state is State.READY:
             ns = _take(vp, ns, ("waited", "halted", "capped"))
-        else:
+        elif vp.state is State.HALTED:
             ns = _take(vp, ns, ("halted", "waited", "capped"))
+        else:
+            switching = max(0, vp.start - self.now)  # is in its account already
+            vp.waited -= switching
+            ns = _take(vp, ns, ("waited", "capped", "halted"))
+            vp.waited += switching
         vp.run += ns
         for budget in vp.budgets:
             if self.now >= budget.until:

@@ -41,6 +41,8 @@ def insert(place: Place) -> None:
             sweep(above)
         if place.rate:
             owe(place)
+        if place.parked:
+            unpark(place)
         above.ready += 1
         if above.ready > 1 or above.throttled or above is place.queue.root:
             return
@@ -67,6 +69,14 @@ def owe(place: Place) -> None:
         live = {(due, serial): entry for entry in owed for due, serial, it in (entry,) if it.queued and it.due == due}
         owed[:] = live.values()
         heapify(owed)
+
+
+def unpark(place: Place) -> None:
+    """Those that were owed service when it had no budget are again."""
+    parked, place.parked = place.parked, []
+    for owed in parked:
+        if owed.queued:
+            owe(owed)
 
 
 def sweep(above: Place) -> None:

@@ -311,9 +311,10 @@ class Wiring(Dispatcher):
         if node is self.root:
             raise ValueError("the machine itself has no controls")
         _check(node.name, shares, cap, reserve, period)
+        if isinstance(node, Group) and processors != node.processors:
+            self._check_processors(node.name, node.group, node, processors)
         with self._lifted(node):
             if isinstance(node, Group) and processors != node.processors:
-                self._check_processors(node.name, node.group, node, processors)
                 self._set_processors(node, processors)
             if shares != node.shares:
                 for place in places(node):
