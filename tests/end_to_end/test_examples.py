@@ -24,6 +24,8 @@ NEED_A_KERNEL = ["20-linux"]
 SERVES = "11-http-over-socket"
 """Has no end of its own, and clients on the real clock: a test below is one."""
 NAMES = [example.name for example in examples() if example.name not in (*NEED_A_KERNEL, SERVES)]
+MEASURE = [name for name in NAMES if name.startswith("3")]
+"""Their guests tell what they got and how long it took: exact on the virtual clock only, and they take their time."""
 PROGRAM_LINES = 80
 
 
@@ -38,6 +40,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 every_example = pytest.mark.parametrize("folder", NAMES, indirect=True)
+timeless_examples = pytest.mark.parametrize("folder", [name for name in NAMES if name not in MEASURE], indirect=True)
 
 
 async def run_to_the_end(host: Host) -> None:
@@ -67,7 +70,7 @@ def test_every_example_has_an_expectation() -> None:
     assert NAMES
 
 
-@every_example
+@timeless_examples
 async def test_an_example_says_what_it_should(folder: Path) -> None:
     """On the real clock, with threads for the disk's writes; the second run finds the images of the first."""
     for _ in range(2):
