@@ -17,6 +17,7 @@ from hypervisor.msr import PAGE_ENABLE
 from hypervisor.overlay import OverlayPage
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.partition import PartitionState
+from hypervisor.scheduler.settings import NS_PER_TICK
 
 if TYPE_CHECKING:
     from hypervisor.blocks import MemoryBlock
@@ -58,7 +59,7 @@ class PartitionCounter(enum.IntEnum):
 
 
 class VpCounter(enum.IntEnum):
-    """HV_THREAD_COUNTER. All but times are counted by partition, so they are given where that has one processor."""
+    """HV_THREAD_COUNTER. Times are in 100 ns. Traps are counted by partition, so those of one with one VP are given."""
 
     TOTAL_RUN_TIME = 1
     NORMALIZED_RUN_TIME = 4
@@ -66,6 +67,8 @@ class VpCounter(enum.IntEnum):
     IO_INSTRUCTIONS = 13
     VIRTUAL_INTERRUPTS = 59
     LONG_SPIN_WAIT_HYPERCALLS = 64
+    LOGICAL_PROCESSOR_DISPATCHES = 74
+    WAITING_FOR_CPU_TIME = 75
 
 
 _BY_PARTITION = {
@@ -87,17 +90,24 @@ def hypervisor_counters(hypervisor: Hypervisor) -> Counters:
     }
 
 
-def run_time_each(hypervisor: Hypervisor) -> int:
-    """Run time of a logical processor. Virtual ones are not bound to any, so all have had the same share."""
-    total = sum(vp.run_time() for partition in hypervisor.partitions.values() for vp in partition.vps.values())
-    return min(total // hypervisor.logical_processors, hypervisor.clock())
+def processor_run_time(hypervisor: Hypervisor, lp: int) -> int:
+    """Run time of a logical processor: what was dispatched on it, and its share of what nobody dispatches.
+
+    That is the root's own work and that of threads which the scheduler need not hold back; they are bound to none.
+    """
+    scheduler = hypervisor.scheduler
+    beside = sum(
+        scheduler.run_beside(vp) for partition in hypervisor.partitions.values() for vp in partition.vps.values()
+    )
+    dispatched = scheduler.lp_times(lp).run // NS_PER_TICK
+    return min(dispatched + beside // hypervisor.logical_processors, hypervisor.clock())
 
 
-def processor_counters(hypervisor: Hypervisor) -> Counters:
-    """Any logical processor's."""
+def processor_counters(hypervisor: Hypervisor, lp: int) -> Counters:
+    """One logical processor's."""
     return {
         ProcessorCounter.GLOBAL_TIME: hypervisor.clock(),
-        ProcessorCounter.TOTAL_RUN_TIME: run_time_each(hypervisor),
+        ProcessorCounter.TOTAL_RUN_TIME: processor_run_time(hypervisor, lp),
     }
 
 
@@ -114,8 +124,13 @@ def partition_counters(partition: Partition) -> Counters:
 
 def vp_counters(vp: VirtualProcessor) -> Counters:
     """One virtual processor's."""
-    run_time = vp.run_time()
-    counters: Counters = {VpCounter.TOTAL_RUN_TIME: run_time, VpCounter.NORMALIZED_RUN_TIME: run_time}
+    run_time, times = vp.run_time(), vp.partition.hypervisor.scheduler.times(vp)
+    counters: Counters = {
+        VpCounter.TOTAL_RUN_TIME: run_time,
+        VpCounter.NORMALIZED_RUN_TIME: run_time,
+        VpCounter.LOGICAL_PROCESSOR_DISPATCHES: times.dispatches,
+        VpCounter.WAITING_FOR_CPU_TIME: times.waited // NS_PER_TICK,
+    }
     if len(vp.partition.vps) == 1:
         counters |= {index: vp.partition.counters[name] for index, name in _BY_PARTITION.items()}
     return counters

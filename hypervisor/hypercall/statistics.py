@@ -22,7 +22,7 @@ from hypervisor.statistics import (
     of_partition,
     of_vp,
     processor_counters,
-    run_time_each,
+    processor_run_time,
 )
 from hypervisor.status import HvError, HvStatus
 
@@ -66,7 +66,7 @@ def get_logical_processor_run_time(
     _require_root(vp)
     if request.lp_index >= hypervisor.logical_processors:
         raise HvError(HvStatus.INVALID_LP_INDEX)
-    return RunTimeOutput(hypervisor.clock(), run_time_each(hypervisor), 0, 0).encode()
+    return RunTimeOutput(hypervisor.clock(), processor_run_time(hypervisor, request.lp_index), 0, 0).encode()
 
 
 def _require_root(vp: VirtualProcessor) -> None:
@@ -107,7 +107,7 @@ def _object(
     if kind == StatsObject.LOGICAL_PROCESSOR:
         if number >= hypervisor.logical_processors:
             raise HvError(HvStatus.INVALID_LP_INDEX)
-        return identity, partial(processor_counters, hypervisor)
+        return identity, partial(processor_counters, hypervisor, number)
     partition = hypervisor.by_id(number)
     if kind == StatsObject.PARTITION:
         return identity, of_partition(partition)

@@ -473,6 +473,18 @@ class CpuScheduler:
             *(seen.dispatches, seen.wait_total, seen.wait_longest),
         )
 
+    @property
+    def worked(self) -> bool:
+        """Whether anybody has; before that there is nothing to account for."""
+        return self._kernel is not None
+
+    def wants(self, vp: VirtualProcessor) -> bool:
+        """Whether a processor has work that is not done."""
+        from hypervisor.scheduler.nodes import State
+
+        work = self._works.get(vp)
+        return work is not None and work.node.state is not State.HALTED
+
     def group_times(self, group_id: int) -> CpuTimes:
         """The sum of what is in a group, or in the machine (0), as far as it has ever worked."""
         if self._kernel is None or (group_id != ROOT_GROUP and group_id not in self._group_nodes):
@@ -483,6 +495,12 @@ class CpuScheduler:
     def lp_times(self, lp: int) -> LpTimes:
         """A logical processor's account. Processors that threads execute unasked are on none."""
         return self._accounts().lp_times(lp)
+
+    def run_beside(self, vp: VirtualProcessor) -> int:
+        """100 ns units that a processor has run without having been dispatched."""
+        work = self._works.get(vp)
+        dispatched = 0 if work is None else self._accounts().times(work.node).run // NS_PER_TICK
+        return max(0, vp.run_time() - dispatched)
 
     @property
     def contended(self) -> bool:

@@ -8,7 +8,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypervisor.machine import VpStopped
 from hypervisor.properties import Property
+from hypervisor.scheduler.figures import counters
 from hypervisor.scheduler.settings import WHOLE, PartitionSettings
+from hypervisor.statistics import ProcessorCounter, VpCounter, processor_counters, vp_counters
 from hypervisor.status import HvError, HvStatus
 from hypervisor.unhalted_timer import ENABLED
 from tests.hypervisor.scheduler.machine import HALF, MS, SECOND, Computers, busy, computing
@@ -422,3 +424,29 @@ async def test_nobody_wakes_for_slices(autojump_clock: MockClock) -> None:
         assert machine.host.clock() == pytest.approx(20.1 * SECOND, abs=1)
         assert sum(machine.times("a", index).run for index in range(64)) == 160 * SECOND * NS
         assert machine.scheduler.wakes <= 20 * 2 + 64
+
+
+async def test_counters_are_what_was_dispatched(autojump_clock: MockClock) -> None:
+    """Statistics pages: each LP has its own run time, a VP its dispatches (74) and its waiting (75, 100 ns)."""
+    machine = Computers(2)
+    scheduler = machine.scheduler
+    scheduler.set_group(1, 0, "first", processors=(0,))
+    for name, group in (("a", 1), ("b", 1), ("c", 0)):
+        scheduler.set_partition(machine.partition(name).id, group)
+    async with computing(machine) as nursery:
+        nursery.start_soon(busy, machine, "a")
+        nursery.start_soon(busy, machine, "b")
+        nursery.start_soon(scheduler.run, machine.vp("c"), 300 * MS)
+        await trio.sleep(1)
+        first, second = (processor_counters(machine.host, lp)[ProcessorCounter.TOTAL_RUN_TIME] for lp in range(2))
+        assert (first, second) == (SECOND, 300 * MS)
+        a, c = (vp_counters(machine.vp(name)) for name in "ac")
+        assert a[VpCounter.TOTAL_RUN_TIME] == pytest.approx(500 * MS, abs=10 * MS)
+        assert a[VpCounter.LOGICAL_PROCESSOR_DISPATCHES] == pytest.approx(50, abs=1)
+        assert a[VpCounter.WAITING_FOR_CPU_TIME] == pytest.approx(500 * MS, abs=20 * MS)
+        assert (c[VpCounter.LOGICAL_PROCESSOR_DISPATCHES], c[VpCounter.WAITING_FOR_CPU_TIME]) == (1, 0)
+        shown = scheduler.inspect_vp(machine.vp("a")).children
+        assert shown["dispatches"] == a[VpCounter.LOGICAL_PROCESSOR_DISPATCHES]
+        assert counters(machine.times("a"))["% Guest Run Time"] == pytest.approx(50, abs=1)
+        assert counters(machine.times("a"))["CPU Wait Time Per Dispatch"] == pytest.approx(10_000_000, rel=0.05)
+        assert counters(machine.times("c"))["%WAIT"] == 70
