@@ -47,6 +47,8 @@ class Memory:
         self._balloon = 0
         self.swap_size = self._boot << PAGE_SHIFT
         """Bytes that can be swapped out."""
+        self.hot_add = True
+        """Whether this guest ever takes memory that is added."""
 
     # --- for programs
 

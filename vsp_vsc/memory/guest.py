@@ -55,6 +55,9 @@ def floor_pages(total: int) -> int:
 class PageHeap(Protocol):
     """The kernel's pages, as its balloon driver needs them."""
 
+    hot_add: bool
+    """Linux's module parameter: a guest without it answers that it never takes any."""
+
     @property
     def total(self) -> int:
         """All that there are, ballooned or not."""
@@ -95,8 +98,6 @@ class BalloonDriver:
         """Pages that the host has added."""
         self.most_pages = 0
         """That the host will ever give, if it has said so."""
-        self.hot_add = True
-        """Linux's module parameter: a guest without it says that it never takes any."""
         self._transaction = 0
 
     def begin(self) -> Packet:
@@ -176,9 +177,10 @@ class BalloonDriver:
         return [] if request.more & 1 else [self._message(MemoryType.UNBALLOON_RESPONSE)]
 
     def _add(self, run: Pages) -> Packet:
-        taken = self._heap.online(run) if self.hot_add else 0
+        heap = self._heap
+        taken = heap.online(run) if heap.hot_add else 0
         self.added += taken
-        result = int(taken > 0 or not self.hot_add)
+        result = int(taken > 0 or not heap.hot_add)
         return self._message(MemoryType.MEM_HOT_ADD_RESPONSE, HotAddResponse(taken, result))
 
     def _inform(self, body: bytes) -> None:

@@ -1,0 +1,52 @@
+"""Sets of pages as runs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsp_vsc.memory.protocol import Pages
+from vsp_vsc.memory.ranges import PageSet
+
+RUNS = st.lists(st.tuples(st.booleans(), st.integers(0, 24), st.integers(1, 8)), max_size=30)
+
+
+@given(RUNS)
+def test_runs_are_a_set_of_pages(steps: list[tuple[bool, int, int]]) -> None:
+    """What is added is in, what is removed is out; pages that are in twice, or not in, are refused and change nothing.
+
+    Runs never touch, so a long one that was made of pieces is one again.
+    """
+    runs, pages = PageSet(), set[int]()
+    for adds, first, count in steps:
+        run, wanted = Pages(first, count), set(range(first, first + count))
+        assert runs.meets(run) == bool(pages & wanted)
+        assert runs.covers(run) == (wanted <= pages)
+        with suppress(ValueError):
+            if adds:
+                runs.add(run)
+                assert not pages & wanted
+                pages |= wanted
+            else:
+                runs.remove(run)
+                assert wanted <= pages
+                pages -= wanted
+        listed = list(runs)
+        assert [page for run in listed for page in range(run.first, run.end)] == sorted(pages)
+        assert all(one.end < other.first for one, other in pairwise(listed))
+        assert runs.total == len(pages)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 6))
+def test_taking_is_from_below_in_bounded_runs(count: int, longest: int, most: int) -> None:
+    """No more than asked for, no run too long, not too many of them; what is taken is out."""
+    runs = PageSet(Pages(10, 20), Pages(40, 5))
+    taken = runs.take(count, longest=longest, most=most)
+    assert len(taken) <= most
+    assert all(run.count <= longest for run in taken)
+    assert sum(run.count for run in taken) + runs.total == 25
+    assert sum(run.count for run in taken) <= count
+    assert taken[0].first == 10
