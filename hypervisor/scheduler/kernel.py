@@ -253,6 +253,11 @@ class CpuKernel(Wiring):
         """Whether somebody with work and budget waits for a logical processor: only then do shares mean anything."""
         return any(domain.contended for domain in self.domains)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether no logical processor is left over, or none of a group's own: who begins to work now would wait."""
+        return any(domain.lps and not domain.free for domain in self.domains)
+
     def contended_for(self, node: Node | None = None) -> int:
         """Nanoseconds until now in which that was so, where `node` runs; or where it was so for longest."""
         domains = self.domains if node is None else [self._domain(node)]

@@ -18,13 +18,15 @@ LP goes to somebody else.
 - It halts: found at the next look, which gives its LP away. What it did not run of the time until then is refunded.
 - It wakes late, that is without an LP: found at the next look, which charges what it ran and has it wait for an LP like
   everybody else. Where one is free it gets it at once and is not disturbed.
+- It wakes and halts again between two looks: charged as well. One that has run `OWED` in that way is taken for busy, so
+  that it waits for its turn; else a guest of many short bursts would never wait for anybody.
 - It halts just after it was found busy and before its gate is shut: it waits with its halt undone. It gets an LP in its
   turn, halts there again, or does not since its interrupt has come, and is found out.
 - The thread is in an exit, or waits for the interpreter: it counts as busy, which it is.
 
-How often is looked: not at all while all are free; each `FAST` while somebody waits for an LP and looks find something,
-half as often after each that does not, down to one a `SLOW`, which is as long as a slice; each `SLOW` while nobody
-waits; down to one an `IDLE` while no clock moves.
+How often is looked: not at all while all are free. While an LP is left over: each `SLOW`, down to one an `IDLE` while
+no clock moves. While none is left over: each `FAST` as long as some halt and wake; where all just burn, half as often
+after each look, down to one a `SLOW`, which is as long as a slice.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ FAST = 1_000_000
 SLOW = 10_000_000
 IDLE = 50_000_000
 """Nanoseconds between looks."""
-MOVED = 50
+LIVELY = 20_000_000
+"""Nanoseconds for which a guest that has halted may be expected back."""
+OWED = 5_000_000
+"""Nanoseconds: who ran so long without an LP waits for one although it has halted."""
+MOVED = 20
 """A clock that moved by less than one part in so many of the time between two looks belongs to an idle guest."""
 
 
@@ -63,6 +69,10 @@ class Kernel(Protocol[AnyVp]):
     def now(self) -> int:
         """Its time."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there may be no LP for who begins to work now."""
+
     def work(self, vp: AnyVp, ns: int | None) -> None:
         """It has work until `stop`."""
 
@@ -81,6 +91,9 @@ class Kernel(Protocol[AnyVp]):
     def times(self, vp: AnyVp) -> Account:
         """Its account until now."""
 
+    def settle(self) -> None:
+        """Decide now who runs, and not when time goes on."""
+
     def running(self, vp: AnyVp) -> bool:
         """Whether it holds an LP."""
 
@@ -95,6 +108,8 @@ class ThreadVp(Generic[Vp]):
     """Of its clock: while it is free, how far it is in `beside`; else, what of it is not in the kernel's account."""
     seen: int
     """Its clock at the last look."""
+    lively: int = 0
+    """When a look found last that it had run."""
     free: bool = True
     """Its gate is left alone and the kernel told nothing: it counts as halted there."""
     works: bool = False
@@ -102,6 +117,12 @@ class ThreadVp(Generic[Vp]):
     suspended: bool = False
     shut: bool = False
     """Its gate."""
+    holds: bool = False
+    """It has an LP."""
+    burns: bool = False
+    """It lost its LP last although it had work, and not because it halted."""
+    owes: int = 0
+    """Nanoseconds that it ran without one since it had one last."""
 
 
 class ThreadVps(Generic[Vp]):
@@ -119,6 +140,7 @@ class ThreadVps(Generic[Vp]):
         """What each ran while it was free."""
         self._touched: dict[Vp, None] = {}
         self._pause = FAST
+        self._looked = 0
         self.next_look: int | None = None
         """When `look` wants to be called, in the kernel's time; None while nobody is to be looked at."""
         self.looks = 0
@@ -139,11 +161,14 @@ class ThreadVps(Generic[Vp]):
         """Its thread is about to end: its clock is read once more."""
         self.control(vp, free=True)
         thread = self._all.pop(vp, None)
+        self._touched.pop(vp, None)
         if thread is not None:
             self._beside[vp] += thread.gate.cpu_time() - thread.mark
 
     def forget(self, vp: Vp) -> None:
-        """The processor is deleted."""
+        """The processor is deleted, whether its thread has ended or not."""
+        self._all.pop(vp, None)
+        self._touched.pop(vp, None)
         self._beside.pop(vp, None)
 
     def control(self, vp: Vp, *, free: bool) -> None:
@@ -192,21 +217,32 @@ class ThreadVps(Generic[Vp]):
 
     def tell(self) -> None:
         """Open and shut the gates of all that were touched."""
+        self._kernel.settle()
         while self._touched:
-            vp, _ = self._touched.popitem()
-            thread = self._all.get(vp)
-            if thread is None:
-                continue
-            if thread.free or not thread.works or self._kernel.running(vp):
-                self._shut(thread, False)
-            elif thread.suspended:
-                self._shut(thread, True)
-            elif not thread.shut and thread.gate.halted():
-                self._set_works(thread, False)
-                self._account(thread)
-            else:
-                self._account(thread)
-                self._shut(thread, True)
+            for vp in list(self._touched):
+                self._tell(self._all[vp])
+            self._kernel.settle()
+
+    def _tell(self, thread: ThreadVp[Vp]) -> None:
+        del self._touched[thread.vp]
+        held, thread.holds = thread.holds, self._kernel.running(thread.vp)
+        if thread.free or not thread.works or thread.holds:
+            self._shut(thread, False)
+            if thread.holds:
+                thread.owes = 0
+                if not thread.burns and self._kernel.crowded:
+                    self._look_soon()
+        elif held and not thread.suspended and thread.gate.halted():
+            self._halts(thread)
+            self._account(thread)
+        else:
+            thread.burns |= held
+            self._account(thread)
+            self._shut(thread, True)
+
+    def _halts(self, thread: ThreadVp[Vp]) -> None:
+        thread.burns = False
+        self._set_works(thread, False)
 
     def _shut(self, thread: ThreadVp[Vp], shut: bool) -> None:
         if thread.shut is not shut:
@@ -234,6 +270,8 @@ class ThreadVps(Generic[Vp]):
         difference = clock - thread.mark - self._kernel.times(thread.vp).run
         if difference:
             self._kernel.charge(thread.vp, difference)
+            if not thread.works:
+                thread.owes += max(0, difference)
         return clock
 
     def _set_works(self, thread: ThreadVp[Vp], works: bool) -> None:
@@ -251,35 +289,40 @@ class ThreadVps(Generic[Vp]):
     def _look_soon(self) -> None:
         """Somebody waits, or may."""
         self._pause = FAST
-        soon = self._kernel.now + FAST
-        self.next_look = soon if self.next_look is None else min(self.next_look, soon)
+        self._look_by(self._kernel.now + FAST)
+
+    def _look_by(self, moment: int) -> None:
+        self.next_look = moment if self.next_look is None else min(self.next_look, moment)
 
     def look(self) -> None:
         """Find out who has work; to be called at `next_look`, and at any other time."""
         now = self._present()
         self.looks += 1
-        found = moved = waiting = False
-        some = False
-        for thread in list(self._all.values()):
-            if thread.free or thread.suspended:
-                continue
-            some = True
+        passed, self._looked = now - self._looked, now
+        found = False
+        controlled = [thread for thread in self._all.values() if not thread.free and not thread.suspended]
+        for thread in controlled:
             if thread.shut:
-                waiting = True
                 continue
             halted = thread.gate.halted()
-            if halted is thread.works:
-                found = True
-                # A processor that begins to work is charged after that, so that its tag counts from here.
-                self._set_works(thread, not halted)
+            found |= halted is thread.works
+            # What it ran without having been dispatched is taken from the time in which it counted as halted; what it
+            # did not run since it halted becomes such time.
+            if halted:
+                self._halts(thread)
             clock = self._account(thread)
-            moved |= (clock - thread.seen) * MOVED > self._pause
+            if not halted or thread.owes >= OWED:
+                self._set_works(thread, True)
+            if (clock - thread.seen) * MOVED > passed:
+                thread.lively = now
             thread.seen = clock
         self.next_look = None
         self.tell()
-        if some:
-            if waiting:
-                self._pause = FAST if found else min(2 * self._pause, SLOW)
-            else:
-                self._pause = SLOW if moved or found else min(2 * self._pause, IDLE)
-            self.next_look = now + self._pause
+        lively = [thread for thread in controlled if now - thread.lively < LIVELY]
+        if self._kernel.crowded:
+            fast = found or not all(thread.works for thread in lively)
+            self._pause = FAST if fast else min(2 * self._pause, SLOW)
+        else:
+            self._pause = SLOW if lively else min(2 * self._pause, IDLE)
+        if controlled:
+            self._look_by(now + self._pause)

@@ -19,6 +19,7 @@ import trio
 
 from hypervisor.backend.kvm import ioctls
 from hypervisor.backend.kvm.doorbells import DOORBELL_PORT, Doorbells
+from hypervisor.backend.kvm.gating import VcpuGate
 from hypervisor.backend.kvm.ioctls import Exit, KvmError
 from hypervisor.backend.kvm.leaves import processor_leaves
 from hypervisor.backend.kvm.machine import KvmMachine, check_kvm
@@ -243,6 +244,7 @@ class KvmBackend:
                         vcpu.pause(vp.suspended)
                         vp.runner = KvmVp(machine, vcpu)
                         vp.measure = vcpu.run_time
+                        self._hypervisor.scheduler.attach_runner(vp, VcpuGate(vcpu))
                         vcpu.start()
                     task_status.started()
                     await self._faulted.wait()
@@ -259,6 +261,7 @@ class KvmBackend:
         partition.state_elsewhere = False
         partition.registers.read_tsc = None
         for vp in partition.vps.values():
+            self._hypervisor.scheduler.detach_runner(vp)
             vp.runner = None
             vp.runtime = vp.run_time()
             vp.measure = None
