@@ -130,7 +130,7 @@ class Observer:
 
     def final(self) -> Sample:
         """The whole run as one window."""
-        return self.sampler.between(self.sampler.first, self.sampler.read())
+        return self.sampler.between(self.sampler.first, self.sampler.read(), whole=True)
 
     def verdict(self) -> Verdict | None:
         """What the question's answer is; None where none was asked."""
@@ -160,7 +160,7 @@ class Observer:
             begin, end = (self._marked.get(round(moment * SECOND)) for moment in amount.span)
             if begin is None or end is None:
                 raise MeasureError(f"the run was over before second {amount.span[0 if begin is None else 1]:g}")
-            sample = self.sampler.between(begin, end)
+            sample = self.sampler.between(begin, end, whole=True)
         node = sample.node(amount.node)
         if node is None:
             raise MeasureError(f"there is no {kind} {name} in this run")

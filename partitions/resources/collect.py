@@ -1,27 +1,122 @@
-"""Where the figures are taken from: one reading of one VM out of the parts of a host. Root side."""
+"""Where the figures are taken from: readings of VMs and processors out of the parts of a host. Root side."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from partitions.resources.sample import Cpu, Memory
-from partitions.resources.totals import NOTHING, Totals
+from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network
+from partitions.resources.totals import NOTHING, Totals, Vp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hypervisor.partition import Partition
+    from partitions.host import Host
     from partitions.root.worker import Worker
     from partitions.topology_schema import VmTable
+    from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 NS_A_TICK: Final = 100
 
 
-def read_vm(worker: Worker | None, settings: VmTable) -> Totals:
-    """A VM as of now, since its start; nothing while it is off."""
-    partition = None if worker is None else worker.partition
-    if worker is None or partition is None:
-        return NOTHING
-    now = partition.hypervisor.clock()
-    elapsed = (now - worker.started_at) * NS_A_TICK
-    count = len(partition.vps)
-    run = sum([vp.run_time() for vp in partition.vps.values()]) * NS_A_TICK
-    cpu = Cpu(vps=count, elapsed=elapsed, run=run, halted=max(0, count * elapsed - run))
-    return Totals(cpu=cpu, memory=Memory(assigned=int(settings.memory)))
+class Source:
+    """One host, at one moment: what is the same for all its VMs is asked once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.scheduler = host.hypervisor.scheduler
+        self.disks: Mapping[str, FlowFigures] = {}
+        """By `vm/web/disk/0`, `vm/web`, `pool/prod`, `host`; empty where no disk is controlled."""
+        self._disk_names: dict[str, list[str]] = {}
+        for name in self.disks:
+            if "/disk/" in name:
+                self._disk_names.setdefault(name.partition("/disk/")[0], []).append(name)
+
+        made = host.network.made
+        self._ports = {} if made is None else made.figures()
+        self._port_names: dict[str, list[str]] = {}
+        for name in self._ports:
+            self._port_names.setdefault(name.partition("/")[0], []).append(name)
+
+    def lps(self) -> list[Lp]:
+        """Each logical processor since the host was opened; none where nobody has worked yet."""
+        if not self.scheduler.worked:
+            return []
+        times = [self.scheduler.lp_times(number) for number in range(self._host.hypervisor.logical_processors)]
+        return [Lp(run=lp.run, idle=lp.idle, batch=lp.batch) for lp in times]
+
+    def vm(self, worker: Worker | None, settings: VmTable) -> Totals:
+        """A VM as of now, since its start; nothing while it is off."""
+        partition = None if worker is None else worker.partition
+        if worker is None or partition is None:
+            return NOTHING
+        cpu, vps = self._cpu(partition)
+        return Totals(
+            vps=vps,
+            cpu=cpu,
+            memory=self._memory(worker, settings),
+            disk=self._disk(settings.name),
+            network=self._network(settings),
+        )
+
+    def _cpu(self, partition: Partition) -> tuple[Cpu, tuple[Vp, ...]]:
+        scheduler = self.scheduler
+        each = [(scheduler.times(vp), scheduler.wants(vp)) for vp in partition.vps.values()]
+        times = [one for one, _ in each]
+        cpu = Cpu(
+            vps=len(times),
+            elapsed=max([one.life for one in times], default=0),
+            run=sum([one.run for one in times]),
+            ready=sum([one.ready for one in times]),
+            capped=sum([one.capped for one in times]),
+            halted=sum([one.halted for one in times]),
+            dispatches=sum([one.dispatches for one in times]),
+            waited=sum([one.waited for one in times]),
+            longest_wait=max([one.longest_wait for one in times], default=0),
+        )
+        return cpu, tuple([Vp(one.run, one.stolen, wants) for one, wants in each])
+
+    def _memory(self, worker: Worker, settings: VmTable) -> Memory:
+        dynamic = worker.memory
+        if dynamic is None:
+            return Memory(assigned=int(settings.memory))
+        state = dynamic.state()
+        return Memory(
+            assigned=state.assigned,
+            demand=state.demand,
+            target=state.target,
+            ballooned=state.ballooned,
+            added=state.added_memory,
+            pressure=None if state.pressure is None else float(state.pressure),
+            minimum=state.minimum,
+            maximum=state.maximum,
+            weight=state.weight,
+        )
+
+    def _disk(self, name: str) -> Disk | None:
+        """All disks of a VM together."""
+        flows = [self.disks[disk] for disk in self._disk_names.get(f"vm/{name}", ())]
+        if not flows:
+            return None
+        return Disk(
+            requests=sum([flow.requests for flow in flows]),
+            normalized=sum([flow.normalized for flow in flows]),
+            bytes=sum([flow.bytes for flow in flows]),
+            waited=sum([flow.held for flow in flows]),
+            busy=sum([flow.taken for flow in flows]),
+        )
+
+    def _network(self, settings: VmTable) -> Network | None:
+        """All adapters of a VM together."""
+        names = self._port_names.get(settings.name)
+        made = self._host.network.made
+        if not names or made is None:
+            return None
+        figures, ports = [self._ports[name] for name in names], [made.ports[name] for name in names]
+        return Network(
+            sent_bits=sum([port.sent_bits for port in figures]),
+            received_bits=sum([port.received_bits for port in figures]),
+            sent=sum([port.sent_frames for port in ports]),
+            received=sum([port.received_frames for port in ports]),
+            dropped=sum([port.dropped for port in figures]),
+        )

@@ -27,13 +27,17 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     run: int = 0
     """Nanoseconds on a logical processor. In esxtop %RUN, in Hyper-V "% Guest Run Time"."""
     ready: int = 0
-    """Nanoseconds of waiting for a logical processor: others had it. In esxtop %RDY."""
+    """Nanoseconds of waiting for a logical processor: others had it. In esxtop %RDY without %MLMTD."""
     capped: int = 0
     """Nanoseconds of waiting for the next period, a limit being used up. In esxtop %MLMTD."""
     halted: int = 0
     """Nanoseconds without anything to do. In esxtop %WAIT."""
     dispatches: int = 0
     """Times that a virtual processor got a logical one."""
+    waited: int = 0
+    """Nanoseconds from ready to dispatched, all waits together that have ended."""
+    longest_wait: int = 0
+    """Nanoseconds of the longest wait since its start: what averages hide."""
     delivered: float = 0.0
     """Percent that it got: `run` in words of `entitled`."""
     demand: float | None = None
@@ -55,7 +59,7 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
 
     @property
     def ready_percent(self) -> float:
-        """%RDY."""
+        """%RDY without %MLMTD: others had the processors."""
         return _percent(self.ready, self.elapsed)
 
     @property
@@ -70,8 +74,13 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
 
     @property
     def steal_percent(self) -> float:
-        """What the guest sees as stolen: ready and capped, which it cannot tell apart."""
+        """%RDY: ready and capped, which the guest sees as stolen and cannot tell apart."""
         return _percent(self.ready + self.capped, self.elapsed)
+
+    @property
+    def longest_wait_ms(self) -> float:
+        """Milliseconds of the longest wait for a processor since its start."""
+        return self.longest_wait / 1e6
 
     @property
     def run_seconds(self) -> float:
@@ -96,7 +105,7 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     @property
     def wait_per_dispatch_us(self) -> float:
         """Microseconds that a dispatch was waited for; in Hyper-V "CPU Wait Time Per Dispatch", which is in ns."""
-        return self.ready / 1000 / self.dispatches if self.dispatches else 0.0
+        return self.waited / 1000 / self.dispatches if self.dispatches else 0.0
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -237,6 +246,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uptime: float | None = None
     """Of a VM: seconds since its start, or of its last run."""
     exit_code: int | None = None
+    cpu_pool: str = ""
+    """Of a VM: the pool of its processors, where that is another."""
     cpu: Cpu = Cpu()
     memory: Memory = Memory()
     disk: Disk | None = None
@@ -267,6 +278,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Nanoseconds."""
     contended: bool | None = None
     """Whether processors were waited for, so that weights had an effect."""
+    contended_for: int = 0
+    """Nanoseconds of the window in which they were."""
     lps: list[Lp] = []
     nodes: list[Node] = []
 

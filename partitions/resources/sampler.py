@@ -10,15 +10,15 @@ many VMs is made piece by piece: `steps` stops often enough that nobody else wai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 import trio
 
-from partitions.resources.collect import NS_A_TICK, read_vm
-from partitions.resources.nodes import nodes_of
-from partitions.resources.sample import FORMAT, Heading, Sample
+from partitions.resources.collect import NS_A_TICK, Source
+from partitions.resources.nodes import Window, sample_of
+from partitions.resources.sample import FORMAT, Heading, Lp, Sample
 from partitions.resources.totals import NOTHING, Totals, since, together
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from partitions.host import Host
     from partitions.root.worker import Worker
     from partitions.topology_schema import VmTable
+    from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 T = TypeVar("T")
 
@@ -42,6 +43,10 @@ class Reading:
     time: int
     """Nanoseconds since the host was opened, on its clock."""
     vms: dict[str, Totals]
+    lps: list[Lp]
+    contended_for: int
+    """Nanoseconds in which somebody has waited for a processor."""
+    disks: Mapping[str, FlowFigures]
 
 
 class Sampler:
@@ -51,7 +56,9 @@ class Sampler:
         self._host = host
         self._earlier: dict[str, Totals] = {}
         """What VMs had in runs that have ended."""
-        self.last = Reading(self.now(), {name: self._of(name) for name in host})
+        self._gone: dict[str, Worker] = {}
+        """Of those runs the last one's, by VM."""
+        self.last = self.read()
         """Where the next window begins."""
         self.first = self.last
 
@@ -85,39 +92,50 @@ class Sampler:
     def _leaving(self, worker: Worker, settings: VmTable) -> None:
         """A VM's partition goes."""
         name = settings.name
-        self._earlier[name] = together(self._earlier.get(name, NOTHING), read_vm(worker, settings))
+        self._earlier[name] = together(self._earlier.get(name, NOTHING), Source(self._host).vm(worker, settings))
+        self._gone[name] = worker
 
-    def _of(self, name: str) -> Totals:
+    def _of(self, source: Source, name: str) -> Totals:
         managed = self._host.vmms.vms[name]
-        now, earlier = read_vm(managed.worker, managed.settings), self._earlier.get(name)
+        worker = managed.worker
+        # One that is leaving has been counted, though it is there for a moment still.
+        now = NOTHING if worker is self._gone.get(name, self) else source.vm(worker, managed.settings)
+        earlier = self._earlier.get(name)
         return now if earlier is None else earlier if now is NOTHING else together(earlier, now)
 
     def _reading(self) -> Iterator[Reading | None]:
         taken: dict[str, Totals] = {}
-        time = self.now()
+        source, time = Source(self._host), self.now()
+        lps, contended_for = source.lps(), source.scheduler.contended_for
         for number, name in enumerate(list(self._host.vmms.vms), 1):
             if name in self._host.vmms.vms:
-                taken[name] = self._of(name)
+                taken[name] = self._of(source, name)
             if number % VMS_AT_ONCE == 0:
                 yield None
-        yield Reading(time, taken)
+        yield Reading(time, taken, lps, contended_for, source.disks)
 
     def read(self) -> Reading:
         """All VMs now, at one go."""
         return next(reading for reading in self._reading() if reading is not None)
 
-    def between(self, before: Reading, after: Reading) -> Sample:
-        """What came between two readings."""
-        return next(sample for sample in self._between(before, after) if sample is not None)
+    def between(self, before: Reading, after: Reading, *, whole: bool = False) -> Sample:
+        """What came between two readings; with `whole`, VMs that have ended have the memory that they had."""
+        return next(sample for sample in self._between(before, after, whole=whole) if sample is not None)
 
-    def _between(self, before: Reading, after: Reading) -> Iterator[Sample | None]:
+    def _between(self, before: Reading, after: Reading, *, whole: bool = False) -> Iterator[Sample | None]:
         window = after.time - before.time
         came: dict[str, Totals] = {}
         for number, (name, totals) in enumerate(after.vms.items(), 1):
             came[name] = since(before.vms.get(name, NOTHING), totals)
             if number % VMS_AT_ONCE == 0:
                 yield None
-        yield from nodes_of(self._host, came, window, after.time)
+        earlier = before.lps or [Lp()] * len(after.lps)
+        lps = [
+            Lp(run=lp.run - was.run, idle=lp.idle - was.idle, batch=lp.batch - was.batch)
+            for lp, was in zip(after.lps, earlier, strict=True)
+        ]
+        contended_for = after.contended_for - before.contended_for
+        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, after.disks, whole))
 
     def sample(self) -> Sample:
         """What has come since the last one, at one go: where time stands still meanwhile."""

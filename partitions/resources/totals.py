@@ -5,14 +5,14 @@ The same structs as in a sample, read otherwise: counters count from the beginni
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from partitions.resources.sample import Cpu, Disk, Memory, Network
 
 _COUNTS: Final[dict[type, tuple[str, ...]]] = {
-    Cpu: ("elapsed", "run", "ready", "capped", "halted", "dispatches"),
+    Cpu: ("elapsed", "run", "ready", "capped", "halted", "dispatches", "waited"),
     Disk: ("requests", "normalized", "bytes", "elapsed", "waited", "busy"),
     Network: ("sent_bits", "received_bits", "sent", "received", "dropped", "elapsed"),
 }
@@ -20,8 +20,20 @@ T = TypeVar("T", Cpu, Disk, Network)
 _replace: Final = msgspec.structs.replace
 
 
+class Vp(NamedTuple):
+    """What one virtual processor had and wanted."""
+
+    run: int
+    stolen: int
+    """Nanoseconds that it was ready or capped."""
+    wants: bool
+    """Whether it has work that is not done."""
+
+
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """One VM."""
+
+    vps: tuple[Vp, ...] = ()
 
     cpu: Cpu = Cpu()
     memory: Memory = Memory()
@@ -34,7 +46,11 @@ NOTHING: Final = Totals()
 
 def since(before: Totals, after: Totals) -> Totals:
     """What came between two readings."""
+    earlier = before.vps if len(before.vps) == len(after.vps) else (Vp(0, 0, False),) * len(after.vps)
     return Totals(
+        vps=tuple(
+            [Vp(vp.run - was.run, vp.stolen - was.stolen, vp.wants) for vp, was in zip(after.vps, earlier, strict=True)]
+        ),
         cpu=_minus(after.cpu, before.cpu),
         memory=after.memory,
         disk=_minus_maybe(after.disk, before.disk),
@@ -45,6 +61,7 @@ def since(before: Totals, after: Totals) -> Totals:
 def together(first: Totals, second: Totals) -> Totals:
     """An earlier run and the one after it; levels are the second's."""
     return Totals(
+        vps=second.vps,
         cpu=_plus(first.cpu, second.cpu),
         memory=second.memory,
         disk=_plus_maybe(first.disk, second.disk),

@@ -1,7 +1,8 @@
 """The four views of `partita top`: which columns, what stands in them, and what is worth a word above them. Root side.
 
-Names are esxtop's in the table (%RUN, %RDY, %MLMTD, %WAIT, MCTLSZ) and Hyper-V's in the long form. Percent are of one
-logical processor.
+Names are esxtop's in the table (%RUN, %RDY, %MLMTD, %WAIT, MCTLSZ) and mean what they mean there: %RDY is all the time
+that a VM had work and no processor, and %MLMTD what of it a limit is to blame for. The long form has Hyper-V's names.
+Percent are of one logical processor.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from partitions.resources.sample import Disk, Heading, Network, Node, Sample
 
 READY_ALARM: Final = 10.0
-"""%RDY for each virtual processor from which on people look closer."""
+"""%RDY without %MLMTD, for each virtual processor, from which on people look closer."""
 SHORTEST_CONTENTION: Final = 1.0
 """Percent of a processor; less waiting than that is two wake-ups at the same moment."""
 
@@ -80,7 +81,7 @@ _CPU: Final = (
     Column("DEMAND", _cpu(lambda node: percent(node.cpu.demand)), 1),
     Column("ENTITLED", _cpu(lambda node: percent(node.cpu.entitled)), 8),
     Column("%RUN", _cpu(lambda node: percent(node.cpu.run_percent)), 10),
-    Column("%RDY", _cpu(lambda node: percent(node.cpu.ready_percent)), 9, _ready_alarm),
+    Column("%RDY", _cpu(lambda node: percent(node.cpu.steal_percent)), 9, _ready_alarm),
     Column("%MLMTD", _cpu(lambda node: percent(node.cpu.capped_percent)), 7, lambda node: node.cpu.capped > 0),
     Column("%WAIT", _cpu(lambda node: percent(node.cpu.halted_percent)), 6),
 )
@@ -271,7 +272,7 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
         (rf"{_VP}\% Guest Run Time", lambda node: percent(node.cpu.run_percent / max(1, node.cpu.vps))),
         (rf"{_VP}\CPU Wait Time Per Dispatch", lambda node: f"{1000 * node.cpu.wait_per_dispatch_us:,.0f} ns"),
         ("%RUN", lambda node: percent(node.cpu.run_percent)),
-        ("%RDY", lambda node: percent(node.cpu.ready_percent)),
+        ("%RDY", lambda node: percent(node.cpu.steal_percent)),
         ("%MLMTD", lambda node: percent(node.cpu.capped_percent)),
         ("%WAIT", lambda node: percent(node.cpu.halted_percent)),
         ("entitled", lambda node: _maybe(percent(node.cpu.entitled))),

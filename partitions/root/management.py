@@ -199,7 +199,7 @@ class Vmms:
 
     @property
     def leaving(self) -> list[Leaving]:
-        """Who hears of each VM's end, just before its partition goes; for adding to."""
+        """Who hears of each VM's end before anything of it goes; for adding to."""
         return self._host.leaving
 
     @property

@@ -67,7 +67,7 @@ BackendFactory = Callable[[Hypervisor, VmTable], Backend]
 """Makes what executes a VM's processors; called once a start."""
 
 Leaving = Callable[["Worker", VmTable], None]
-"""Hears of a VM just before its partition goes, when all that it has counted is still there."""
+"""Hears of a VM's end when all that it has counted is still there."""
 
 Report = Callable[[VmEvent], None]
 """Hears STARTED, GUEST_RESET and WAS_RESET as they happen."""
@@ -341,6 +341,7 @@ class Worker:
             built = self._open_partition(stack)
             com1, cmos, chipset = self._fit_chipset(stack, backend, built)
             server, hotplug = await self._open_bus(stack, built)
+            stack.callback(self._leave)
             self._machine = machine = Machine(
                 name=self._settings.name,
                 winhv=self._host.winhv,
@@ -578,11 +579,14 @@ class Worker:
                 reason = ExitReason.INTERCEPT
         self.end(reason, _message_words(message))
 
+    def _leave(self) -> None:
+        """Runs before anything of it goes."""
+        for tell in self._host.leaving:
+            tell(self, self._settings)
+
     def _forget_partition(self) -> None:
         """Runs before the partition goes: what is asked later is answered from the last count."""
         self.statistics()
-        for tell in self._host.leaving:
-            tell(self, self._settings)
         self._built = None
         self.server = None
         self._machine = None

@@ -27,7 +27,7 @@ NODE = Node(
     path="vm/a",
     kind="vm",
     uptime=10.0,
-    cpu=Cpu(vps=2, elapsed=10_000_000_000, run=5_000_000_000, ready=2_000_000_000, dispatches=4),
+    cpu=Cpu(vps=2, elapsed=10_000_000_000, run=5_000_000_000, ready=2_000_000_000, waited=2_000_000_000, dispatches=4),
     disk=Disk(normalized=30, elapsed=10_000_000_000),
 )
 

@@ -1,0 +1,124 @@
+"""What each was due in one window: the tree of one resource, with the demand that was measured in it. Root side.
+
+Amounts are whole numbers of the resource in the window: nanoseconds of processors, normalized operations, bits. The
+division itself is `hypervisor.scheduler.divvy`; here a tree is made for one window and walked bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+from hypervisor.scheduler.divvy import Claim, State, divide, wishes
+from hypervisor.scheduler.tree import Node
+
+AT_ONCE: Final = 256
+"""Leaves that are made before others get their turn."""
+HOST: Final = "host"
+
+
+class PoolClaim(NamedTuple):
+    """One pool's controls."""
+
+    parent: str
+    """Another's name; empty for the host."""
+    reservation: int
+    limit: int | None
+    shares: int
+
+
+class LeafClaim(NamedTuple):
+    """One virtual processor, disk or adapter."""
+
+    owner: str
+    """Whose it is, such as `vm/web`; one may have several."""
+    pool: str
+    """Empty for the host."""
+    reservation: int
+    limit: int | None
+    shares: int
+    demand: int
+    batch: bool = False
+    """Gets only what the others leave."""
+
+
+class Entitled(NamedTuple):
+    """The result."""
+
+    amounts: dict[str, Fraction]
+    """By owner, `pool/NAME` and `host`."""
+    contended: dict[str, bool]
+    """Of pools and the host: whether those in it wanted more than there was for them."""
+
+
+def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[LeafClaim]) -> Iterator[Entitled | None]:
+    """Ends with the result; None as often as others should get their turn."""
+    root = Node.host(capacity)
+    places: dict[str, Node] = {"": root}
+    for name in pools:
+        _pool(name, pools, places)
+    owners: dict[Node, str] = {}
+    batch: list[LeafClaim] = []
+    for number, leaf in enumerate(leaves, 1):
+        if leaf.batch:
+            batch.append(leaf)
+        else:
+            node = places[leaf.pool].add(
+                f"{leaf.owner}#{number}",
+                reservation=leaf.reservation,
+                limit=leaf.limit,
+                shares=leaf.shares,
+                demand=leaf.demand,
+                active=True,
+            )
+            owners[node] = leaf.owner
+        if number % AT_ONCE == 0:
+            yield None
+    wanted = wishes(root)
+    yield None
+    found = Entitled({}, {})
+    most = wanted[root].hi
+    due = {root: Fraction(capacity if most is None else min(capacity, most))}
+    for node in root.walk():
+        if not node.inner:
+            owner = owners[node]
+            found.amounts[owner] = found.amounts.get(owner, Fraction(0)) + due[node]
+            continue
+        path = node.name
+        found.amounts[path] = due[node]
+        # Who wants nothing takes no part, and an idle VM costs nothing.
+        children = [child for child in node.children.values() if wanted[child].hi != 0]
+        due |= dict.fromkeys(node.children.values(), Fraction(0))
+        division = divide(due[node], [Claim(*wanted[child], child.shares) for child in children])
+        due |= zip(children, division.amounts, strict=True)
+        found.contended[path] = division.state is not State.UNCONTENDED
+        yield None
+    if batch:
+        _leftover(capacity, batch, found)
+    yield found
+
+
+def _pool(name: str, pools: Mapping[str, PoolClaim], places: dict[str, Node]) -> Node:
+    """A pool's node, its parent's first."""
+    if name not in places:
+        claim = pools[name]
+        above = _pool(claim.parent, pools, places)
+        places[name] = above.add(
+            f"pool/{name}", inner=True, reservation=claim.reservation, limit=claim.limit, shares=claim.shares
+        )
+    return places[name]
+
+
+def _leftover(capacity: int, batch: list[LeafClaim], found: Entitled) -> None:
+    """What normal ones leave goes to the batch class by its own weights."""
+    left = max(Fraction(0), capacity - found.amounts[HOST])
+    claims = [
+        Claim(0, leaf.demand if leaf.limit is None else min(leaf.demand, leaf.limit), leaf.shares) for leaf in batch
+    ]
+    division = divide(left, claims)
+    for leaf, amount in zip(batch, division.amounts, strict=True):
+        found.amounts[leaf.owner] = found.amounts.get(leaf.owner, Fraction(0)) + amount
+    found.amounts[HOST] += sum(division.amounts, Fraction(0))
+    if division.state is not State.UNCONTENDED:
+        found.contended[HOST] = True
