@@ -19,14 +19,18 @@ BALLOON_UNIT: Final = 2 << 20
 """Bytes in which a host asks for memory."""
 
 
-def check_resources(check: Check, file: TopologyFile) -> None:
-    """All controls of a topology."""
+def check_resources(check: Check, file: TopologyFile, *, sums: bool = True) -> None:
+    """All controls of a topology. Without `sums` those rules are left out that a running host decides by who is on."""
     pools = _pool_tree(check, file)
     for index, pool in enumerate(file.pool):
         _pool(check, pool, ("pool", index))
     for index, vm in enumerate(file.vm):
         _vm(check, vm, ("vm", index), pools)
     _processor_sets(check, file)
+    if sums and not any(keys[0] in ("pool", "vm") for keys in check.found):
+        from partitions.topology_sums import check_sums
+
+        check_sums(check, file)
 
 
 def new_problems(before: TopologyFile | None, after: TopologyFile, folder: Path) -> Iterator[tuple[KeyPath, str]]:
@@ -35,10 +39,10 @@ def new_problems(before: TopologyFile | None, after: TopologyFile, folder: Path)
 
     known = Check({}, folder, programs=False)
     if before is not None:
-        check_resources(known, before)
+        check_resources(known, before, sums=False)
     check = Check({}, folder, programs=False)
     check.names("pool", [pool.name for pool in after.pool])
-    check_resources(check, after)
+    check_resources(check, after, sums=False)
     for keys, reason in check.found.items():
         if known.found.get(keys) != reason:
             yield keys, reason
@@ -167,3 +171,23 @@ def _processor_sets(check: Check, file: TopologyFile) -> None:
         for other, numbers in sorted(shared.items()):
             which = processors_words(frozenset(numbers))
             check.problem(keys, f'pool[{other}] "{file.pool[other].name}" has {which} too; a processor is in one set')
+        if pool.cpu is not None and pool.cpu.reserve > 100 * len(wanted):
+            reason = f"must not be above what its `processors` are, {percent(100 * len(wanted))}"
+            check.problem(("pool", index, "cpu", "reserve"), f"{reason}, is {percent(pool.cpu.reserve)}")
+    if len(owners) == file.host.logical_processors:
+        _nobody_is_left_out(check, file, sorted(set(owners.values())))
+
+
+def _nobody_is_left_out(check: Check, file: TopologyFile, owners: list[int]) -> None:
+    """Where all processors are in sets, every VM is in a pool that has one."""
+    tops = {pool.name: pool for pool in file.pool}
+    for index, vm in enumerate(file.vm):
+        name = (vm.cpu.pool if vm.cpu is not None else "") or vm.pool
+        way: list[str] = []
+        while name in tops and name not in way:
+            way.append(name)
+            name = tops[name].parent
+        if not way or not tops[way[-1]].processors:
+            there = ", ".join(file.pool[owner].name for owner in owners)
+            reason = f"all logical processors are those of pools ({there}), and none is left for this VM"
+            check.problem(("vm", index, "pool"), f"{reason}: put it into one of them, or leave a processor out")

@@ -84,8 +84,8 @@ def size_words(size: int) -> str:
 def rate_words(rate: int) -> str:
     """Bits a second for people, not rounded."""
     for unit, factor in (("Gbit/s", 10**9), ("Mbit/s", 10**6), ("Kbit/s", 10**3)):
-        if rate and rate % (factor // 100) == 0 and rate >= factor:
-            return f"{rate / factor:g} {unit}"
+        if rate >= factor and rate % (factor // 1000) == 0:
+            return f"{rate / factor:.3f}".rstrip("0").rstrip(".") + f" {unit}"
     return f"{rate} bit/s"
 
 

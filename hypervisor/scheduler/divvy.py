@@ -140,6 +140,8 @@ def wishes(root: Node, *, held: bool = False) -> dict[Node, Wish]:
             lo = max(lo, own if hi is None or held else min(own, hi))
         if held and hi is not None:
             hi = max(lo, hi)
+        if node.dedicated:
+            lo = hi = node.reservation
         if node.limit is not None:
             hi = node.limit if hi is None else min(hi, node.limit)
         found[node] = Wish(lo if hi is None else min(lo, hi), hi)

@@ -39,6 +39,8 @@ class Node:
     shares: int = DEFAULT_SHARES
     demand: int | None = None
     """What it would use if it were alone; None if there is no bound. Not looked at in inner nodes."""
+    dedicated: bool = False
+    """All that it has reserved is set aside for it, used or not, and it has nothing else."""
     expandable: bool = True
     """What it has not reserved for its children, it may take of its parent's."""
     active: bool = True

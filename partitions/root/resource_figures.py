@@ -15,9 +15,9 @@ import attrs
 
 from hypervisor.scheduler.settings import WHOLE
 from partitions.root.host_resources import Kind
-from partitions.topology_controls import DEFAULT_MEMORY_WEIGHT, DEFAULT_WEIGHT, PoolTable, memory_range
+from partitions.topology_controls import DEFAULT_MEMORY_WEIGHT, DEFAULT_WEIGHT, PoolCpuTable, PoolTable, memory_range
 from partitions.topology_schema import HostTable, VmTable, luns_of, numbers_of
-from partitions.topology_units import rate_words, size_words
+from partitions.topology_units import parse_processors, rate_words, size_words
 
 KINDS: Final[tuple[Kind, ...]] = ("cpu", "memory", "disk", "network")
 
@@ -56,10 +56,7 @@ def pool_figures(kind: Kind, pool: PoolTable) -> Figures:
     """A pool's of one resource."""
     match kind:
         case "cpu":
-            if pool.cpu is None:
-                return Figures()
-            limit = cap_units(pool.cpu.limit) if pool.cpu.limit else None
-            return Figures(processor_units(pool.cpu.reserve), limit, pool.cpu.weight)
+            return _pool_cpu(pool)
         case "memory":
             table: Any = pool.memory
         case "disk":
@@ -71,8 +68,20 @@ def pool_figures(kind: Kind, pool: PoolTable) -> Figures:
     return Figures(int(table.reserve), int(table.limit) or None, table.weight)
 
 
+def _pool_cpu(pool: PoolTable) -> Figures:
+    """Processors of its own are taken of the host's whole, and it has no others."""
+    cpu = pool.cpu or PoolCpuTable()
+    limit = cap_units(cpu.limit) if cpu.limit else None
+    if not pool.processors:
+        return Figures(processor_units(cpu.reserve), limit, cpu.weight)
+    own = len(parse_processors(pool.processors)) * WHOLE
+    return Figures(own, own, cpu.weight)
+
+
 def expandable(kind: Kind, pool: PoolTable) -> bool:
     """A pool that says nothing of a resource is no bound to it."""
+    if kind == "cpu" and pool.processors:
+        return False
     return pool.expandable or getattr(pool, kind) is None
 
 
@@ -133,6 +142,11 @@ def vm_figures(kind: Kind, vm: VmTable, host: HostTable) -> Figures:
         case _:
             weights = sum(one.shares for one in devices_figures(kind, vm).values())
             return Figures(shares=weights or DEFAULT_WEIGHT)
+
+
+def leaves_of(kind: Kind, vm: VmTable, host: HostTable) -> dict[str, Figures]:
+    """What reserves for a VM: itself, by an empty name, or its devices."""
+    return devices_figures(kind, vm) if kind in ("disk", "network") else {"": vm_figures(kind, vm, host)}
 
 
 def vm_pool(kind: Kind, vm: VmTable) -> str:

@@ -35,7 +35,7 @@ from partitions.root.resource_figures import (
     vm_figures,
     vm_pool,
 )
-from partitions.topology_controls import DEFAULT_PERIOD_MS, CpuClass, CpuTable, PoolTable
+from partitions.topology_controls import CpuClass, CpuTable, PoolCpuTable, PoolTable
 from partitions.topology_resources import new_problems
 from partitions.topology_schema import Topology, TopologyFile, VmTable
 from partitions.topology_source import nearest
@@ -160,6 +160,11 @@ class Resources:
     def start_vm(self, name: str) -> None:
         """Set aside what it has reserved, all of it or nothing. Raises `CannotReserve`."""
         vm, granted = self.vms[name], list[Node]()
+        try:
+            self._file_is_good(vms={name: vm}, all_is_new=True)  # nobody has looked at one that was defined by hand
+            self._nodes(name)
+        except ResourceError as error:
+            raise CannotReserve(str(error)) from None
         for kind in KINDS:
             for leaf in self._leaves(kind, name):
                 if leaf.active:
@@ -240,6 +245,7 @@ class Resources:
             )
             for kind in KINDS
         }
+        nodes["cpu"].dedicated = bool(table.processors)
         self._pools[table.name] = _Pool(table, self._groups, nodes)
         self._schedule_pool(table.name)
         for kind, node in nodes.items():
@@ -302,6 +308,7 @@ class Resources:
             )
         ]
         before, pool.table = pool.table, table
+        pool.nodes["cpu"].dedicated = bool(table.processors)
         if before.cpu != table.cpu or before.parent != table.parent or before.processors != table.processors:
             self._schedule_pool(name)
         for kind in changed:
@@ -498,15 +505,16 @@ class Resources:
 
     def _schedule_pool(self, name: str) -> None:
         pool = self._pools[name]
-        table, figures = pool.table, pool_figures("cpu", pool.table)
+        table = pool.table
+        cpu = table.cpu or PoolCpuTable()
         self._scheduler.set_group(
             pool.group,
             self._pools[table.parent].group if table.parent else 0,
             name=name,
-            shares=figures.shares,
-            cap=figures.limit,
-            reserve=figures.reservation,
-            period=(DEFAULT_PERIOD_MS if table.cpu is None else table.cpu.period_ms) * NS_PER_MS,
+            shares=cpu.weight,
+            cap=cap_units(cpu.limit) if cpu.limit else None,
+            reserve=processor_units(cpu.reserve),
+            period=cpu.period_ms * NS_PER_MS,
             processors=tuple(sorted(parse_processors(table.processors))) if table.processors else None,
         )
 

@@ -1,0 +1,226 @@
+"""Bad controls are refused before anything starts: the table, the key, why, and what helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from partitions.topology import TopologyError, parse_topology
+from partitions.topology_controls import CpuClass, memory_range
+from partitions.topology_schema import Topology
+from partitions.topology_units import Rate, parse_processors, processors_words, rate_words
+
+VM = '[[vm]]\nname = "web"\nprogram = "web.py"\n'
+HOST = "[host]\nlogical_processors = 4\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "web.py").write_text("async def main(guest):\n    pass\n")
+    return tmp_path
+
+
+def pool(name: str, rest: str = "") -> str:
+    return f'[[pool]]\nname = "{name}"\n{rest}\n'
+
+
+def vm(name: str, rest: str = "") -> str:
+    return VM.replace('"web"', f'"{name}"', 1) + rest + "\n"
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    with pytest.raises(TopologyError) as caught:
+        parse_topology(text, folder)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_defaults_are_no_control(folder: Path) -> None:
+    """Nothing reserved, no limit, everybody's weight."""
+    topology = parse_topology(
+        HOST + VM + "cpu = {}\n[vm.dynamic_memory]\n" + pool("p", "cpu = {}\nmemory = {}\n"), folder
+    )
+    (table,), (made,) = topology.vm, topology.pool
+    assert table.cpu is not None
+    assert (table.cpu.reserve, table.cpu.limit, table.cpu.weight, table.cpu.period_ms) == (0, 100, 100, 10)
+    assert (table.cpu.class_, table.cpu.pool, table.pool) == (CpuClass.NORMAL, "", "")
+    assert memory_range(table) == (64 << 20, 64 << 20)
+    assert table.dynamic_memory is not None
+    assert (table.dynamic_memory.buffer, table.dynamic_memory.weight) == (20, 5000)
+    assert (made.parent, made.expandable, made.processors, made.disk, made.network) == ("", True, "", None, None)
+    assert (topology.host.quantum_ms, topology.host.disk_iops, topology.host.bandwidth) == (10, 0, 0)
+
+
+def test_all_keys(folder: Path) -> None:
+    """Every figure arrives where it belongs, with its unit."""
+    topology: Topology = parse_topology(
+        HOST.replace("4", "8")
+        + "quantum_ms = 5\ndisk_iops = 1000\nbandwidth = '1Gbit'\n"
+        + pool("a", 'processors = "0-1, 3"\ncpu = { reserve = 150, limit = 250, weight = 400, period_ms = 100 }')
+        + pool(
+            "b",
+            'expandable = false\nmemory = { reserve = "1GiB", limit = "2GiB", weight = 7 }\n'
+            'disk = { reserve = 100, limit = 200, weight = 7 }\nnetwork = { reserve = "8Mbit", limit = 9_000_000 }',
+        )
+        + pool("c", 'parent = "b"')
+        + vm("web", 'pool = "c"\ncpu = { reserve = 12.5, limit = 50, weight = 300, pool = "a", class = "batch" }')
+        + '[vm.dynamic_memory]\nminimum = "32MiB"\nmaximum = "128MiB"\nbuffer = 10\nweight = 1\n',
+        folder,
+    )
+    a, b, c = topology.pool
+    assert a.cpu is not None
+    assert (a.processors, a.cpu.reserve, a.cpu.limit, a.cpu.period_ms) == ("0-1, 3", 150, 250, 100)
+    assert b.memory is not None
+    assert b.network is not None
+    assert (b.memory.reserve, b.memory.limit, b.network.reserve, b.network.limit) == (1 << 30, 2 << 30, 8e6, 9e6)
+    assert (c.parent, b.expandable) == ("b", False)
+    assert (topology.host.quantum_ms, topology.host.disk_iops, topology.host.bandwidth) == (5, 1000, 10**9)
+    assert memory_range(topology.vm[0]) == (32 << 20, 128 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            VM + "cpu = { reserve = 75, limit = 50 }\n",
+            'line 4: vm[0] "web".cpu.reserve: must not be above its limit of 50 %, is 75 %: lower it, or raise',
+        ),
+        (VM + "cpu = { reserve = -1 }\n", 'line 4: vm[0] "web".cpu.reserve: must be at least 0, is -1'),
+        (VM + "cpu = { limit = 0 }\n", 'line 4: vm[0] "web".cpu.limit: must be more than 0, is 0'),
+        (VM + "cpu = { limit = nan }\n", 'line 4: vm[0] "web".cpu.limit: must be more than 0, is nan'),
+        (VM + "cpu = { reserve = 1e300 }\n", 'line 4: vm[0] "web".cpu.reserve: must be at most 100, is 1e+300'),
+        (VM + "cpu = { weight = 0 }\n", 'line 4: vm[0] "web".cpu.weight: must be at least 1, is 0'),
+        (VM + "cpu = { weight = 10001 }\n", 'line 4: vm[0] "web".cpu.weight: must be at most 10000, is 10001'),
+        (VM + "cpu = { period_ms = 0 }\n", 'line 4: vm[0] "web".cpu.period_ms: must be at least 1, is 0'),
+        (
+            VM + 'cpu = { class = "bulk" }\n',
+            'line 4: vm[0] "web".cpu.class: must not be "bulk"; known are normal, batch',
+        ),
+        ("host = { quantum_ms = 101 }\n" + VM, "line 1: host.quantum_ms: must be at most 100, is 101"),
+        (
+            "host = { bandwidth = '1GB' }\n" + VM,
+            'line 1: host.bandwidth: has the unknown unit "GB"; known are bit, Kbit, Mbit, Gbit, Tbit (powers of 1000)',
+        ),
+        (
+            VM + 'pool = "prod"\n',
+            'line 4: vm[0] "web".pool: no [[pool]] is called "prod"; there is none: add it, or leave it out',
+        ),
+        (
+            VM + 'cpu = { pool = "prd" }\n' + pool("prod"),
+            'line 4: vm[0] "web".cpu.pool: no [[pool]] is called "prd"; did you mean "prod"?',
+        ),
+        (
+            VM + pool("a", 'parent = "b"') + pool("b", 'parent = "a"'),
+            'line 6: pool[0] "a".parent: pools must not contain themselves: a in b in a; give one of them another\n'
+            'line 9: pool[1] "b".parent: pools must not contain themselves: b in a in b; give one of them another',
+        ),
+        (
+            VM + pool("a", 'parent = "a"'),
+            'line 6: pool[0] "a".parent: pools must not contain themselves: a in a; give one of them another parent',
+        ),
+        (
+            VM + pool("a", 'parent = "aa"'),
+            'line 6: pool[0] "a".parent: no [[pool]] is called "aa"; did you mean "a"?',
+        ),
+        (VM + pool("a") + pool("a"), 'line 8: pool[1] "a".name: "a" is the name of pool[0] too'),
+        (
+            VM + pool("a", "disk = { reserve = 9, limit = 5 }"),
+            'line 6: pool[0] "a".disk.reserve: must not be above its limit of 5 IOPS, is 9 IOPS: lower it, or raise',
+        ),
+        (
+            HOST + VM + pool("a", "cpu = { reserve = 401 }"),
+            'line 8: pool[0] "a".cpu.reserve: cannot be granted: host 400 % of 400 % free -> needs 401 %; lower it, or',
+        ),
+        (
+            HOST + "".join(vm(f"v{number}", "processors = 4\ncpu = { reserve = 20 }") for number in range(6)),
+            "line 2: host.logical_processors: the host has 400 %, its VMs and pools together reserve 480 %: lower a "
+            "cpu.reserve, or raise this",
+        ),
+        (
+            HOST
+            + vm("a", 'pool = "p"\nmemory = "4GiB"')
+            + pool("p", 'memory = { reserve = "7GiB" }')
+            + vm("b", 'memory = "2GiB"'),
+            "host.memory: the host has 8 GiB, its VMs and pools together reserve 9 GiB",
+        ),
+        (
+            "host = { disk_iops = 100 }\n"
+            + VM
+            + pool("p", "disk = { reserve = 60 }")
+            + pool("q", "disk = { reserve = 60 }"),
+            'line 10: pool[1] "q".disk.reserve: cannot be granted: host 40 IOPS of 100 IOPS free -> needs 60 IOPS',
+        ),
+        (
+            HOST
+            + vm("a", 'pool = "p"\ncpu = { reserve = 80 }')
+            + pool("p", "expandable = false\ncpu = { reserve = 50 }"),
+            'vm[0] "a".cpu.reserve: cannot be granted even to this VM alone: pool/p 50 % of 50 % free -> needs 80 %; '
+            "lower it, or raise what that pool has",
+        ),
+        (
+            HOST + vm("a", 'pool = "p"\nmemory = "64MiB"') + pool("p", 'memory = { limit = "32MiB" }'),
+            'vm[0] "a".memory: cannot be granted even to this VM alone: pool/p 32 MiB of its limit of 32 MiB free',
+        ),
+        (
+            VM + '[vm.dynamic_memory]\nminimum = "128MiB"\nmaximum = "32MiB"\n',
+            'line 5: vm[0] "web".dynamic_memory.minimum: must not be above `memory`, which is what it starts with:\n'
+            'line 6: vm[0] "web".dynamic_memory.maximum: must not be below `memory`, which is what it starts with:',
+        ),
+        (
+            VM + '[vm.dynamic_memory]\nminimum = "3MiB"\n',
+            'line 5: vm[0] "web".dynamic_memory.minimum: must be a multiple of 2 MiB and not 0, is 3 MiB',
+        ),
+        (
+            HOST + VM + pool("a", 'processors = "0-1"') + pool("b", 'processors = "1-2"'),
+            'line 11: pool[1] "b".processors: pool[0] "a" has 1 too; a processor is in one set',
+        ),
+        (
+            HOST + VM + pool("a", 'processors = "2-4"'),
+            'line 8: pool[0] "a".processors: the host has the logical processors 0 to 3, and no 4',
+        ),
+        (
+            VM + pool("a") + pool("b", 'parent = "a"\nprocessors = "0"'),
+            'pool[1] "b".processors: is for pools without parent; those inside use their parent\'s: remove it',
+        ),
+        (VM + pool("a", 'processors = "3-1"'), 'processors: "3-1" goes backwards; write "1-3"'),
+        (VM + pool("a", 'processors = "all"'), 'processors: must list logical processors such as "0-3" or "0, 2-5"'),
+        (
+            HOST + VM + pool("a", 'processors = "0-3"'),
+            'vm[0] "web".pool: all logical processors are those of pools (a), and none is left for this VM: put it',
+        ),
+        (
+            HOST + VM + pool("a", 'processors = "0"\ncpu = { reserve = 150 }'),
+            'pool[0] "a".cpu.reserve: must not be above what its `processors` are, 100 %, is 150 %',
+        ),
+        (
+            HOST + vm("a", "cpu = { reserve = 100 }\nprocessors = 2") + pool("p", 'processors = "0-2"'),
+            "line 2: host.logical_processors: the host has 400 %, its VMs and pools together reserve 500 %",
+        ),
+    ],
+)
+def test_refusals(folder: Path, text: str, expected: str) -> None:
+    """One case a rule."""
+    found = "\n".join(problems(folder, text))
+    for line in expected.splitlines():
+        assert line in found
+    assert found.count("\n") == expected.count("\n")
+
+
+def test_what_pools_reserve_is_enough_for_those_in_them(folder: Path) -> None:
+    """A VM in a pool takes of the pool's reservation first, so the host's is not asked twice."""
+    inside = "".join(vm(f"v{number}", 'pool = "p"\ncpu = { reserve = 100 }') for number in range(4))
+    parse_topology(HOST + inside + pool("p", "cpu = { reserve = 400 }"), folder)
+
+
+@given(st.frozensets(st.integers(0, 40), min_size=1))
+def test_processor_sets_are_read_back(processors: frozenset[int]) -> None:
+    """What we print for a set can be written into a topology."""
+    assert parse_processors(processors_words(processors)) == processors
+
+
+@given(st.integers(0, 10**14))
+def test_rates_are_read_back(rate: int) -> None:
+    """Nothing is rounded in what we print for a rate."""
+    assert Rate.parse(rate_words(rate)) == rate
