@@ -334,7 +334,8 @@ async def open_host(
             stack.callback(vid.close)
             chosen = topology.host.seed if seed is None else seed
             chance = _random_of(0 if virtual and chosen is None else chosen)
-            control = HostResources(topology, hypervisor.scheduler)
+            vid.resources = control = HostResources(topology, hypervisor.scheduler)
+            control.on_change("memory", vid.memory_changed)
             network = HostNetwork(topology, now, hypervisor.trace, hypervisor.timers, chance, control)
             if topology.switch:
                 from partitions.root.switches import open_uplinks

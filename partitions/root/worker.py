@@ -184,6 +184,11 @@ class Worker:
         if self.integration is not None:
             self.integration.resumed()
 
+    @property
+    def memory_at_start(self) -> int:
+        """Bytes that it was built with."""
+        return self._settings.memory
+
     def movable_memory(self) -> VmMemory:
         """Its memory as one that can be changed: the device for that is plugged in where there is none yet.
 
