@@ -6,11 +6,14 @@ task: a timer of the hypervisor's clock fires it, which is armed while there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import msgspec
 import trio
 
@@ -18,9 +21,12 @@ from hypervisor.clock import ticks
 from hypervisor.inspect import Branch, Setting
 from hypervisor.pages import PAGE_SHIFT
 from hypervisor.trace import Layer
+from partitions.root.hotplug import HotPlugError
 from vsp_vsc.memory.balance import Change, Claim, Divide, HostState, by_weight, host_state, targets, taxed
 
 if TYPE_CHECKING:
+    from hypervisor.scheduler.tree import Node
+    from partitions.root.memory_pools import PoolShares
     from partitions.root.vid import Vid
     from partitions.root.vm_memory import VmMemory
 
@@ -55,10 +61,6 @@ class MemoryDesk:
         self.state = HostState.HIGH
         self.idle_tax: Fraction | None = None
         """From 0 to 1: what idle memory costs its owner where memory is short. None: shares by weight alone."""
-        self.divide: Divide | None = None
-        """Shares memory in place of weights alone, where there are pools."""
-        self.limit_of: Callable[[str], int | None] = lambda name: None
-        """Pages that a VM may have by the limits of pools around it."""
 
     # --- who has memory
 
@@ -66,15 +68,35 @@ class MemoryDesk:
     def joined(self, vm: VmMemory) -> Iterator[None]:
         """A VM that is on, until the block ends."""
         self._vms[vm.name] = vm
+        vm.settle, vm.wake = functools.partial(self._settle, vm.name), self._arm
         self._arm()
         try:
             yield
         finally:
             del self._vms[vm.name]
+            vm.settle = None
             self._arm()
 
+    def _settle(self, name: str, values: Mapping[str, object]) -> None:
+        if self._vid.resources is not None:
+            self._vid.resources().change(f"vm/{name}", values)
+
+    def settled(self, node: Node) -> None:
+        """Somebody has changed the settings of a VM, or of a pool, which the next round finds."""
+        vmms = None if self._vid.resources is None else self._vid.resources.machines.vmms
+        name = node.name.removeprefix("vm/")
+        managed = None if vmms is None or name == node.name else vmms.vms.get(name)
+        if managed is None or managed.worker is None:
+            return
+        table = managed.settings
+        if managed.worker.memory is None and table.memory == managed.worker.memory_at_start:
+            return
+        with contextlib.suppress(HotPlugError):  # it is not on yet, or no more: it starts with its new settings
+            managed.worker.movable_memory().follow(table)
+        self._arm()
+
     def _arm(self) -> None:
-        if any(vm.dynamic for vm in self._vms.values()):
+        if any(vm.moving for vm in self._vms.values()):
             self._hypervisor.timers.set(self, self._hypervisor.clock() + ticks(TICK_SECONDS))
         else:
             self._hypervisor.timers.set(self, None)
@@ -128,9 +150,10 @@ class MemoryDesk:
     def balance(self) -> None:
         """Set targets, and take one step towards each where its guest has nothing to answer."""
         self.state = self._state_now()
-        claims = self._claims()
+        shares = self._pools()
+        claims = self._claims(shares)
         capacity = self._free_pages() - self._wanted + sum(claim.assigned for claim in claims)
-        found = targets(max(0, capacity), claims, self._divide())
+        found = targets(max(0, capacity), claims, self._divide(shares))
         now = self._hypervisor.clock()
         free = max(0, self._free_pages() - self._wanted)
         # Those in need first; what they get is not free for the next.
@@ -147,19 +170,32 @@ class MemoryDesk:
             if step.change is not Change.BALLOON:
                 free = max(0, min(free - step.pages, self._free_pages() - self._wanted))
 
-    def _claims(self) -> list[Claim]:
+    def _claims(self, shares: PoolShares | None) -> list[Claim]:
         claims = []
         for vm in self._vms.values():
-            vm.limit = self.limit_of(vm.name)
+            vm.limit = None
             claim = vm.claim()
-            if claim is not None:
-                claims.append(claim)
+            if claim is None:
+                continue
+            if shares is not None:
+                vm.limit = shares.limit(claim)
+                claim = attrs.evolve(claim, limit=vm.limit)
+            claims.append(claim)
         return claims
 
-    def _divide(self) -> Divide:
-        if self.divide is not None:
-            return self.divide
+    def _divide(self, shares: PoolShares | None) -> Divide:
+        if shares is not None:
+            return shares.divide
         return by_weight if self.idle_tax is None else taxed(self.idle_tax)
+
+    def _pools(self) -> PoolShares | None:
+        """How pools share the host's memory, if there are any."""
+        resources = None if self._vid.resources is None else self._vid.resources.made
+        if resources is None or not resources.pools:
+            return None
+        from partitions.root.memory_pools import PoolShares
+
+        return PoolShares(resources, self._vms, self._vid.vm_memory - self._wanted * _PAGE)
 
     def _state_now(self) -> HostState:
         return host_state(self.state, self._free_pages() - self._wanted, self._vid.vm_memory >> PAGE_SHIFT)

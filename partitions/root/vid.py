@@ -26,6 +26,8 @@ from partitions.root.winhv import HypercallFailed, WinHv
 from partitions.topology_schema import size_words
 
 if TYPE_CHECKING:
+    from hypervisor.scheduler.tree import Node
+    from partitions.root.host_resources import HostResources
     from partitions.root.memory_desk import MemoryDesk
 
 T = TypeVar("T")
@@ -152,6 +154,8 @@ class Vid:
         self.vm_memory_used = 0
         self.pool = PagePool(hypervisor)
         self._desk: MemoryDesk | None = None
+        self.resources: HostResources | None = None
+        """Where resource control is, where there may be any."""
 
     @property
     def desk(self) -> MemoryDesk:
@@ -161,6 +165,10 @@ class Vid:
 
             self._desk = MemoryDesk(self)
         return self._desk
+
+    def memory_changed(self, node: Node) -> None:
+        """Resource control's: a VM's memory, or a pool's, has other settings."""
+        self.desk.settled(node)
 
     async def make_room(self, size: int) -> None:
         """Before a VM starts: have those with dynamic memory give back what it needs, if there are any."""

@@ -12,7 +12,8 @@ A guest that refuses, or does not answer, keeps what it has: nothing waits for i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -20,12 +21,12 @@ import msgspec
 import trio
 
 from hypervisor.clock import ticks
-from hypervisor.inspect import Branch, Setting
+from hypervisor.inspect import Branch
 from hypervisor.pages import PAGE_SHIFT
 from partitions.root.exits import CannotStart
 from partitions.root.winhv import HypercallFailed
 from partitions.topology_controls import memory_range
-from partitions.topology_schema import Backend, Size, VmTable, size_words
+from partitions.topology_schema import Backend, VmTable, size_words
 from vsp_vsc.memory.balance import Change, Claim, HostState, Standing, Step, Target, pressure, step
 from vsp_vsc.memory.protocol import BALLOON_UNIT, CHUNK, Pages
 from vsp_vsc.memory.ranges import PageSet
@@ -125,6 +126,10 @@ class VmMemory:
         self.minimum, self.maximum = least >> PAGE_SHIFT, most >> PAGE_SHIFT
         table = settings.dynamic_memory
         self.buffer, self.weight = (20, 5000) if table is None else (table.buffer, table.weight)
+        self.settle: Callable[[Mapping[str, object]], None] | None = None
+        """Changes its settings, by keys as in its topology; its desk's. Raises `ResourceError`."""
+        self.wake: Callable[[], None] = lambda: None
+        """Has the balancer look again; its desk's."""
         self.limit: int | None = None
         """Pages that pools around it leave to it."""
         self.pinned: int | None = None
@@ -186,12 +191,17 @@ class VmMemory:
         return self._resting()
 
     @property
+    def moving(self) -> bool:
+        """Whether the balancer has something to do for it."""
+        return self.dynamic or self.pinned not in (None, self.assigned)
+
+    @property
     def partition_id(self) -> int:
         """The hypervisor's number for it."""
         return self._built.id
 
     def claim(self) -> Claim | None:
-        """What it asks of the host; None while its memory stays as it is."""
+        """What it asks of the host, without the limits of pools; None while its memory stays as it is."""
         if not self.device.ready or not (self.dynamic or self.pinned is not None):
             return None
         least, most = self.minimum, self.maximum
@@ -205,7 +215,6 @@ class VmMemory:
             demand=self.demand,
             buffer=self.buffer,
             weight=self.weight,
-            limit=self.limit,
         )
 
     @property
@@ -277,47 +286,26 @@ class VmMemory:
             "last_refusal": self._last_short or None,
         }
         if self.dynamic:
-            size = 'a size such as "256MiB"'
             shown |= {
-                "minimum": Setting(state.minimum, self._setter("minimum"), f"never less than this: {size}"),
-                "maximum": Setting(state.maximum, self._setter("maximum"), f"never more than this: {size}"),
-                "buffer": Setting(state.buffer, self._setter("buffer"), "percent of its demand on top, 0 to 2000"),
-                "weight": Setting(state.weight, self._setter("weight"), "beside other VMs, 1 to 10000"),
+                "minimum": state.minimum,
+                "maximum": state.maximum,
+                "buffer": state.buffer,
+                "weight": state.weight,
             }
         return Branch(shown)
 
-    def _setter(self, key: str) -> Callable[[str], None]:
-        def set_it(written: str) -> None:
-            value = Size.parse(written) if key in ("minimum", "maximum") else int(written)
-            self.change(**{key: value})
-
-        return set_it
-
     # --- what can be changed while it runs
 
-    def change(
-        self,
-        *,
-        minimum: int | None = None,
-        maximum: int | None = None,
-        buffer: int | None = None,
-        weight: int | None = None,
-    ) -> None:
-        """Other bounds, in bytes. Raises `ValueError`, and nothing has changed then."""
-        if not self.dynamic:
-            raise ValueError(f'VM "{self.name}" has no [vm.dynamic_memory]: set its memory itself')
-        least = self.minimum if minimum is None else _pages(minimum, "minimum")
-        most = self.maximum if maximum is None else _pages(maximum, "maximum")
-        if least > most:
-            words = f"minimum {size_words(least * _PAGE)}, maximum {size_words(most * _PAGE)}"
-            raise ValueError(f"the minimum must not be above the maximum: {words}")
-        if buffer is not None and not 0 <= buffer <= 2000:
-            raise ValueError(f"buffer: must be from 0 to 2000 percent, is {buffer}")
-        if weight is not None and not 1 <= weight <= 10000:
-            raise ValueError(f"weight: must be from 1 to 10000, is {weight}")
-        self.minimum, self.maximum = least, most
-        self.buffer = self.buffer if buffer is None else buffer
-        self.weight = self.weight if weight is None else weight
+    def follow(self, table: VmTable) -> None:
+        """Other settings: bounds of a dynamic VM, the size of another, which the balancer then takes it to."""
+        dynamic = table.dynamic_memory
+        if dynamic is None or not self.dynamic:
+            self.pinned = table.memory >> PAGE_SHIFT
+            self._rest_until = self._rest_adding_until = 0
+            return
+        least, most = memory_range(table)
+        self.minimum, self.maximum = least >> PAGE_SHIFT, most >> PAGE_SHIFT
+        self.buffer, self.weight = dynamic.buffer, dynamic.weight
 
     async def resize(self, size: int, patience: float = ANSWER_SECONDS) -> None:
         """Bring it to `size` bytes; raises `CannotResize` where that cannot be had, with what was had kept.
@@ -410,7 +398,11 @@ class VmMemory:
 
     def next_step(self, state: HostState, free: int) -> Step:
         """What brings it nearer to its target."""
-        if self.target is None or not self.device.idle or self.pinned is not None:
+        if not self.device.idle:
+            return Step()
+        if self.pinned is not None:
+            return self._by_hand(self.pinned) if self.pinned != self.assigned else Step()
+        if self.target is None:
             return Step()
         standing = Standing(
             assigned=self.assigned,
@@ -560,8 +552,7 @@ class VmMemory:
         self._never_add = False
         self._rest_until = self._rest_adding_until = 0
         self._last_short = ""
-        if not self.dynamic:
-            self.pinned = None
+        self.wake()
 
     def close(self) -> None:
         """The VM is off, and its partition about to go."""
@@ -619,15 +610,30 @@ async def change_memory(
     weight: int | None,
     patience: float,
 ) -> MemoryState:
-    """Bounds first, then the size; without a size, the balancer decides. Raises `CannotResize`."""
-    if (minimum, maximum, buffer, weight) != (None, None, None, None):
+    """Bounds first, then the size; without a size, the balancer decides. Raises `CannotResize`.
+
+    A size that is not had leaves the VM's settings at what it has.
+    """
+    from hypervisor.scheduler.tree import ResourceError
+
+    bounds = {"minimum": minimum, "maximum": maximum, "buffer": buffer, "weight": weight}
+    values: dict[str, object] = {f"dynamic_memory.{key}": value for key, value in bounds.items() if value is not None}
+    if size is not None and not memory.dynamic:
+        values["memory"] = size
+    if values and memory.settle is not None:
         try:
-            memory.change(minimum=minimum, maximum=maximum, buffer=buffer, weight=weight)
-        except ValueError as error:
+            memory.settle(values)
+        except ResourceError as error:
             raise CannotResize(str(error)) from None
     if size is None:
         memory.release()
         await trio.lowlevel.checkpoint()
-    else:
+        return memory.state()
+    try:
         await memory.resize(size, patience)
+    except CannotResize:
+        if memory.settle is not None and not memory.dynamic:  # its settings say what it has
+            with contextlib.suppress(ResourceError):
+                memory.settle({"memory": memory.assigned * _PAGE})
+        raise
     return memory.state()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from hypervisor.hypervisor import Hypervisor
 from partitions.child import kernel
 from partitions.child.guest import Guest, GuestMain
 from partitions.host import CannotSave, Host, Vm
-from partitions.inspect import InspectError
 from partitions.root.vm_memory import CannotResize, MemoryState
-from partitions.topology_controls import DynamicMemoryTable
+from partitions.topology_controls import DynamicMemoryTable, PoolMemoryTable, PoolTable
 from partitions.topology_schema import HostTable, Size, Topology, VmTable
 from tests.doubles.root import bare_host, idle
 from vsp_vsc.memory.guest import floor_pages
@@ -27,7 +26,7 @@ from vsp_vsc.memory.guest import floor_pages
 MIB = 1 << 20
 
 
-def open_guests(*vms: tuple[VmTable, GuestMain], memory: int = 1024) -> Any:
+def open_guests(*vms: tuple[VmTable, GuestMain], memory: int = 1024, pools: Sequence[PoolTable] = ()) -> Any:
     """A host of `memory` MiB whose VMs run these; each may go on from a saved state."""
     mains: Mapping[str, GuestMain] = {table.name: main for table, main in vms}
 
@@ -41,7 +40,7 @@ def open_guests(*vms: tuple[VmTable, GuestMain], memory: int = 1024) -> Any:
         return TaskBackend(hypervisor, boot, resume)
 
     tables = [table for table, _ in vms]
-    topology = Topology(host=HostTable(memory=Size(memory * MIB)), vm=tables, folder=Path())
+    topology = Topology(host=HostTable(memory=Size(memory * MIB)), vm=tables, pool=list(pools), folder=Path())
     return partitions.open_host(topology, backends=backend)
 
 
@@ -106,6 +105,7 @@ async def test_a_fixed_vm_is_resized(autojump_clock: trio.abc.Clock) -> None:
         assert memory.ballooned == 20 * MIB
         assert resident(host, "web") < before - 16 * MIB
         assert host.vid.vm_memory_used == 44 * MIB
+        await trio.sleep(2)
         assert len(host.hypervisor.timers) == 0
 
         got = await vm.set_memory("64MiB")
@@ -121,14 +121,16 @@ async def test_a_fixed_vm_is_resized(autojump_clock: trio.abc.Clock) -> None:
             await vm.set_memory("64MiB")
         with pytest.raises(CannotResize, match="multiple of 2 MiB"):
             await vm.set_memory(3 * MIB)
-        with pytest.raises(CannotResize, match=r"no \[vm.dynamic_memory\]"):
+        with pytest.raises(CannotResize, match="has no dynamic memory"):
             await vm.set_memory(minimum="32MiB")
         assert host.vid.vm_memory_used == state(vm).assigned
 
+        left = state(vm).assigned
+        assert vm.settings.memory == left
         await vm.reset()
-        await trio.sleep(1)
         assert state(vm).assigned == host.vid.vm_memory_used == 64 * MIB
-        assert guests[1].memory.size == 64 * MIB
+        await trio.sleep(5)
+        assert state(vm).assigned == host.vid.vm_memory_used == guests[1].memory.size == left
         await vm.turn_off()
         assert host.vid.vm_memory_used == host.hypervisor.discarded_bytes == 0
 
@@ -205,11 +207,11 @@ async def test_demand_and_its_buffer(autojump_clock: trio.abc.Clock) -> None:
         assert await host.inspect("vm/web/memory/guest_visible_physical_memory") == busy.visible
         assert await host.inspect("vm/web/memory/added_memory") == busy.added_memory
 
-        host.update("vm/web/memory/maximum", "560MiB")
+        host.resources.set("vm/web", "memory.maximum", "560MiB")
         await trio.sleep(10)
         assert state(vm).assigned <= 560 * MIB * 34 // 32
-        with pytest.raises(InspectError, match="minimum must not be above"):
-            host.update("vm/web/memory/minimum", "1GiB")
+        with pytest.raises(CannotResize, match=r"minimum.*must not be above"):
+            await vm.set_memory(minimum="1GiB")
         with pytest.raises(CannotResize, match="buffer"):
             await vm.set_memory(buffer=-1)
         assert state(vm).minimum == 64 * MIB
@@ -279,8 +281,10 @@ async def test_a_limit_below_its_memory(autojump_clock: trio.abc.Clock) -> None:
         await guest.memory.use(90 * MIB)
         await forever(guest)
 
-    async with open_guests((dynamic("web", 32, 96, 96), main)) as host:
-        host.vid.desk.limit_of = lambda name: 64 * 256
+    table = dynamic("web", 32, 96, 96)
+    table.pool = "p"
+    pool = PoolTable(name="p", memory=PoolMemoryTable(limit=Size(64 * MIB)))
+    async with open_guests((table, main), pools=[pool]) as host:
         vm = host["web"]
         await vm.start()
         await trio.sleep(25)
@@ -292,7 +296,7 @@ async def test_a_limit_below_its_memory(autojump_clock: trio.abc.Clock) -> None:
         assert memory.swapped >= 27 * MIB
         assert state(vm).cause == "limit"
         assert host.vid.desk.figures().state == "high"
-        host.vid.desk.limit_of = lambda name: None
+        host.resources.set("pool/p", "memory.limit", 0)
         await trio.sleep(5)
         assert await memory.touch() > 0
         assert memory.swapped == 0
