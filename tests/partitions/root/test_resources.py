@@ -154,7 +154,6 @@ async def test_changes_are_the_topologys(folder: Path, autojump_clock: trio.abc.
             ("vm/a", "cpu.limit", float("nan"), "cpu.limit: must be more than 0"),
             ("vm/a", "pool", "mum", 'pool: no [[pool]] is called "mum"; did you mean "mom"?'),
             ("vm/a", "name", "c", "name: cannot be changed while the host runs"),
-            ("vm/a", "memory", "4MiB", "memory: can be changed while it is off"),
             ("vm/a", "memory.minimum", "2MiB", "memory.minimum: it has no dynamic memory"),
             ("vm/a", "disk.0.iops.limit", 5, "disk.0.iops.limit: there is no disk 0; there are: none"),
             ("vm/z", "cpu.limit", 40, 'no VM is called "z"; there are: a, b'),
