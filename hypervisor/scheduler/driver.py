@@ -12,6 +12,7 @@ that compute is the same on either clock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.partition import Partition
     from hypervisor.scheduler.events import SchedulerTrace
-    from hypervisor.scheduler.kernel import CpuKernel, Group, LpTimes, Reason, Vp
+    from hypervisor.scheduler.kernel import CpuKernel, Entry, Group, LpTimes, Reason, Vp
     from hypervisor.scheduler.threads import ThreadVps
     from hypervisor.vp import VirtualProcessor
 
@@ -113,6 +114,8 @@ class CpuScheduler:
         self._hypervisor = hypervisor
         self.quantum = 10_000_000
         """Nanoseconds of a slice; set before the first work."""
+        self.keep_log = False
+        """Whether the kernel keeps its inputs in `log`; set before the first work."""
         self.groups: dict[int, GroupSettings] = {}
         self._kernel: CpuKernel | None = None
         """Made by the first work, and nodes by the first work in them: who never works costs nothing."""
@@ -459,6 +462,11 @@ class CpuScheduler:
 
     # --- figures
 
+    @property
+    def log(self) -> Sequence[Entry]:
+        """The kernel's inputs with their times, for `hypervisor.scheduler.replay`; empty if they were not kept."""
+        return [] if self._kernel is None else self._kernel.log or []
+
     def times(self, vp: VirtualProcessor) -> CpuTimes:
         """How a processor has spent its life until now; what it is at included."""
         life = self._hypervisor.clock() - vp.born
@@ -546,7 +554,9 @@ class CpuScheduler:
         if kernel is None:
             from hypervisor.scheduler.kernel import CpuKernel  # which a host without work does not load
 
-            kernel = self._kernel = CpuKernel(self._hypervisor.logical_processors, quantum=self.quantum)
+            kernel = self._kernel = CpuKernel(
+                self._hypervisor.logical_processors, quantum=self.quantum, log=self.keep_log
+            )
             kernel.listener = self._notes
             kernel.advance(self._hypervisor.clock() * NS_PER_TICK)
         return kernel
@@ -565,7 +575,7 @@ class CpuScheduler:
             if self._notes.done:
                 return kernel
         if now > kernel.now:
-            kernel.advance(now)
+            (kernel if self._threads is None else self._threads).advance(now)
         return kernel
 
     def fire(self) -> None:

@@ -69,6 +69,12 @@ class Kernel(Protocol[AnyVp]):
     def now(self) -> int:
         """Its time."""
 
+    def advance(self, to: int) -> None:
+        """All that happens until then."""
+
+    def next_time(self) -> int | None:
+        """When something happens by itself."""
+
     @property
     def crowded(self) -> bool:
         """Whether there may be no LP for who begins to work now."""
@@ -250,6 +256,24 @@ class ThreadVps(Generic[Vp]):
             thread.gate.may_run(not shut)
 
     # --- accounts
+
+    def advance(self, to: int) -> None:
+        """Advance the kernel; before it decides who runs next, it hears what those that ran have really had.
+
+        Else a thread that the host has kept from running would hear of its arrears only when somebody else has the LP.
+        """
+        kernel = self._kernel
+        running = [thread for thread in self._all.values() if thread.holds and not thread.free]
+        if running:
+            kernel.settle()
+            while (moment := kernel.next_time()) is not None and kernel.now < moment <= to:
+                kernel.advance(moment)
+                for thread in running:
+                    self._account(thread)
+                if moment == to:
+                    return
+                kernel.settle()
+        kernel.advance(to)
 
     def ran_beside(self, vp: Vp) -> int:
         """Nanoseconds that it ran while it was free; the kernel's account has the rest, and has these as halted."""
