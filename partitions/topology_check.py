@@ -253,7 +253,9 @@ class Check:
     def disk(self, disk: DiskTable, keys: KeyPath) -> None:
         """The rules of one disk."""
         if disk.iops is not None:
-            self.problem((*keys, "iops"), "disk controls come later: remove iops")
+            from partitions.topology_resources import check_iops
+
+            check_iops(self, disk.iops, (*keys, "iops"))
         if disk.type is DiskType.DVD:
             if disk.size is not None:
                 return self.problem((*keys, "size"), 'is for disks; a drive of type = "dvd" has a disc, or none')

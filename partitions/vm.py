@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import trio
 
 from hypervisor.clock import seconds
@@ -37,7 +38,7 @@ from partitions.root.nic_desk import NicDesk
 from partitions.root.nic_state import NicState
 from partitions.root.saving import SavedVm
 from partitions.root.statistics import VmStatistics
-from partitions.topology_schema import DiskTable, DiskType, Size, VmTable
+from partitions.topology_schema import DiskTable, DiskType, IopsTable, Size, VmTable
 from vmbus.protocol.hvsocket import parse_service, service_words
 from vmbus.server.socket_stream import HostSocket
 from vmbus.server.sockets import Accept, Listening, SocketRefused
@@ -432,10 +433,12 @@ class Vm:
         block_size: int = 512,
         type: Literal["disk", "dvd"] = "disk",  # noqa: A002 - the key's name in a topology
         lun: int | None = None,
+        iops: Mapping[str, int] | None = None,
     ) -> int:
         """Give it another disk, now or for its next start; its LUN, by default one that no disk had before.
 
-        The arguments are the keys of `[[vm.disk]]`. A guest that runs is told, and looks. Raises `DiskError`.
+        The arguments are the keys of `[[vm.disk]]`, and `iops` is a table with reserve, limit and weight. A guest that
+        runs is told, and looks. Raises `DiskError`.
         """
         if type not in tuple(DiskType):
             raise DiskError(f"type: must be {' or '.join(DiskType)}, is {type!r}")
@@ -446,6 +449,7 @@ class Vm:
             size=_bytes(size),
             read_only=read_only,
             block_size=block_size,
+            iops=None if iops is None else _iops(iops),
         )
         await trio.lowlevel.checkpoint()
         return self._desk.add(table)
@@ -481,7 +485,7 @@ class Vm:
 
     @property
     def _desk(self) -> DiskDesk:
-        return DiskDesk(self._managed, self._vmms.folder)
+        return DiskDesk(self._managed, self._vmms.folder, self._vmms.resources)
 
     # --- its network adapters, on or off
 
@@ -538,6 +542,13 @@ class Vm:
             await managed.changed.wait()
         await trio.lowlevel.checkpoint()
         return managed.state
+
+
+def _iops(table: Mapping[str, int]) -> IopsTable:
+    try:
+        return msgspec.convert(dict(table), IopsTable)
+    except msgspec.ValidationError as error:
+        raise DiskError(f"iops: {error}") from None
 
 
 def _bytes(size: int | str | None) -> Size | None:

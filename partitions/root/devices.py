@@ -22,7 +22,8 @@ from vmbus.server.offers import Device, InspectableDevice, LeavingDevice, Offer,
 from vmbus.server.saved import CannotRestore, CannotSave
 
 if TYPE_CHECKING:
-    from partitions.root.disks import VmDisks
+    from partitions.root.disk_controls import DiskControls
+    from partitions.root.disks import Control, VmDisks
     from partitions.root.host_network import HostNetwork
     from vmbus.channel import Channel
     from vmbus.server.opened import OpenedChannel
@@ -108,6 +109,7 @@ def open_devices(
     trace: Trace,
     partition_id: int,
     network: HostNetwork,
+    disk_controls: DiskControls | None = None,
     controller_name: str = CONTROLLER,
 ) -> Iterator[list[CountedDevice]]:
     """Open the images, plug in the adapters, load the VSPs; until the end. Raises `DeviceError`.
@@ -121,7 +123,8 @@ def open_devices(
             from partitions.root.disks import VmDisks
             from vsp_vsc.storage.protocol import MAX_SUB_CHANNELS
 
-            disks = stack.enter_context(VmDisks(folder, inline=inline_io))
+            control = None if disk_controls is None else _control(disk_controls, vm.name, controller_name)
+            disks = stack.enter_context(VmDisks(folder, inline=inline_io, control=control))
             controller = disks.make_controller(
                 vm.disk,
                 instance_of(vm.name, controller_name),
@@ -154,6 +157,12 @@ def open_devices(
         for table in vm.device:
             devices.append(CountedDevice(load_vsp(table, folder)))
         yield devices
+
+
+def _control(controls: DiskControls, vm: str, controller: str) -> Control:
+    """Has the disks of a VM's controller controlled; those of its first are known by their LUNs alone."""
+    prefix = "disk" if controller == CONTROLLER else f"disk/{controller}"
+    return lambda lun, table, unit: controls.add(vm, f"{prefix}/{lun}", table.iops, unit)
 
 
 def nic_name(number: int) -> str:

@@ -19,6 +19,7 @@ from partitions.topology_schema import DVD_BLOCK_SIZE, MAX_DISKS, DiskTable, Dis
 
 if TYPE_CHECKING:
     from partitions.root.disks import VmDisks
+    from partitions.root.host_resources import HostResources
     from partitions.root.hotplug import HotPlug
     from partitions.root.management import ManagedVm
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 class DiskDesk:
     """Where the disks of one VM are changed."""
 
-    def __init__(self, managed: ManagedVm, folder: Path) -> None:
+    def __init__(self, managed: ManagedVm, folder: Path, resources: HostResources) -> None:
         self._managed = managed
         self._folder = folder
+        self._resources = resources
 
     def states(self) -> dict[int, DiskState]:
         """By LUN: of the running VM, or as its settings say."""
@@ -50,14 +52,17 @@ class DiskDesk:
             raise DiskError(f"a controller has at most {MAX_DISKS} disks")
         self._check(table)
         disks, hotplug = self._running(), self._hotplug()
-        if disks is not None:
-            disks.add(lun, table)
-        elif hotplug is not None:
-            try:
+        before = self._numbered()
+        self._reserve([*before, table])
+        try:
+            if disks is not None:
+                disks.add(lun, table)
+            elif hotplug is not None:
                 hotplug.add(CONTROLLER, [table])
-            except HotPlugError as error:
-                raise DiskError(str(error)) from error
-        self._settle([*self._numbered(), table])
+        except (DiskError, HotPlugError) as error:
+            self._reserve(before)
+            raise DiskError(str(error)) from error
+        self._settle([*before, table])
         self._managed.highest_lun = max(lun, self._managed.highest_lun)
         return lun
 
@@ -67,10 +72,12 @@ class DiskDesk:
         if lun not in tables:
             there = ", ".join(map(str, sorted(tables))) or "none"
             raise DiskError(f"there is no disk at LUN {lun}; there are: {there}")
-        self._settle([table for table in self._numbered() if table.lun != lun])
+        left = [table for table in self._numbered() if table.lun != lun]
+        self._settle(left)
         self._managed.highest_lun = max(*tables, self._managed.highest_lun)
         if disks is not None:
             await disks.remove(lun)
+        self._reserve(self._numbered())
 
     def resize(self, lun: int, size: int | None) -> int:
         """See `VmDisks.resize`."""
@@ -118,6 +125,18 @@ class DiskDesk:
     def _numbered(self) -> list[DiskTable]:
         """The settings' disks with their LUNs written out: those that stay keep their places."""
         return [msgspec.structs.replace(table, lun=lun) for lun, table in self._tables().items()]
+
+    def _reserve(self, tables: Sequence[DiskTable]) -> None:
+        """Have what these disks reserve set aside, where anything is. Raises `DiskError`, nothing changed."""
+        made = self._resources.made
+        if made is None:
+            return
+        from hypervisor.scheduler.tree import ResourceError
+
+        try:
+            made.devices_changed(self._managed.name, msgspec.structs.replace(self._managed.settings, disk=list(tables)))
+        except ResourceError as error:
+            raise DiskError(str(error)) from error
 
     def _settle(self, tables: Sequence[DiskTable]) -> None:
         self._managed.settings = msgspec.structs.replace(self._managed.settings, disk=list(tables))

@@ -6,10 +6,10 @@ Each image is open, and locked, from when its disk comes until the disk has gone
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 
@@ -19,10 +19,22 @@ from partitions.root.disk_state import DeviceError, DiskError, DiskState
 from partitions.topology_schema import DVD_BLOCK_SIZE, DiskTable, DiskType, luns_of
 from vsp_vsc.storage.backends.base import BackendError, check_size
 from vsp_vsc.storage.backends.raw_file import RawFileBackend, create_image
+from vsp_vsc.storage.controller import Unit
 from vsp_vsc.storage.scsi.dvd import DvdDrive
 from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.scsi.unit import LogicalUnit
 from vsp_vsc.storage.vsp import StorageVsp
+
+
+class Controlled(Protocol):
+    """A disk whose I/O somebody controls."""
+
+    def close(self) -> None:
+        """The disk has gone."""
+
+
+Control = Callable[[int, DiskTable, Unit], Controlled]
+"""Takes a disk under control: its LUN, its settings, and where it is."""
 
 
 @attrs.define(eq=False)
@@ -30,14 +42,22 @@ class _Disk:
     table: DiskTable
     target: LogicalUnit
     backend: RawFileBackend | None
+    control: Controlled | None = None
+
+    def let_go(self) -> None:
+        """It is not controlled any more."""
+        if self.control is not None:
+            self.control.close()
 
 
 class VmDisks:
     """The disks of one controller. A context manager: at its end all images are closed."""
 
-    def __init__(self, folder: Path, *, inline: bool) -> None:
+    def __init__(self, folder: Path, *, inline: bool, control: Control | None = None) -> None:
+        """`control` has the I/O of each disk controlled, from when it is there."""
         self._folder = folder
         self._inline = inline
+        self._control = control
         self._disks: dict[int, _Disk] = {}
         self._controller: StorageVsp | None = None
         self._instance: Guid | None = None
@@ -49,6 +69,7 @@ class VmDisks:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for disk in self._disks.values():
+            disk.let_go()
             if disk.backend is not None:
                 disk.backend.close()
         self._disks.clear()
@@ -69,6 +90,8 @@ class VmDisks:
             self._disks[lun] = self._open(lun, table)
         targets = {lun: disk.target for lun, disk in self._disks.items()}
         self._controller = StorageVsp(targets, instance, trace, partition_id, name, max_sub_channels=max_sub_channels)
+        for lun, disk in self._disks.items():
+            self._have_controlled(lun, disk)
         return self._controller
 
     @property
@@ -91,6 +114,7 @@ class VmDisks:
             raise DiskError(str(error)) from error
         self._disks[lun] = disk
         self.controller.add_disk(lun, disk.target)
+        self._have_controlled(lun, disk)
 
     async def remove(self, lun: int) -> None:
         """A disk goes; the guest is told. Returns when nothing is under way on it. Raises `DiskError`."""
@@ -99,6 +123,7 @@ class VmDisks:
         try:
             await self.controller.remove_disk(lun)
         finally:
+            disk.let_go()
             if disk.backend is not None:
                 disk.backend.close()
 
@@ -152,6 +177,10 @@ class VmDisks:
         drive.eject()  # calls `_ejected`
 
     # --- inside
+
+    def _have_controlled(self, lun: int, disk: _Disk) -> None:
+        if self._control is not None:
+            disk.control = self._control(lun, disk.table, self.controller.unit(lun))
 
     def _open(self, lun: int, table: DiskTable) -> _Disk:
         if table.type is DiskType.DVD:

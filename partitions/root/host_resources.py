@@ -13,6 +13,7 @@ from partitions.topology_schema import Topology, VmTable
 if TYPE_CHECKING:
     from hypervisor.scheduler.driver import CpuScheduler
     from hypervisor.scheduler.tree import Node
+    from partitions.root.disk_controls import DiskControls
     from partitions.root.management import Vmms
     from partitions.root.resources import Resources
 
@@ -68,6 +69,8 @@ class HostResources:
     made: Resources | None = None
     """Once somebody has asked, or the topology has."""
     listeners: dict[Kind, list[OnChange]] = attrs.Factory(dict)
+    disks: DiskControls | None = None
+    """Who has how much of the disks' I/O, with its figures; there as soon as VMs can run."""
 
     def __call__(self) -> Resources:
         """Resource control, made at the first call with all that is defined and running by then."""

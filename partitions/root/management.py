@@ -36,6 +36,7 @@ from partitions.root.console import Console
 from partitions.root.exits import ExitReason, ExitRecord
 from partitions.root.feed import Feed
 from partitions.root.host_network import HostNetwork
+from partitions.root.host_resources import HostResources
 from partitions.root.integration import ShutdownFlags
 from partitions.root.restarts import LIMIT, Restarts, Wish
 from partitions.root.saving import CannotSave, SavedVm
@@ -196,6 +197,11 @@ class Vmms:
     def folder(self) -> Path:
         """Where relative paths of images start."""
         return self._host.folder
+
+    @property
+    def resources(self) -> HostResources:
+        """Who has how much of the host, where anybody is told."""
+        return self._host.resources
 
     @property
     def leaving(self) -> list[Leaving]:

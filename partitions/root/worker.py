@@ -40,6 +40,7 @@ from partitions.root.chipset.com1 import Com1
 from partitions.root.chipset.power import ExitCode, PowerControl, ResetControl
 from partitions.root.console import Console
 from partitions.root.devices import CONTROLLER, CountedDevice, nic_name, open_devices
+from partitions.root.disk_controls import DiskControls
 from partitions.root.exits import CannotStart, ExitReason, ExitRecord
 from partitions.root.host_network import HostNetwork
 from partitions.root.host_resources import HostResources
@@ -109,6 +110,12 @@ class HostServices:
     """Random numbers for a purpose, which a seed makes repeatable."""
     leaving: list[Leaving] = attrs.field(factory=list)
     """Who hears of each VM's end."""
+    disk_controls: DiskControls = attrs.field(init=False)
+    """Who has how much of the host's I/O."""
+
+    @disk_controls.default
+    def _disk_controls(self) -> DiskControls:
+        return DiskControls(self.resources, self.hypervisor)
 
 
 class Worker:
@@ -518,6 +525,7 @@ class Worker:
             trace=self._host.hypervisor.trace,
             partition_id=partition_id,
             network=self._host.network,
+            disk_controls=self._host.disk_controls,
             controller_name=name,
         )
 

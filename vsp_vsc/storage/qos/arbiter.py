@@ -8,19 +8,18 @@ No task waits for anything: the hypervisor's timers call `fire` when the next re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import msgspec
 
-from hypervisor.inspect import Branch, Setting
+from hypervisor.inspect import Branch
 from vsp_vsc.storage.qos.gate import Command, DiskGate
 from vsp_vsc.storage.qos.mclock import MClock, Node
 from vsp_vsc.storage.qos.meter import Meter
-from vsp_vsc.storage.qos.policy import HELP, NONE, IopsPolicy
+from vsp_vsc.storage.qos.policy import NONE, IopsPolicy
 
 if TYPE_CHECKING:
     from hypervisor.clock import Clock
@@ -67,7 +66,6 @@ class Flow:
     node: Node
     policy: IopsPolicy
     unit: Unit
-    on_change: Callable[[IopsPolicy], object] | None
     meter: Meter = attrs.field(factory=Meter)
     gate: DiskGate | None = None
 
@@ -76,24 +74,14 @@ class Flow:
         policy.check()
         self.policy = policy
         self.qos.changed(self.node, policy)
-        if self.on_change is not None:
-            self.on_change(policy)
 
     def close(self) -> None:
         """The disk has gone, and what it had waiting has ended."""
         self.qos.remove_disk(self)
 
     def inspect(self) -> Branch:
-        """Its controls, which can be set, and its figures."""
-
-        def change(key: str, text: str) -> None:
-            self.set_policy(self.policy.with_value(key, text))
-
-        settings: dict[str, object] = {
-            f"iops_{key}": Setting(getattr(self.policy, key), partial(change, key), HELP[key])
-            for key in ("limit", "reserve", "weight")
-        }
-        return Branch(settings if self.gate is None else settings | {"iops": self._figures})
+        """Figures, while it is controlled."""
+        return Branch({} if self.gate is None else {"iops": self._figures})
 
     def _figures(self) -> Branch:
         figures, (device, kernel, guest) = self.qos.figures_of(self.node), self.meter.averages()
@@ -142,10 +130,15 @@ class DiskQos:
             self.core.move(node, above)
         self.changed(node, policy)
 
-    def remove_group(self, name: str) -> None:
-        """An empty one goes."""
-        node = self._groups[name]
-        assert not node.children, f"{name} is not empty"
+    def has_group(self, name: str) -> bool:
+        """Whether `set_group` has made it."""
+        return name in self._groups
+
+    def remove_if_empty(self, name: str) -> None:
+        """A group goes, if it is there and nothing is in it."""
+        node = self._groups.get(name)
+        if node is None or node.children:
+            return
         del self._groups[name]
         self._policies.pop(node, None)
         self.core.remove(node)
@@ -163,19 +156,11 @@ class DiskQos:
         self.core.change(node, reserve=policy.reserve, limit=policy.limit, weight=policy.weight)
         self._look()
 
-    def add_disk(
-        self,
-        group: str,
-        name: str,
-        policy: IopsPolicy,
-        unit: Unit,
-        on_change: Callable[[IopsPolicy], object] | None = None,
-    ) -> Flow:
-        """A disk of a VM, which is a group that is there. `on_change` hears of what people set."""
+    def add_disk(self, group: str, name: str, policy: IopsPolicy, unit: Unit) -> Flow:
+        """A disk of a VM, which is a group that is there."""
         policy.check()
         node = self.core.add_node(self._groups[group], name)
-        flow = self._flows[node] = Flow(self, name, node, policy, unit, on_change)
-        unit.controls = flow
+        flow = self._flows[node] = Flow(self, name, node, policy, unit)
         self.changed(node, policy)
         return flow
 
@@ -183,7 +168,6 @@ class DiskQos:
         """For `Flow.close`."""
         if self._flows.pop(flow.node, None) is None:
             return
-        flow.unit.controls = None
         del self._policies[flow.node]
         self._pass(flow, through=False)
         for request in self.core.remove(flow.node):
@@ -251,14 +235,14 @@ class DiskQos:
     # --- figures
 
     def figures(self) -> dict[str, FlowFigures]:
-        """Of the host (`host`), of each group by its name, and of each disk by its VM's with `/disks/` and its LUN."""
+        """Of the host (`host`), of each group by its name, and of each disk, such as `vm/web/disk/0`."""
         entitled = self._entitled()
         found = {"host": self._sum(self.core.root, entitled)}
         for name, node in self._groups.items():
             found[name] = self._sum(node, entitled)
         for node, flow in self._flows.items():
             assert node.parent is not None
-            found[f"{node.parent.name}/disks/{flow.name}"] = self._sum(node, entitled)
+            found[f"{node.parent.name}/{flow.name}"] = self._sum(node, entitled)
         return found
 
     def figures_of(self, node: Node) -> FlowFigures:
