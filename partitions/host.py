@@ -321,6 +321,7 @@ async def open_host(
         max_vps=MAX_PROCESSORS,
         logical_processors=topology.host.logical_processors,
     )
+    hypervisor.scheduler.quantum = topology.host.quantum_ms * 1_000_000
     for sink in sinks:
         hypervisor.trace.add_sink(sink)
     raise_descriptor_limit(topology)

@@ -1,0 +1,20 @@
+"""Works for a while, and looks each 0.2 s what it got of a processor."""
+
+import trio
+
+STEP = 0.2
+
+
+async def main(guest):
+    first, last = round(guest.args["from"] / STEP), round(guest.args["to"] / STEP)
+    await guest.sleep(first * STEP - guest.time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guest.cpu.run, 10)
+        before = guest.cpu.times()
+        for step in range(first, last):
+            await guest.sleep((step + 1) * STEP - guest.time())
+            now = guest.cpu.times()
+            share = (now.run - before.run) / (now.wall - before.wall)
+            print(f"{step * STEP:.1f} to {(step + 1) * STEP:.1f} s: I had {round(share * 100)} %")
+            before = now
+        nursery.cancel_scope.cancel()
