@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import host, network, ring_channel, scale, sockets, trace
+from benchmarks import host, network, ring_channel, scale, scheduler, sockets, trace
 
 LATEST = Path(__file__).with_name("latest.json")
 
@@ -48,6 +48,10 @@ BARS = {
     "inspect.1024_ms": Bar(500, at_least=False),
     "inspect.longest_stall_ms": Bar(2, at_least=False),
     "socket.stream16k.vs_trio_unix": Bar(0.6, at_least=True),
+    "scheduler.dispatch_us": Bar(6, at_least=False),
+    "scheduler.vs_real_time": Bar(20, at_least=True),
+    "scheduler.growth_128_to_1024": Bar(1.5, at_least=False),
+    "scheduler.hour_of_64_on_8_s": Bar(60, at_least=False),
     "trace.off_cost_ratio": Bar(1.02, at_least=False),
     "trace.record_slowdown": Bar(2.5, at_least=False),
 }
@@ -57,7 +61,7 @@ BARS = {
 def main() -> int:
     """Measure, print, write the file; 1 where a bar is missed."""
     figures = ring_channel.measure() | host.measure() | network.measure() | sockets.measure()
-    figures |= scale.measure() | trace.measure()
+    figures |= scale.measure() | scheduler.measure() | trace.measure()
     machine = f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.machine()}"
     print(f"\n{machine}; ratios are medians of interleaved rounds, higher is better unless the bar says otherwise\n")
     width = max(map(len, figures))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypervisor.scheduler.kernel import CpuKernel, Entry, Group, Listener, Vp
@@ -11,13 +11,17 @@ _NODES = {"remove": 1, "move": 2, "change": 1, "work": 1, "stop": 1, "suspend": 
 """How many of the first values are serial numbers of nodes."""
 
 
-def replay(log: Sequence[Entry], listener: Listener | None = None) -> CpuKernel:
-    """A kernel that was given the inputs of `log`, at the time of the last one."""
+def replay(
+    log: Sequence[Entry], listener: Listener | None = None, attach: Callable[[CpuKernel], object] | None = None
+) -> CpuKernel:
+    """A kernel that was given the inputs of `log`, at the time of the last one. `attach` is shown it before the first."""
     _, first, (lps, quantum, min_run, switch_cost) = log[0]
     if first != "CpuKernel":
         raise ValueError("not a log from its beginning")
     kernel = CpuKernel(_int(lps), quantum=_int(quantum), min_run=_int(min_run), switch_cost=_int(switch_cost), log=True)
     kernel.listener = listener
+    if attach is not None:
+        attach(kernel)
     nodes: dict[object, Group | Vp] = {kernel.root.normal.serial: kernel.root}
     for moment, name, values in log[1:]:
         kernel.advance(moment)
