@@ -7,6 +7,7 @@ while VMs run, there is an arbiter (`vsp_vsc.storage.qos`) that has all disks; i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,12 @@ class DiskControl:
     table: IopsTable | None
     """What it came with."""
     flow: Flow | None = None
+    _setters: dict[str, Callable[[str], None]] = attrs.field(init=False, repr=False)
+    """Made once: who looks twice and finds the same shall see the same."""
+
+    @_setters.default
+    def _make_setters(self) -> dict[str, Callable[[str], None]]:
+        return {key: partial(self._set, key) for key in _KEYS}
 
     @property
     def policy(self) -> IopsPolicy:
