@@ -50,6 +50,17 @@ def read_topology(target: str, *, programs: bool = True) -> Topology:
         raise Refusal(str(error)) from None
 
 
+def warn_of_controls(topology: Topology) -> None:
+    """On standard error, what of its resource control does not do what it looks like."""
+    from partitions.topology_controls import has_controls
+
+    if has_controls(topology.vm, topology.pool):
+        from partitions.topology_warnings import control_warnings
+
+        for warning in control_warnings(topology):
+            print(f"warning: {warning}", file=sys.stderr)
+
+
 def read_filter(text: str | None) -> Filter | None:
     """What `--filter` says, its errors as a refusal."""
     if text is None:

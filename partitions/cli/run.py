@@ -19,6 +19,7 @@ from partitions.cli.common import (
     port_number,
     read_topology,
     unknown_vm,
+    warn_of_controls,
 )
 
 if TYPE_CHECKING:
@@ -267,7 +268,9 @@ def read(options: argparse.Namespace) -> Topology:
         raise Refusal("--seed must not be negative")
     if options.timeout is not None and not options.timeout >= 0:
         raise Refusal("--timeout must be a number of seconds, 0 or more")
-    return with_disks(read_topology(options.target), options.disk)
+    topology = with_disks(read_topology(options.target), options.disk)
+    warn_of_controls(topology)
+    return topology
 
 
 def run(options: argparse.Namespace, topology: Topology) -> Outcome:

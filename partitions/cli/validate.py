@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from partitions.cli.common import OK, TARGET_HELP, Verbs, read_topology
+from partitions.cli.common import OK, TARGET_HELP, Verbs, read_topology, warn_of_controls
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +26,7 @@ def add_parser(verbs: Verbs) -> None:
 def call(options: argparse.Namespace) -> int:
     """Print one line when all is well; all problems are one refusal."""
     topology = read_topology(options.target)
+    warn_of_controls(topology)
     from partitions.topology import size_words
 
     machines = "1 VM" if len(topology.vm) == 1 else f"{len(topology.vm)} VMs"

@@ -12,6 +12,7 @@ from partitions.topology import TopologyError, parse_topology
 from partitions.topology_controls import CpuClass, memory_range
 from partitions.topology_schema import Topology
 from partitions.topology_units import Rate, parse_processors, processors_words, rate_words
+from partitions.topology_warnings import control_warnings
 
 VM = '[[vm]]\nname = "web"\nprogram = "web.py"\n'
 HOST = "[host]\nlogical_processors = 4\n"
@@ -212,6 +213,48 @@ def test_what_pools_reserve_is_enough_for_those_in_them(folder: Path) -> None:
     """A VM in a pool takes of the pool's reservation first, so the host's is not asked twice."""
     inside = "".join(vm(f"v{number}", 'pool = "p"\ncpu = { reserve = 100 }') for number in range(4))
     parse_topology(HOST + inside + pool("p", "cpu = { reserve = 400 }"), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HOST + VM + "cpu = { reserve = 20 }\n", []),
+        (
+            HOST + VM + "processors = 5\ncpu = { reserve = 90 }\n",
+            ['vm[0] "web".cpu.reserve: counts as 0: its 5 virtual processors cannot all run at once on 4 logical ones'],
+        ),
+        (
+            pool("a", "disk = { limit = 5 }") + pool("b", 'parent = "a"\ndisk = { limit = 9 }') + VM,
+            ['pool[1] "b".disk.limit: has no effect: pool/a around it may have 5 IOPS'],
+        ),
+        (
+            pool("a", "cpu = { limit = 50 }") + VM + 'pool = "a"\ncpu = { limit = 60 }\n',
+            ['vm[0] "web".cpu.limit: has no effect: its pool/a may have 50 %'],
+        ),
+        (
+            pool("a", "disk = { weight = 200 }") + VM,
+            ['pool[0] "a".disk.weight: means nothing as long as [host] disk_iops does not say what the storage can do'],
+        ),
+        ("host = { disk_iops = 9 }\n" + pool("a", "disk = { weight = 200 }") + VM, []),
+    ],
+)
+def test_what_is_worth_a_warning(folder: Path, text: str, expected: list[str]) -> None:
+    """A good topology whose controls do not do what they look like; VPs > LPs is Hyper-V's own reset."""
+    assert control_warnings(parse_topology(text, folder)) == expected
+
+
+def test_heavy_and_yet_less(folder: Path) -> None:
+    """E22, as a warning: who sorts seven heavy VMs into one pool and a light one into another is told."""
+    heavy = "".join(vm(f"h{number}", 'pool = "high"\ncpu = { weight = 400 }') for number in range(7))
+    text = "host = { logical_processors = 1 }\n" + heavy + vm("light", 'pool = "low"')
+    pools = pool("high", "cpu = { weight = 400 }") + pool("low", "cpu = { weight = 100 }")
+    first, *_, last = control_warnings(parse_topology(text + pools, folder))
+    assert first == (
+        'vm[0] "h0".cpu.weight: is 400, and where all want everything it gets 11.4 % for each processor; light has 100 '
+        "and gets 20 %: weights count within a pool only"
+    )
+    assert last == "and 4 more like the last one"
+    assert control_warnings(parse_topology(text + pools.replace("400", "700"), folder)) == []
 
 
 @given(st.frozensets(st.integers(0, 40), min_size=1))

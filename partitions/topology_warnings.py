@@ -1,0 +1,151 @@
+"""Controls in a good topology that do not do what people take them for. Root side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+from hypervisor.scheduler.divvy import entitle
+from hypervisor.scheduler.tree import Node
+from partitions.root.resource_figures import (
+    KINDS,
+    WORDS,
+    capacities,
+    cpu_figures,
+    expandable,
+    pool_figures,
+    processor_words,
+    vm_pool,
+)
+from partitions.topology_controls import DEFAULT_WEIGHT, IopsTable
+from partitions.topology_words import spell
+
+if TYPE_CHECKING:
+    from partitions.root.host_resources import Kind
+    from partitions.topology_schema import Topology
+    from partitions.topology_source import KeyPath
+
+MOST_ALIKE: Final = 3
+"""Warnings of one kind; who has that many has understood."""
+
+
+def control_warnings(topology: Topology) -> list[str]:
+    """What to tell people, each with its place."""
+    raw = {
+        "vm": [{"name": vm.name} for vm in topology.vm],
+        "pool": [{"name": pool.name} for pool in topology.pool],
+    }
+    found: list[str] = []
+    for rule in (_more_processors_than_there_are, _limits_without_effect, _iops_of_nothing, _light_and_heavy):
+        told = [f"{spell(raw, keys)}: {reason}" for keys, reason in rule(topology)]
+        found += told[:MOST_ALIKE]
+        if len(told) > MOST_ALIKE:
+            found.append(f"and {len(told) - MOST_ALIKE} more like the last one")
+    return found
+
+
+def _more_processors_than_there_are(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """A reserve that the hypervisor resets."""
+    there = topology.host.logical_processors
+    for index, vm in enumerate(topology.vm):
+        if vm.cpu is not None and vm.cpu.reserve and vm.processors > there:
+            reason = (
+                f"counts as 0: its {vm.processors} virtual processors cannot all run at once on {there} logical ones"
+            )
+            yield ("vm", index, "cpu", "reserve"), reason
+
+
+def _limits_without_effect(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """A limit that is above one around it: the lower one holds."""
+    for kind in KINDS:
+        for index, pool in enumerate(topology.pool):
+            own = pool_figures(kind, pool).limit
+            around = _around(topology, kind, pool.parent)
+            if own is not None and around is not None and own > around[1]:
+                reason = f"has no effect: pool/{around[0]} around it may have {WORDS[kind](around[1])}"
+                yield ("pool", index, kind, "limit"), reason
+    for index, vm in enumerate(topology.vm):
+        own = cpu_figures(vm, topology.host).limit
+        around = _around(topology, "cpu", vm_pool("cpu", vm))
+        if own is not None and around is not None and own > around[1]:
+            reason = f"has no effect: its pool/{around[0]} may have {processor_words(around[1])}"
+            yield ("vm", index, "cpu", "limit"), reason
+
+
+def _around(topology: Topology, kind: Kind, pool: str) -> tuple[str, int] | None:
+    """The pool with the lowest limit, from this one upwards."""
+    pools = {one.name: one for one in topology.pool}
+    lowest: tuple[str, int] | None = None
+    while pool:
+        limit = pool_figures(kind, pools[pool]).limit
+        if limit is not None and (lowest is None or limit < lowest[1]):
+            lowest = pool, limit
+        pool = pools[pool].parent
+    return lowest
+
+
+def _iops_of_nothing(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """Parts of a storage whose speed nobody has said."""
+    if topology.host.disk_iops:
+        return
+    tables: list[tuple[KeyPath, IopsTable | None]] = [
+        (("vm", index, "disk", place, "iops"), disk.iops)
+        for index, vm in enumerate(topology.vm)
+        for place, disk in enumerate(vm.disk)
+    ]
+    tables += [(("pool", index, "disk"), pool.disk) for index, pool in enumerate(topology.pool)]
+    for keys, table in tables:
+        if table is not None and (table.reserve or table.weight != DEFAULT_WEIGHT):
+            which = "reserve" if table.reserve else "weight"
+            yield (*keys, which), "means nothing as long as [host] disk_iops does not say what the storage can do"
+
+
+def _light_and_heavy(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """Who has more weight and gets less: weights count between siblings only."""
+    capacity = capacities(topology.host)["cpu"]
+    assert capacity is not None, "a host has processors"
+    root = Node.host(capacity)
+    pools = {"": root}
+    waiting = list(topology.pool)
+    while waiting:
+        for pool in [pool for pool in waiting if pool.parent in pools]:
+            figures = pool_figures("cpu", pool)
+            pools[pool.name] = made = pools[pool.parent].add(
+                f"pool/{pool.name}",
+                inner=True,
+                reservation=figures.reservation,
+                limit=figures.limit,
+                shares=figures.shares,
+                expandable=expandable("cpu", pool),
+            )
+            made.dedicated = bool(pool.processors)
+        waiting = [pool for pool in waiting if pool.name not in pools]
+    nodes: list[Node] = []
+    for vm in topology.vm:
+        figures = cpu_figures(vm, topology.host)
+        nodes.append(
+            pools[vm_pool("cpu", vm)].add(
+                f"vm/{vm.name}",
+                reservation=figures.reservation,
+                limit=figures.limit,
+                shares=figures.shares,
+                demand=figures.demand,
+                active=True,
+            )
+        )
+    entitled = entitle(root, capacity)
+    best: tuple[Fraction, str, int] | None = None
+    level: tuple[Fraction, str, int] | None = None
+    weights = [DEFAULT_WEIGHT if vm.cpu is None else vm.cpu.weight for vm in topology.vm]
+    for index in sorted(range(len(nodes)), key=lambda index: weights[index]):
+        vm, weight = topology.vm[index], weights[index]
+        each = entitled[nodes[index]] / vm.processors
+        if level is not None and level[2] < weight:
+            best, level = max(best or level, level), None
+        at_limit = nodes[index].limit is not None and entitled[nodes[index]] == nodes[index].limit
+        if best is not None and each < best[0] and not at_limit:
+            reason = f"is {weight}, and where all want everything it gets {processor_words(each)} for each processor"
+            other = f"{best[1]} has {best[2]} and gets {processor_words(best[0])}"
+            yield ("vm", index, "cpu", "weight"), f"{reason}; {other}: weights count within a pool only"
+        level = max(level or (each, vm.name, weight), (each, vm.name, weight))
