@@ -57,7 +57,7 @@ class DiskControl:
         from vsp_vsc.storage.qos.policy import HELP
 
         policy = self.policy
-        settings = {f"iops_{key}": Setting(getattr(policy, key), partial(self._set, key), HELP[key]) for key in _KEYS}
+        settings = {f"iops_{key}": Setting(getattr(policy, key), self._setters[key], HELP[key]) for key in _KEYS}
         return Branch(settings if self.flow is None else {**settings, **self.flow.inspect().children})
 
     def close(self) -> None:

@@ -165,7 +165,7 @@ async def test_a_vm_that_is_saved_while_its_requests_wait(folder: Path, autojump
         await host["a"].save(folder / "a.saved")
         assert trio.current_time() - before < 1
         await host["a"].start()
-        await trio.sleep(1)
+        await trio.sleep(1.05)
         assert await gained(host, "a", 2) == [10]
 
 
