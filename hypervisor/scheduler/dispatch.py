@@ -12,7 +12,7 @@ from heapq import heappop, heappush, heapreplace
 from hypervisor.scheduler import budgets
 from hypervisor.scheduler.budgets import blocked_for
 from hypervisor.scheduler.nodes import SCALE, Domain, Queue, Reason, Vp
-from hypervisor.scheduler.queues import charge, due, first, insert, pay_reserve, run_on, withdraw
+from hypervisor.scheduler.queues import charge, due, first, insert, pay_reserve, run_on, sweep, withdraw
 from hypervisor.scheduler.slices import READY, RUNNING, Slices
 
 FOREVER = 1 << 80
@@ -257,6 +257,8 @@ class Dispatcher(Slices):
                     heapreplace(heap, (paid, place.rank, place))
                 else:
                     heappush(heap, (paid, place.rank, place))
+                    if len(heap) > above.crowd:
+                        sweep(above)
             else:
                 place.queued = False
                 above.ready -= 1

@@ -14,7 +14,7 @@ _NODES = {"remove": 1, "move": 2, "change": 1, "work": 1, "stop": 1, "suspend": 
 def replay(
     log: Sequence[Entry], listener: Listener | None = None, attach: Callable[[CpuKernel], object] | None = None
 ) -> CpuKernel:
-    """A kernel that was given the inputs of `log`, at the time of the last one. `attach` is shown it before the first."""
+    """A kernel that was given the inputs of `log`, at the time of the last one. `attach` is shown it before that."""
     _, first, (lps, quantum, min_run, switch_cost) = log[0]
     if first != "CpuKernel":
         raise ValueError("not a log from its beginning")

@@ -120,9 +120,11 @@ def _change(kernel: CpuKernel, draw: random.Random, node: Group | Vp) -> None:
 
 @settings(max_examples=60)
 @given(st.integers(0, 1 << 32))
+@example(4997)
 def test_books_agree_after_any_inputs(seed: int) -> None:
     """I1, I2: run + ready + capped + halted is a processor's life, run + idle (+ switches) an LP's; a group's account
     is its children's together; no LP is idle while somebody waits who may use it; what is queued is what is ready.
+    4997: a heap grew without bound where groups were served out of turn, for a reserve.
     """
     program(seed, 150, checked=True)
 
