@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
+from vsp_vsc.memory.guest import floor_pages
 from vsp_vsc.memory.protocol import BALLOON_UNIT, Pages
 from vsp_vsc.memory.ranges import PageSet
 
@@ -45,8 +46,8 @@ class Memory:
         self._cache = 0
         self._active = 0
         self._balloon = 0
-        self.swap_size = self._boot << PAGE_SHIFT
-        """Bytes that can be swapped out."""
+        self.swap_size = 2 * self._boot << PAGE_SHIFT
+        """Bytes that can be swapped out: as people size it, twice the memory."""
         self.hot_add = True
         """Whether this guest ever takes memory that is added."""
 
@@ -91,6 +92,11 @@ class Memory:
     def added(self) -> int:
         """What the host has added since the boot."""
         return self._added.total << PAGE_SHIFT
+
+    @property
+    def demand(self) -> int:
+        """What the host is told that this guest needs: what is in use, and what its kernel wants to keep free."""
+        return self.committed + floor_pages(self.total) << PAGE_SHIFT
 
     async def use(self, size: int, *, touch: bool = False) -> float:
         """A program uses so much more memory; the seconds that it took, which is nothing while there is enough.

@@ -292,3 +292,19 @@ def test_the_map_is_the_fewest_extents_and_blocks_know_how_many_lie_in_them(
     assert not any(block.shown for block in blocks)
     for block in blocks:
         block.close()
+
+
+def test_discarded_pages_are_the_systems_again_and_stay_mapped() -> None:
+    """They read as zero, their neighbours are as they were, and what is not mapped is passed over."""
+    memory, block = make()
+    memory.unmap(6, 2)
+    assert block.fd is not None
+    before = os.fstat(block.fd).st_blocks
+    memory.discard(4, 6)
+    assert os.fstat(block.fd).st_blocks == before - 4 * PAGE_SIZE // 512
+    assert memory.read(gpas(4), gpas(2)) == memory.read(gpas(8), gpas(2)) == bytes(gpas(2))
+    assert memory.read(gpas(3), 1) == b"\x03"
+    assert memory.read(gpas(10), 1) == b"\x0a"
+    with pytest.raises(GpaFault):
+        memory.read(gpas(6), 1)
+    memory.discard(100, 5)

@@ -96,3 +96,26 @@ def test_pages_are_never_lost_nor_handed_out_twice(steps: list[tuple[bool, int]]
     for run, number in held:
         pages.free(run, number)
     assert pages.allocate(32) == FIRST_PAGE
+
+
+def test_pages_that_the_kernel_does_not_write() -> None:
+    """From the top, in what runs there are, at multiples where that is asked for; they do not count as written."""
+    pages = PageAllocator(memory(700))
+    start, end = FIRST_PAGE, FIRST_PAGE + 700
+    assert pages.take_top(10) == (end - 10, 10)
+    aligned = pages.take_aligned(64)
+    assert aligned == (end - 10) // 64 * 64 - 64
+    top = pages.take_top(1000)
+    assert top == (aligned + 64, end - 10 - aligned - 64)
+    assert pages.take_top(1000) == (start, aligned - start)
+    assert pages.take_top(1) is None
+    assert pages.take_aligned(64) is None
+    assert pages.used_before == start
+    pages.free(aligned, 64)
+    assert pages.take_aligned(64) == aligned
+    grown: list[int] = []
+    pages.on_growth = grown.append
+    pages.note_written(aligned + 64)
+    pages.note_written(aligned)
+    assert grown == [aligned + 64]
+    assert pages.used_before == aligned + 64

@@ -157,7 +157,7 @@ async def test_programs_use_memory() -> None:
     assert (memory.used, memory.size) == (0, 67 << 20)
     assert memory.available == 66 * MIB
     with pytest.raises(MemoryError, match="swap"):
-        await memory.use(132 << 20)
+        await memory.use(200 << 20)
     assert memory.used == 0
 
 
