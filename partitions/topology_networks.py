@@ -125,10 +125,7 @@ def check_nic(check: Check, nic: NicTable, switches: Sequence[str], keys: KeyPat
             parse_vlans(nic.trunk)
         except ValueError as error:
             check.problem((*keys, "trunk"), str(error))
-    if nic.bandwidth is not None:
-        check_bandwidth(check, nic.bandwidth, nic.mtu, (*keys, "bandwidth"))
-    if nic.link is not None:
-        check_link(check, nic.link, (*keys, "link"))
+    check_controls(check, nic, keys)
     for index, rule in enumerate(nic.acl):
         place = (*keys, "acl", index)
         ends = []
@@ -161,6 +158,14 @@ def _check_reservations(check: Check, file: TopologyFile) -> None:
                         f"{rate_words(switch.bandwidth)}: lower it, or raise the switch's bandwidth"
                     )
                     check.problem(("vm", vm_index, "nic", index, "bandwidth", "reserve"), words)
+
+
+def check_controls(check: Check, nic: NicTable, keys: KeyPath) -> None:
+    """The rules of what one adapter may send, and of its cable."""
+    if nic.bandwidth is not None:
+        check_bandwidth(check, nic.bandwidth, nic.mtu, (*keys, "bandwidth"))
+    if nic.link is not None:
+        check_link(check, nic.link, (*keys, "link"))
 
 
 def check_bandwidth(check: Check, bandwidth: BandwidthTable, mtu: int, keys: KeyPath) -> None:

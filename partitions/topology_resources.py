@@ -121,6 +121,11 @@ def _vm(check: Check, vm: VmTable, keys: KeyPath, pools: dict[str, int]) -> None
     for index, disk in enumerate(vm.disk):
         if disk.iops is not None:
             check_iops(check, disk.iops, (*keys, "disk", index, "iops"))
+    if any(nic.bandwidth is not None or nic.link is not None for nic in vm.nic):
+        from partitions.topology_networks import check_controls
+
+        for index, nic in enumerate(vm.nic):
+            check_controls(check, nic, (*keys, "nic", index))
 
 
 def check_iops(check: Check, iops: IopsTable, keys: KeyPath) -> None:

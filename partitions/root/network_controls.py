@@ -25,7 +25,7 @@ from partitions.topology_links import (
     duration_words,
     link_of,
 )
-from partitions.topology_networks import check_bandwidth, check_link, host_port_name
+from partitions.topology_networks import check_controls, check_link, host_port_name
 from partitions.topology_schema import NicTable, SwitchTable
 from partitions.topology_words import bare_type, is_table
 from vsp_vsc.network.shaping.figures import PortFigures
@@ -168,10 +168,7 @@ def edited_nic(nic: NicTable, key: str, written: str) -> NicTable:
     """An adapter with another value for `bandwidth.limit` or the like. Raises `ValueError`."""
     table: NicTable = edited(nic, key.split("."), written)
     check = Check({}, Path(), programs=False)
-    if table.bandwidth is not None:
-        check_bandwidth(check, table.bandwidth, table.mtu, ("bandwidth",))
-    if table.link is not None:
-        check_link(check, table.link, ("link",))
+    check_controls(check, table, ())
     _refuse(check)
     return table
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from partitions.topology import TopologyError, parse_topology
+from partitions.topology_links import Duration, bandwidth_of, duration_words, link_of
 from partitions.topology_networks import port_settings
 from partitions.topology_schema import AclTable, NicTable, numbers_of
-from vsp_vsc.network.switch.kinds import Action, Direction, Mirroring, SwitchKind
+from vsp_vsc.network.shaping.settings import CERTAIN, Bandwidth, LinkSettings
+from vsp_vsc.network.switch.kinds import Action, Direction, LinkDirection, Mirroring, SwitchKind
 
 VM = '[[vm]]\nname = "web"\nprogram = "web.py"\n'
 LAN = '[[switch]]\nname = "lan"\n'
@@ -205,3 +207,84 @@ def test_a_topology_without_networks_loads_no_switch() -> None:
         "'vsp_vsc.network.switch',",
         "'vsp_vsc.network.switch.kinds']",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (nic('bandwidth = { limit = "8MB" }'), 'bandwidth.limit: has the unknown unit "MB"; known are bit, Kbit, Mbit'),
+        (nic("bandwidth = { limit = -1 }"), "bandwidth.limit: must not be negative, is -1"),
+        (nic("bandwidth = { weight = 0 }"), "bandwidth.weight: must be at least 1, is 0"),
+        (
+            nic('bandwidth = { reserve = "2Mbit", limit = "1Mbit" }'),
+            "bandwidth.reserve: must not be above its limit of 1 Mbit/s, is 2 Mbit/s: lower it, or raise the limit",
+        ),
+        (
+            nic('mtu = 9000\nbandwidth = { limit = "1Mbit", burst = 9000 }'),
+            "bandwidth.burst: must hold a frame, 9022 bytes with this MTU, is 9000 bytes; leave it out",
+        ),
+        (nic("link = { delay = 50 }"), 'link.delay: has no unit; write "50ms" for milliseconds'),
+        (nic('link = { delay = "50" }'), 'link.delay: has no unit; write "50ms" for milliseconds'),
+        (nic('link = { delay = "-1ms" }'), 'link.delay: must be a time such as "50ms"'),
+        (nic('link = { jitter = "2h" }'), 'link.jitter: has the unknown unit "h"; known are ns, us, ms, s'),
+        (nic('link = { jitter = "2000000s" }'), 'link.jitter: must be at most an hour, is "2000000s"'),
+        (nic('link = { delay = "0.5ns" }'), 'link.delay: must be a whole number of nanoseconds, "0.5ns" is not'),
+        (nic("link = { loss = 101 }"), "link.loss: must be at most 100, is 101"),
+        (nic("link = { los = 1 }"), 'link.los: unknown key; did you mean "loss"?'),
+        (nic("link = { loss = 1, burst_loss = { p = 1 } }"), "link.loss: does not go with burst_loss"),
+        (nic("link = { burst_loss = { p = 1, r = 0 } }"), "link.burst_loss.r: must be more than 0, or the bad state"),
+        (nic("link = { gap = 5 }"), "link.gap: does nothing without reorder; add reorder = 100 for each such frame"),
+        (nic("link = { limit = 0 }"), "link.limit: must be at least 1, is 0"),
+        (switch('link = { delay = "1ms" }'), 'switch[0] "lan".link: is of the host\'s own port: for kind ='),
+        (switch('kind = "internal"\nlink = { gap = 2 }'), 'switch[0] "lan".link.gap: does nothing without reorder'),
+        (switch("default_weight = 0"), 'switch[0] "lan".default_weight: must be at least 1, is 0'),
+        (
+            switch('bandwidth = "10Mbit"') + '[[vm.nic]]\nswitch = "lan"\nbandwidth = { reserve = "6Mbit" }\n' * 2,
+            'nic[1].bandwidth.reserve: with it, 12 Mbit/s are reserved on switch "lan", which has 10 Mbit/s: lower it',
+        ),
+    ],
+)
+def test_what_a_slow_network_cannot_be(folder: Path, text: str, expected: str) -> None:
+    """The key is named, and what it takes."""
+    with pytest.raises(TopologyError) as caught:
+        parse_topology(text, folder)
+    assert expected in str(caught.value)
+
+
+def test_every_key_of_a_slow_network_arrives(folder: Path) -> None:
+    """In bits a second, bytes, nanoseconds and parts of 2**32."""
+    topology = parse_topology(
+        nic(
+            'bandwidth = { reserve = "1Mbit", limit = "8Mbit", weight = 7, burst = "16KiB", queue = 9 }\n'
+            'link = { rate = "1Gbit", delay = "50ms", jitter = "1.5ms", duplicate = 50, reorder = 25, gap = 3, '
+            'corrupt = 100, limit = 5, direction = "in", seed = 4, '
+            "burst_loss = { p = 50, r = 25, bad = 75, good = 12.5 } }"
+        ),
+        folder,
+    )
+    (table,) = topology.vm[0].nic
+    assert bandwidth_of(table.bandwidth) == Bandwidth(1_000_000, 8_000_000, 7, 16384, 9)
+    part = CERTAIN // 8
+    assert link_of(table.link) == LinkSettings(
+        rate=10**9,
+        delay=50_000_000,
+        jitter=1_500_000,
+        loss=part,
+        to_bad=4 * part,
+        to_good=2 * part,
+        bad_loss=6 * part,
+        duplicate=4 * part,
+        reorder=2 * part,
+        gap=3,
+        corrupt=CERTAIN,
+        limit=5,
+        direction=LinkDirection.IN,
+        seed=4,
+    )
+    assert bandwidth_of(None) is link_of(None) is None
+
+
+@pytest.mark.parametrize("written", ["0ms", "1ns", "50ms", "1.5ms", "250us", "2s", "1.000001s", "3600s"])
+def test_times_are_shown_as_they_are_written(written: str) -> None:
+    """Nothing is rounded."""
+    assert Duration.parse(duration_words(Duration.parse(written))) == Duration.parse(written)
