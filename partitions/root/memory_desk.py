@@ -97,7 +97,10 @@ class MemoryDesk:
 
     def _arm(self) -> None:
         if any(vm.moving for vm in self._vms.values()):
-            self._hypervisor.timers.set(self, self._hypervisor.clock() + ticks(TICK_SECONDS))
+            # Between whole seconds, where programs act: who is first at one moment nobody knows.
+            period = ticks(TICK_SECONDS)
+            past = (self._hypervisor.clock() - period // 2) // period
+            self._hypervisor.timers.set(self, (past + 1) * period + period // 2)
         else:
             self._hypervisor.timers.set(self, None)
 

@@ -15,6 +15,8 @@ from vsp_vsc.memory.guest import BalloonDriver, PageHeap
 
 REPORT_SECONDS: Final = 1.0
 """Of the partition's time between reports."""
+_FIRST_REPORT: Final = 0.8
+"""Not together with what programs do at whole seconds, nor with what hosts do between."""
 
 
 class MemoryPlatform(GuestPlatform, Protocol):
@@ -38,9 +40,10 @@ async def open_memory(channel: Channel, platform: MemoryPlatform) -> AsyncIterat
 
     async def report() -> None:
         with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            await platform.sleep(_FIRST_REPORT)
             while True:
-                await platform.sleep(REPORT_SECONDS)
                 await channel.send(driver.report())
+                await platform.sleep(REPORT_SECONDS)
 
     try:
         await channel.send(driver.begin())
