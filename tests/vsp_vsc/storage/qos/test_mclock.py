@@ -183,6 +183,18 @@ def test_no_rush_after_a_rest() -> None:
     assert [later - earlier for earlier, later in pairwise(times)] == [SECOND // 200] * 199
 
 
+def test_a_reservation_is_not_saved_up() -> None:
+    """Who was idle for ten seconds is owed nothing for them: it has its 100 a second from when it comes back."""
+    clock, (reserved, heavy) = flat(200, (100, None, 1), (0, None, 10_000))
+    clock.add(reserved, 1, None, 0)
+    keep_busy(clock, [heavy])
+    run(clock, 10 * SECOND, again=lambda request: request.leaf is heavy)
+    keep_busy(clock, [reserved], 10 * SECOND)
+    before = served([reserved])
+    run(clock, 10 * SECOND + SECOND // 10)
+    assert gained(before, [reserved]) == pytest.approx([10], abs=1)
+
+
 def test_who_is_late_makes_up_for_a_little() -> None:
     """A timer that is late by less than the slack costs nothing; after a stall of a second there is no rush."""
     clock, (disk,) = flat(None, (0, 200, 100))
