@@ -34,12 +34,14 @@ class _Entry:
 class TimerQueue:
     """Deadlines in 100 ns units of the hypervisor's clock."""
 
-    __slots__ = ("_entries", "_heap", "_serial", "on_earlier")
+    __slots__ = ("_entries", "_heap", "_next_turn", "_serial", "on_earlier")
 
     def __init__(self) -> None:
         self._heap: list[_Entry] = []
         self._entries: dict[int, _Entry] = {}
         """Live ones by the identity of who waits, which the entry keeps alive."""
+        self._next_turn: list[Waiting] = []
+        """Those that wait for no moment but for others to have had a turn."""
         self._serial = 0
         self.on_earlier: Callable[[], None] | None = None
         """Called when there is an earlier deadline than before; the driver's."""
@@ -67,21 +69,34 @@ class TimerQueue:
         if (before is None or deadline < before) and self.on_earlier is not None:
             self.on_earlier()
 
+    def next_turn(self, waiting: Waiting) -> None:
+        """Fire `waiting` once in the next turn of Trio's loop: who can run now has run when that has happened twice."""
+        self._next_turn.append(waiting)
+        if len(self._next_turn) == 1 and self.on_earlier is not None:
+            self.on_earlier()
+
     def deadline(self) -> int | None:
         """The earliest; None while nobody waits."""
+        if self._next_turn:
+            return 0
         heap = self._heap
         while heap and heap[0].waiting is None:
             heapq.heappop(heap)
         return heap[0].deadline if heap else None
 
     def fire_due(self, now: int, limit: int) -> bool:
-        """Fire what is due at `now`, at most `limit` of it. Returns whether more may be due."""
+        """Fire what is due at `now`, at most `limit` of it. Returns whether more may be due, after a turn of others."""
+        turn, self._next_turn = self._next_turn, []
+        for waiting in turn:
+            waiting.fire()
         for _ in range(limit):
+            if self._next_turn:
+                return True
             deadline = self.deadline()
             if deadline is None or deadline > now:
                 return False
-            waiting = heapq.heappop(self._heap).waiting
-            assert waiting is not None
-            del self._entries[id(waiting)]
-            waiting.fire()
+            due = heapq.heappop(self._heap).waiting
+            assert due is not None
+            del self._entries[id(due)]
+            due.fire()
         return True

@@ -12,8 +12,8 @@ that compute is the same on either clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 import trio
@@ -107,6 +107,12 @@ class _Notes:
         self.done.append(vp)
 
 
+class _Turn(NamedTuple):
+    """For the timer queue."""
+
+    fire: Callable[[], None]
+
+
 class CpuScheduler:
     """One hypervisor's. Groups and partitions may change at any time, with those that run in them."""
 
@@ -130,6 +136,7 @@ class CpuScheduler:
         """Processors that threads execute."""
         self._hold = 0
         """Turns of Trio's loop for which the scheduler's time still stands."""
+        self._turn = _Turn(self._others_had_a_turn)
         self._caught_up: trio.Event | None = None
         hypervisor.trace.on_scheduler = self._trace_wanted
         self._armed = 0
@@ -402,7 +409,7 @@ class CpuScheduler:
         work = self._work_of(vp)
         if self._threads is None:
             self._threads = self._notes.threads = ThreadVps(self._running_kernel(), lambda: self._present().now)
-        self._threads.attach(work.node, gate, free=self._free(vp))
+        self._threads.attach(work.node, gate, free=self._free(vp), suspended=vp.suspended)
         self._review_threads()
 
     def detach_runner(self, vp: VirtualProcessor) -> None:
@@ -411,8 +418,6 @@ class CpuScheduler:
         if vp in self._gated and work is not None and self._threads is not None:
             del self._gated[vp]
             self._threads.detach(work.node)
-            if vp.suspended:
-                self._running_kernel().suspend(work.node)
             self._review_threads()
 
     def _review_threads(self) -> None:
@@ -580,14 +585,9 @@ class CpuScheduler:
 
     def fire(self) -> None:
         """For the timer queue: work may be done."""
-        self.wakes += 1
         if self._hold:
-            self._hold -= 1
-            if not self._hold and self._caught_up is not None:
-                self._caught_up.set()
-                self._caught_up = None
-            self._arm()
-            return
+            return  # it is set again when time goes on
+        self.wakes += 1
         kernel = self._running_kernel()
         self.lateness = max(self.lateness, (self._hypervisor.clock() - self._armed) * NS_PER_TICK)
         self._present()
@@ -612,13 +612,24 @@ class CpuScheduler:
                 work.parked = None
                 told = True
         if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now:
+            if not self._hold:
+                self._hypervisor.timers.next_turn(self._turn)
             self._hold = TURNS
         self._arm()
 
-    def _arm(self) -> None:
-        kernel, clock = self._running_kernel(), self._hypervisor.clock
+    def _others_had_a_turn(self) -> None:
+        self._hold -= 1
         if self._hold:
-            self._hypervisor.timers.set(self, clock() + 1)
+            self._hypervisor.timers.next_turn(self._turn)
+            return
+        if self._caught_up is not None:
+            self._caught_up.set()
+            self._caught_up = None
+        self._arm()
+
+    def _arm(self) -> None:
+        kernel = self._running_kernel()
+        if self._hold:
             return
         wake = kernel.next_time() if self._notes.timely else kernel.next_wake()
         following = kernel.next_time()

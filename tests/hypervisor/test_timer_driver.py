@@ -48,6 +48,36 @@ async def test_each_fires_at_its_moment(hypervisor: Hypervisor, autojump_clock: 
     assert (early.fired, moved.fired, late.fired) == ([start + 7], [start + 40_000_001], [start + 333_333_333])
 
 
+async def test_a_turn_of_all_others(hypervisor: Hypervisor, autojump_clock: trio.testing.MockClock) -> None:
+    """It takes no time, others run once in each turn, first or last, and timers that are due do not wait for it."""
+    seen: list[str] = []
+
+    class Turn:
+        def fire(self) -> None:
+            seen.append("turn")
+            if seen.count("turn") < 4:
+                hypervisor.timers.next_turn(self)
+
+    async def other() -> None:
+        while seen.count("turn") < 4:
+            seen.append("other")
+            await trio.lowlevel.checkpoint()
+
+    alarm = Alarm(hypervisor)
+    start = hypervisor.clock()
+    async with timers_running(hypervisor), trio.open_nursery() as nursery:
+        await trio.testing.wait_all_tasks_blocked()
+        hypervisor.timers.next_turn(Turn())
+        hypervisor.timers.set(alarm, start)
+        nursery.start_soon(other)
+        await trio.sleep(1)
+    between = "".join(word[0] for word in seen).strip("o").split("t")[1:-1]
+    assert len(between) == 3
+    assert 2 <= len("".join(between)) <= 4
+    assert alarm.fired == [start]
+    assert hypervisor.timers.deadline() is None
+
+
 async def test_a_timer_that_is_always_due_does_not_keep_others_out(
     hypervisor: Hypervisor, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -1,0 +1,75 @@
+"""A real clock wakes late: the schedule is what it is on the virtual one, and how late is counted (I15)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from hypervisor.scheduler.replay import replay
+from hypervisor.scheduler.settings import WHOLE
+from tests.hypervisor.scheduler.machine import MS, Computers, computing, trio_ticks
+
+NS_PER_MS = 1_000_000
+
+
+@attrs.define(eq=False)
+class CoarseClock:
+    """Trio's clock as a host that is busy sees it: only now and then, and later than it was set for."""
+
+    step: int
+    """Ticks: whatever happens is told at a multiple of it."""
+    now: Callable[[], int] = attrs.field(factory=trio_ticks)
+
+    def __call__(self) -> int:
+        return -(-self.now() // self.step) * self.step
+
+
+async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, int]]]:
+    """Guests that compute in many pieces, without a pause; what each had run when, at the end of each piece."""
+    ends: dict[str, list[tuple[int, int]]] = {}
+    machine.scheduler.keep_log = True
+    machine.scheduler.set_group(1, 0, "pool", cap=WHOLE)
+    for number, name in enumerate("abcde"):
+        partition = machine.partition(name)
+        machine.scheduler.set_partition(
+            partition.id, number % 2, shares=100 * (number + 1), cap=WHOLE // 2 if name == "a" else WHOLE
+        )
+
+    async def guest(name: str) -> None:
+        rng = random.Random(f"{seed} {name}")
+        for _ in range(12):
+            await machine.scheduler.run(machine.vp(name), rng.randrange(1, 6 * MS))
+            ends.setdefault(name, []).append((machine.host.clock(), machine.vp(name).run_time()))
+
+    async with computing(machine) as nursery:
+        for name in "abcde":
+            nursery.start_soon(guest, name)
+            await wait_all_tasks_blocked()
+        await trio.sleep(2)
+    assert {name: len(told) for name, told in ends.items()} == dict.fromkeys("abcde", 12)
+    return ends
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_i15_being_told_late_changes_no_schedule(autojump_clock: MockClock, seed: int) -> None:
+    """Told up to 5 ms late each time, guests that go on computing have the same inputs at the same times.
+
+    So the two logs are equal, and so is the schedule that either gives: each ends what it does when it would have.
+    """
+    punctual = Computers(2)
+    ends = await computed(punctual, seed)
+    late = Computers(2, CoarseClock(random.Random(seed).randrange(2 * MS, 5 * MS)))
+    late_ends = await computed(late, seed)
+    assert late.scheduler.log == punctual.scheduler.log
+    assert punctual.scheduler.lateness == 0
+    assert NS_PER_MS <= late.scheduler.lateness <= 5 * NS_PER_MS
+    for name in "abcde":
+        assert [run for _, run in late_ends[name]] == [run for _, run in ends[name]]
+        assert all(0 <= b - a < 25 * MS for (a, _), (b, _) in zip(ends[name], late_ends[name], strict=True))
+    again = replay(late.scheduler.log)
+    assert again.log == late.scheduler.log
