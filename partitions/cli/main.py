@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
-    *("run", "explain", "trace", "decode", "watch", "validate", "examples"),
+    *("run", "explain", "trace", "decode", "watch", "plot", "validate", "examples"),
     *("ps", "top", "stats", "inspect", "events", "capture", "console", "connect", "screenshot"),
     *("start", "stop", "pause", "resume", "reset", "save", "down"),
     *("set", "pool", "add-disk", "remove-disk", "add-nic", "remove-nic", "connect-nic"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network
-from partitions.resources.totals import NOTHING, Totals, Vp
+from partitions.resources.totals import NOTHING, Totals, Vp, merged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Source:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.scheduler = host.hypervisor.scheduler
-        self.disks: Mapping[str, FlowFigures] = {}
+        self.disks: Mapping[str, FlowFigures] = host.vmms.disk_controls.figures()
         """By `vm/web/disk/0`, `vm/web`, `pool/prod`, `host`; empty where no disk is controlled."""
         self._disk_names: dict[str, list[str]] = {}
         for name in self.disks:
@@ -104,6 +104,7 @@ class Source:
             bytes=sum([flow.bytes for flow in flows]),
             waited=sum([flow.held for flow in flows]),
             busy=sum([flow.taken for flow in flows]),
+            latency=merged([[(1 << place, count) for place, count in enumerate(flow.latency)] for flow in flows]),
         )
 
     def _network(self, settings: VmTable) -> Network | None:

@@ -42,6 +42,14 @@ def _samples(file: IO[bytes], name: str) -> Iterator[Sample]:
             raise SamplesError(f"{name}, line {number}: no sample: {error}") from None
 
 
+def is_samples(file: IO[bytes]) -> bool:
+    """Whether a file begins as one of samples; it is as if nobody had looked."""
+    place = file.tell()
+    first = file.readline(1 << 16)
+    file.seek(place)
+    return b'"partita_samples"' in first
+
+
 def decode_sample(line: bytes) -> Sample:
     """One line. Raises `SamplesError`."""
     try:

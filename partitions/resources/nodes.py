@@ -84,6 +84,11 @@ class _Tree:
         self.due: Entitled = Entitled({}, {})
         self.wanted: dict[str, int] = {}
         """Nanoseconds of processors, by path."""
+        self.flows: dict[str, list[FlowFigures]] = {}
+        """Of each VM's disks, by its path."""
+        for name, flow in window.disks.items():
+            if "/disk/" in name:
+                self.flows.setdefault(name.partition("/disk/")[0], []).append(flow)
         self.parts: dict[str, list[Cpu]] = {}
         """What the VMs directly in a pool had of processors, which may be another pool than for all else."""
 
@@ -214,13 +219,17 @@ class _Tree:
         if flow is None:
             return msgspec.structs.replace(disk, elapsed=elapsed)
         modelled = bool(self.window.host.topology.host.disk_iops)
+        reserve, limit = flow.reserve, flow.limit
+        if path.startswith("vm/"):  # whose disks have them
+            own = self.flows.get(path, [])
+            reserve, limit = sum([one.reserve for one in own]), sum([one.limit for one in own])
         return msgspec.structs.replace(
             disk,
             elapsed=elapsed,
             entitled=flow.entitled,
-            reserve=flow.reserve or None,
-            limit=flow.limit or None,
-            weight=flow.weight,
+            reserve=reserve or None,
+            limit=limit or None,
+            weight=None if path == HOST else flow.weight,
             contended=flow.waiting > 0 if modelled else None,
         )
 
@@ -322,15 +331,14 @@ def _pool_controls(table: Any) -> dict[str, Any]:
 
 
 def _controlled_network(network: Network, table: VmTable, length: int) -> Network:
-    """With what its adapters' tables say, all together."""
+    """With what its adapters' tables say, all together; those that say nothing have no part in it."""
     bands = [nic.bandwidth for nic in table.nic if nic.bandwidth is not None]
     if not bands:
         return msgspec.structs.replace(network, elapsed=length)
-    limits = [int(band.limit) for band in bands]
     return msgspec.structs.replace(
         network,
         elapsed=length,
         reserve=sum([int(band.reserve) for band in bands]) or None,
-        limit=sum(limits) if all(limits) and len(bands) == len(table.nic) else None,
+        limit=sum([int(band.limit) for band in bands]) or None,
         weight=sum([band.weight for band in bands]),
     )

@@ -47,6 +47,7 @@ from partitions.topology_schema import VmTable
 from vmbus.server.sockets import SocketListeners
 
 if TYPE_CHECKING:
+    from partitions.root.disk_controls import DiskControls
     from partitions.root.vnc.server import VncServer
 
 SHUT_DOWN_GRACE: Final = 10.0
@@ -202,6 +203,11 @@ class Vmms:
     def resources(self) -> HostResources:
         """Who has how much of the host, where anybody is told."""
         return self._host.resources
+
+    @property
+    def disk_controls(self) -> DiskControls:
+        """Who has how much of the host's I/O."""
+        return self._host.disk_controls
 
     @property
     def leaving(self) -> list[Leaving]:

@@ -8,6 +8,7 @@ No task waits for anything: the hypervisor's timers call `fire` when the next re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
@@ -55,6 +56,8 @@ class FlowFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Requests let go that have not ended."""
     status: str
     """`Ok`, or `InsufficientThroughput` where it has waited for a second without getting what is reserved for it."""
+    latency: tuple[int, ...] = ()
+    """Requests by time from arrival to completion, as a `Histogram` of microseconds counts them."""
 
 
 @attrs.define(eq=False)
@@ -276,6 +279,7 @@ class DiskQos:
             waiting=node.waiting,
             under_way=sum(flow.unit.nexus.under_way for flow in flows) - node.waiting,
             status="InsufficientThroughput" if short else "Ok",
+            latency=_together([flow.meter.latency.histogram("us").counts for flow in flows]),
         )
 
     def _entitled(self) -> dict[Node, Fraction]:
@@ -284,3 +288,7 @@ class DiskQos:
 
         now = self.now()
         return entitled(self.core.root, {node: flow.meter.rate(now) for node, flow in self._flows.items()})
+
+
+def _together(counts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, itertools.zip_longest(*counts, fillvalue=0)))
