@@ -15,7 +15,7 @@ import pytest
 import trio
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-PACKAGES = {"ip": "iproute2", "ping": "iputils-ping", "arping": "arping", "nmap": "nmap"}
+PACKAGES = {"ip": "iproute2", "ping": "iputils-ping", "arping": "arping", "nmap": "nmap", "curl": "curl"}
 _numbers = count()
 
 
