@@ -14,10 +14,11 @@ import partitions
 from hypervisor.backend.base import Backend
 from hypervisor.backend.task import TaskBackend
 from hypervisor.hypervisor import Hypervisor
+from hypervisor.scheduler.tree import ResourceError
 from partitions.child import kernel
 from partitions.child.guest import Guest, GuestMain
 from partitions.host import CannotSave, Host, Vm
-from partitions.root.vm_memory import CannotResize, MemoryState
+from partitions.root.vm_memory import CannotResize, MemoryState, fixed_memory
 from partitions.topology_controls import DynamicMemoryTable, PoolMemoryTable, PoolTable
 from partitions.topology_schema import HostTable, Size, Topology, VmTable
 from tests.doubles.root import bare_host, idle
@@ -133,6 +134,33 @@ async def test_a_fixed_vm_is_resized(autojump_clock: trio.abc.Clock) -> None:
         assert state(vm).assigned == host.vid.vm_memory_used == guests[1].memory.size == left
         await vm.turn_off()
         assert host.vid.vm_memory_used == host.hypervisor.discarded_bytes == 0
+
+
+async def test_a_fixed_vm_is_resized_by_its_settings(autojump_clock: trio.abc.Clock) -> None:
+    """`partita set web memory=...` takes effect in steps of the balancer, which then rests; a reset VM gets it again.
+
+    What the host has not is refused, and nothing changes.
+    """
+    async with open_guests((fixed("web", 96), forever), (fixed("other"), forever), memory=256) as host:
+        vm = host["web"]
+        await host.start_all()
+        host.resources.set("vm/web", "memory", "80MiB")
+        await trio.sleep(5)
+        assert (state(vm).assigned, state(vm).ballooned, state(vm).cause) == (80 * MIB, 16 * MIB, "asked")
+        assert len(host.hypervisor.timers) == 0
+        with pytest.raises(ResourceError, match="memory"):
+            host.resources.set("vm/web", "memory", "194MiB")
+        host.resources.set("vm/web", "memory", "192MiB")
+        await trio.sleep(5)
+        assert (state(vm).assigned, state(vm).added) == (192 * MIB, 96 * MIB)
+        assert host.vid.vm_memory_free == 0
+        await vm.reset()
+        await trio.sleep(5)
+        assert state(vm).assigned == 192 * MIB
+        await vm.turn_off()
+        await vm.start()
+        assert state(vm) == fixed_memory(vm.settings)
+        assert state(vm).assigned == 192 * MIB
 
 
 async def test_a_guest_that_refuses(autojump_clock: trio.abc.Clock) -> None:
