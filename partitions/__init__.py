@@ -41,13 +41,15 @@ if TYPE_CHECKING:
         open_host,
     )
     from partitions.inspect import InspectError
+    from partitions.root.resources import ResourceError
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
-    from partitions.topology_schema import DeviceTable, DiskTable, NicTable
+    from partitions.topology_schema import CpuTable, DeviceTable, DiskTable, NicTable, PoolTable
 
 _HOMES = {
     **dict.fromkeys(("Topology", "TopologyError", "VmTable", "load_topology"), "topology"),
-    **dict.fromkeys(("DeviceTable", "DiskTable", "NicTable"), "topology_schema"),
+    **dict.fromkeys(("CpuTable", "DeviceTable", "DiskTable", "NicTable", "PoolTable"), "topology_schema"),
     "InspectError": "inspect",
+    "ResourceError": "root.resources",
 }
 """Where names come from that are not `partitions.host`'s."""
 
@@ -56,6 +58,7 @@ __all__ = [
     "Console",
     "ConsoleLine",
     "Contact",
+    "CpuTable",
     "DeviceTable",
     "DiskError",
     "DiskState",
@@ -74,6 +77,8 @@ __all__ = [
     "NoAnswer",
     "NoScreen",
     "Pool",
+    "PoolTable",
+    "ResourceError",
     "ReturnCode",
     "SocketRefused",
     "StartFailed",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import Final
 
 UNITS: Final = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -61,10 +60,12 @@ class Rate(int):
 
 
 def _whole(number: str, factor: int, written: str, what: str) -> int:
-    exact = Fraction(number) * factor
-    if exact.denominator != 1:
+    """Digits, perhaps with a point, times the factor; exactly."""
+    before, _, behind = number.partition(".")
+    whole, left = divmod(int(before + behind) * factor, 10 ** len(behind))
+    if left:
         raise ValueError(f'must be a whole number of {what}, "{written}" is not')
-    return int(exact)
+    return whole
 
 
 def _at_most(amount: int, most: int, what: str) -> int:

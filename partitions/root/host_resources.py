@@ -35,6 +35,22 @@ class Machines(Protocol):
         """The partitions of those that are on, by name; 0 for one that has none yet."""
 
 
+class _Settings(Mapping[str, VmTable]):
+    """As they are whenever somebody looks."""
+
+    def __init__(self, vmms: Vmms) -> None:
+        self._vms = vmms.vms
+
+    def __getitem__(self, name: str) -> VmTable:
+        return self._vms[name].settings
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vms)
+
+    def __len__(self) -> int:
+        return len(self._vms)
+
+
 class VmmsMachines:
     """The VMs of a VMMS, as soon as there is one."""
 
@@ -43,7 +59,7 @@ class VmmsMachines:
 
     def tables(self) -> Mapping[str, VmTable]:
         """As `Machines`."""
-        return {} if self.vmms is None else {name: vm.settings for name, vm in self.vmms.vms.items()}
+        return {} if self.vmms is None else _Settings(self.vmms)
 
     def settle(self, name: str, table: VmTable) -> None:
         """As `Machines`."""

@@ -369,13 +369,15 @@ class Resources:
         all_is_new: bool = False,
     ) -> None:
         """By the topology's own rules, as far as a change has broken them. Raises `ResourceError`."""
-        before = TopologyFile(host=self.host, vm=list(self.vms.values()), pool=list(self.pools.values()))
         after = TopologyFile(
             host=self.host,
-            vm=before.vm if vms is None else list(vms.values()),
-            pool=before.pool if pools is None else list(pools),
+            vm=list((self.vms if vms is None else vms).values()),
+            pool=list(self.pools.values() if pools is None else pools),
         )
-        for keys, reason in new_problems(None if all_is_new else before, after, self._folder):
+        before = None
+        if not all_is_new:
+            before = TopologyFile(host=self.host, vm=list(self.vms.values()), pool=list(self.pools.values()))
+        for keys, reason in new_problems(before, after, self._folder):
             table = after.pool if keys[0] == "pool" else after.vm
             assert isinstance(keys[1], int), "a table's place"
             path = f"{keys[0]}/{table[keys[1]].name}"
@@ -530,7 +532,7 @@ class Resources:
             self._pools[pool].group if pool else 0,
             shares=cpu.weight,
             cap=cap_units(cpu.limit),
-            reserve=processor_units(cpu.reserve),
+            reserve=processor_units(cpu.reserve) if vm.processors <= self.host.logical_processors else 0,
             period=cpu.period_ms * NS_PER_MS,
             batch=cpu.class_ is CpuClass.BATCH,
         )
