@@ -42,6 +42,9 @@ FAST = 1_000_000
 SLOW = 10_000_000
 IDLE = 50_000_000
 """Nanoseconds between looks."""
+GRAIN = 500_000
+"""Nanoseconds: no slice is made of refunds that are shorter."""
+NO_REFUND = 1 << 62
 LIVELY = 20_000_000
 """Nanoseconds for which a guest that has halted may be expected back."""
 OWED = 5_000_000
@@ -156,10 +159,13 @@ class ThreadVps(Generic[Vp]):
 
     # --- who there is
 
-    def attach(self, vp: Vp, gate: Gate, *, free: bool) -> None:
-        """A thread begins to execute `vp`, or is about to: as long as it has not begun it is halted."""
+    def attach(self, vp: Vp, gate: Gate, *, free: bool, suspended: bool = False) -> None:
+        """A thread begins to execute `vp`, or is about to: as long as it has not begun it is halted.
+
+        One that is `suspended` is so in the kernel already.
+        """
         clock = gate.cpu_time()
-        self._all[vp] = ThreadVp(vp, gate, clock, clock)
+        self._all[vp] = ThreadVp(vp, gate, clock, clock, suspended=suspended)
         self._beside.setdefault(vp, 0)
         self.control(vp, free=free)
 
@@ -209,9 +215,9 @@ class ThreadVps(Generic[Vp]):
             self._kernel.suspend(vp)
         else:
             self._kernel.resume(vp)
-            self._look_soon()
         if not thread.free:
             self._account(thread)
+            self._look_soon()
         self.tell()
 
     # --- what the kernel says
@@ -243,7 +249,7 @@ class ThreadVps(Generic[Vp]):
             self._account(thread)
         else:
             thread.burns |= held
-            self._account(thread)
+            self._account(thread, GRAIN)
             self._shut(thread, True)
 
     def _halts(self, thread: ThreadVp[Vp]) -> None:
@@ -269,7 +275,7 @@ class ThreadVps(Generic[Vp]):
             while (moment := kernel.next_time()) is not None and kernel.now < moment <= to:
                 kernel.advance(moment)
                 for thread in running:
-                    self._account(thread)
+                    self._account(thread, GRAIN)
                 if moment == to:
                     return
                 kernel.settle()
@@ -288,11 +294,15 @@ class ThreadVps(Generic[Vp]):
                 self._account(thread)
         self.tell()
 
-    def _account(self, thread: ThreadVp[Vp]) -> int:
-        """Make the kernel's account equal to the thread's clock, which is returned."""
+    def _account(self, thread: ThreadVp[Vp], least: int = 1) -> int:
+        """Make the kernel's account equal to the thread's clock, which is returned; `least`: refund no less than that.
+
+        A refund may give the thread a budget again, and so a slice: without a bound one that the host keeps from
+        running would have a new slice, and the host a wake-up, each microsecond.
+        """
         clock = thread.gate.cpu_time()
         difference = clock - thread.mark - self._kernel.times(thread.vp).run
-        if difference:
+        if difference > 0 or difference <= -least:
             self._kernel.charge(thread.vp, difference)
             if not thread.works:
                 thread.owes += max(0, difference)
@@ -331,10 +341,10 @@ class ThreadVps(Generic[Vp]):
             halted = thread.gate.halted()
             found |= halted is thread.works
             # What it ran without having been dispatched is taken from the time in which it counted as halted; what it
-            # did not run since it halted becomes such time.
+            # did not run since it halted becomes such time. Who is busy may have got in late, and will come out late.
             if halted:
                 self._halts(thread)
-            clock = self._account(thread)
+            clock = self._account(thread, 1 if halted else NO_REFUND)
             if not halted or thread.owes >= OWED:
                 self._set_works(thread, True)
             if (clock - thread.seen) * MOVED > passed:

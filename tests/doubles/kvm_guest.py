@@ -21,6 +21,7 @@ from hypervisor.memory import GuestMemory
 from partitions import ports
 from partitions.host import Host
 from partitions.root.chipset import linux_boot
+from partitions.topology_controls import CpuTable
 from partitions.topology_schema import Backend, HostTable, Size, Topology, VmTable
 
 CODE_GPA = 0x10000
@@ -103,8 +104,17 @@ def backend(hypervisor: Hypervisor, code: bytes) -> KvmBackend:
     return KvmBackend(hypervisor, load, posted_ports=(ports.COM1_TRANSMIT,))
 
 
-def host_of(codes: Sequence[bytes], made: list[KvmBackend] | None = None) -> AbstractAsyncContextManager[Host]:
-    """A host with VMs tiny0, tiny1 and so on, each running its code; `made` collects the backends."""
+def host_of(
+    codes: Sequence[bytes],
+    made: list[KvmBackend] | None = None,
+    *,
+    cpus: Sequence[CpuTable | None] = (),
+    logical_processors: int = 4,
+) -> AbstractAsyncContextManager[Host]:
+    """A host with VMs tiny0, tiny1 and so on, each running its code; `made` collects the backends.
+
+    `cpus` are their processors' controls.
+    """
 
     def make(hypervisor: Hypervisor, vm: VmTable) -> KvmBackend:
         new = backend(hypervisor, codes[int(vm.name.removeprefix(NAME))])
@@ -113,6 +123,14 @@ def host_of(codes: Sequence[bytes], made: list[KvmBackend] | None = None) -> Abs
         return new
 
     vms = [
-        VmTable(name=f"{NAME}{n}", backend=Backend.KVM, kernel="none", memory=Size(16 << 20)) for n in range(len(codes))
+        VmTable(
+            name=f"{NAME}{n}",
+            backend=Backend.KVM,
+            kernel="none",
+            memory=Size(16 << 20),
+            cpu=cpus[n] if cpus else None,
+        )
+        for n in range(len(codes))
     ]
-    return partitions.open_host(Topology(host=HostTable(), vm=vms, folder=Path("/nowhere")), backends=make)
+    host = HostTable(logical_processors=logical_processors)
+    return partitions.open_host(Topology(host=host, vm=vms, folder=Path("/nowhere")), backends=make)

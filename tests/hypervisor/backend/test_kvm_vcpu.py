@@ -233,7 +233,7 @@ async def test_pauses_and_resumes_at_random_moments(monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_root_and_the_scheduler_hold_it_back_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs when neither wants it out, whoever was first to let go; looking at its registers lets it out of neither."""
+    """It runs when neither wants it out, whoever was first to let go; reading its TSC lets it out of neither."""
     fake, vcpu = made(monkeypatch, lambda: SLEEP, lambda _: None)
     vcpu.hold(True)
     vcpu.start()

@@ -92,10 +92,11 @@ class Machine:
         cap: int = 0x10000,
         free: bool = False,
         lag: int = 0,
+        kind: type[Thread] = Thread,
     ) -> Vp:
         number = len(self.threads) + 1
         vp = self.kernel.add_vp(self.kernel.root, f"vp{number}", id=number, shares=shares, cap=cap)
-        thread = self.threads[vp] = Thread(self, pattern, lag)
+        thread = self.threads[vp] = kind(self, pattern, lag)
         self.vps.attach(vp, thread, free=free)
         return vp
 
@@ -175,6 +176,25 @@ def test_who_halts_before_the_end_of_its_slice_gains_nothing(work: int, halt: in
     machine.check()
     assert machine.threads[cheat].clock <= 0.52 * machine.now
     assert machine.threads[honest].clock >= 0.46 * machine.now
+    both = machine.threads[cheat].clock + machine.threads[honest].clock
+    assert both <= 1.1 * machine.now, "what runs without an LP is soon found, where there is none left over"
+
+
+class Liar(Thread):
+    """It is asleep whenever somebody looks, and works at all other times."""
+
+    def halted(self) -> bool:
+        return self.inside
+
+
+def test_who_is_never_seen_at_work_waits_for_its_turn_all_the_same() -> None:
+    """It was charged for what it ran, so its turn comes as late as that of one who is seen."""
+    machine = Machine()
+    liar, honest = machine.add(burning(), kind=Liar), machine.add(burning(), shares=300)
+    machine.run(3000 * MS)
+    machine.check()
+    assert machine.threads[liar].clock <= 0.35 * machine.now
+    assert machine.threads[honest].clock >= 0.65 * machine.now
 
 
 def test_a_halted_processor_does_not_keep_its_lp() -> None:
@@ -276,6 +296,89 @@ def test_a_suspended_processor_needs_no_lp() -> None:
         )
     halted = machine.kernel.times(vps[0]).halted
     assert halted == pytest.approx(200 * MS, rel=0.1)
+
+
+def test_a_thread_that_the_host_does_not_run_costs_few_dispatches() -> None:
+    """A regression: what it did not run was refunded and made a short slice, which was refunded, thousands a second."""
+    machine = Machine(1)
+    vp = machine.add(burning(), cap=HALF)
+    machine.run(103 * MS)
+    machine.threads[vp].paused = True  # unknown to the scheduler: the host has other things to do
+    machine.run(400 * MS)
+    machine.check()
+    assert machine.kernel.times(vp).dispatches < 500
+    machine.threads[vp].paused = False
+    machine.run(400 * MS)
+    machine.check()
+    assert machine.threads[vp].clock == pytest.approx(251 * MS, abs=12 * MS)
+
+
+class Sluggish(Thread):
+    """It needs a while to get in."""
+
+    def may_run(self, allowed: bool) -> None:
+        super().may_run(allowed)
+        self.asleep_until = max(self.asleep_until, self.machine.now + MS // 5)
+
+    def halted(self) -> bool:
+        return False
+
+
+def test_a_thread_that_is_slow_to_get_in_has_no_slices_of_what_it_lost() -> None:
+    """It would not get in within these either."""
+    machine = Machine(1)
+    vp = machine.add(burning(), cap=HALF, kind=Sluggish)
+    machine.run(1000 * MS)
+    machine.check()
+    assert machine.kernel.times(vp).dispatches < 300
+    assert machine.threads[vp].clock >= 0.44 * machine.now
+
+
+class Starved(Thread):
+    """The host runs it three tenths of the time that it could."""
+
+    tenths = 3
+
+    def step(self) -> None:
+        if self.machine.now // (MS // 5) % 10 < self.tenths:
+            super().step()
+
+
+class Delayed(Starved):
+    """The host runs it most of the time that it could."""
+
+    tenths = 8
+
+
+@pytest.mark.parametrize("late", [0, MS // 2, 2 * MS])
+def test_a_cap_is_reached_on_a_host_that_has_other_things_to_do(late: int) -> None:
+    """A regression: looks refunded what a late start had cost, which its late end makes up for; a tenth was lost."""
+    machine = Machine(2)
+    machine.late = late
+    vp = machine.add(burning(), cap=HALF, kind=Delayed, lag=MS // 5)
+    machine.run(2000 * MS)
+    machine.check()
+    assert machine.threads[vp].clock / machine.now == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_host_that_runs_one_more_than_the_other_gets_its_turns_back() -> None:
+    """Shares are of what is really run: who is short of it gets longer and more turns, as long as that is possible."""
+    machine = Machine()
+    one, three = machine.add(burning(), shares=100), machine.add(burning(), shares=300, kind=Starved)
+    machine.run(4000 * MS)
+    machine.check()
+    assert machine.threads[three].clock / machine.threads[one].clock == pytest.approx(3, rel=0.1)
+
+
+def test_who_halts_as_its_slice_ends_stays_where_it_is() -> None:
+    """Its gate is not shut, so its timer wakes it as any other's; its LP goes to who waits."""
+    machine = Machine()
+    machine.late = MS // 2
+    first, second = machine.add(bursts(10 * MS, 50 * MS)), machine.add(burning())
+    machine.run(2000 * MS)
+    machine.check()
+    assert machine.threads[first].kicks <= 45, "one for each time that it wakes, and none for halting"
+    assert machine.threads[second].clock >= 0.75 * machine.now
 
 
 def test_no_column_ever_falls() -> None:
