@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from partitions.inspect import InspectError
     from partitions.root.resources import ResourceError
+    from partitions.root.vm_memory import CannotResize
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
     from partitions.topology_schema import CpuTable, DeviceTable, DiskTable, NicTable, PoolTable
 
@@ -49,11 +50,13 @@ _HOMES = {
     **dict.fromkeys(("Topology", "TopologyError", "VmTable", "load_topology"), "topology"),
     **dict.fromkeys(("CpuTable", "DeviceTable", "DiskTable", "NicTable", "PoolTable"), "topology_schema"),
     "InspectError": "inspect",
+    "CannotResize": "root.vm_memory",
     "ResourceError": "root.resources",
 }
 """Where names come from that are not `partitions.host`'s."""
 
 __all__ = [
+    "CannotResize",
     "CannotSave",
     "Console",
     "ConsoleLine",

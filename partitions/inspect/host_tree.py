@@ -47,6 +47,7 @@ def _host(host: Host) -> Branch:
                     "for_all": hypervisor.memory_bytes,
                     "used": hypervisor.root_bytes,
                     "free_deposit_pages": host.vid.pool.free_pages,
+                    **({"balancer": host.vid.desk.inspect} if host.vid.balances else {}),
                 }
             ),
             "descriptors": _descriptors,

@@ -166,6 +166,11 @@ class Vid:
             self._desk = MemoryDesk(self)
         return self._desk
 
+    @property
+    def balances(self) -> bool:
+        """Whether there is a desk."""
+        return self._desk is not None
+
     def memory_changed(self, node: Node) -> None:
         """Resource control's: a VM's memory, or a pool's, has other settings."""
         self.desk.settled(node)
