@@ -53,9 +53,11 @@ class Lane:
             shaping.collect(now)
             put, waiting = shaping.tree.put, flow.frames
             room = (Bandwidth() if self.bandwidth is None else self.bandwidth).queue
+            stuck = False
             for frame in frames:
-                if len(waiting) >= room:
+                if len(waiting) >= room and not stuck:
                     shaping.collect(now)
+                    stuck = len(waiting) >= room  # at this moment no more will leave
                 if len(waiting) < room:
                     put(flow, now, frame)
                 else:
