@@ -21,7 +21,7 @@ def vm_id(name: str) -> Guid:
     return Guid(hashlib.sha256(f"partita VM {name}".encode()).digest()[:16])
 
 
-def host_items(vm: str, *, virtual: bool) -> dict[str, Value]:
+def host_items(vm: str, *, virtual: bool, dynamic_memory: bool = False) -> dict[str, Value]:
     """The items by name."""
     host, release, machine = "host", "0.0", ""
     if not virtual:
@@ -40,7 +40,7 @@ def host_items(vm: str, *, virtual: bool) -> dict[str, Value]:
         "HostingSystemSpMinor": 0,
         "PhysicalHostName": host[:255],
         "PhysicalHostNameFullyQualified": host[:255],
-        "VirtualMachineDynamicMemoryBalancingEnabled": 0,
+        "VirtualMachineDynamicMemoryBalancingEnabled": int(dynamic_memory),
         "VirtualMachineId": str(vm_id(vm)).upper(),
         "VirtualMachineName": vm,
     }

@@ -78,7 +78,7 @@ class Integration:
         if Name.KVP in wanted:
             from vsp_vsc.integration.kvp.vsp import KvpVsp
 
-            self.kvp = KvpVsp(*more, host_items=_host_items(settings.name, virtual))
+            self.kvp = KvpVsp(*more, host_items=_host_items(settings, virtual))
         if Name.FILE_COPY in wanted:
             from vsp_vsc.integration.file_copy.vsp import FileCopyVsp
 
@@ -194,10 +194,10 @@ async def frozen(vss: VssVsp, hold: float) -> AsyncIterator[None]:
     await vss.thaw(number)
 
 
-def _host_items(vm: str, virtual: bool) -> dict[str, Any]:
+def _host_items(settings: VmTable, virtual: bool) -> dict[str, Any]:
     from partitions.root.host_facts import host_items
 
-    return dict(host_items(vm, virtual=virtual))
+    return dict(host_items(settings.name, virtual=virtual, dynamic_memory=settings.dynamic_memory is not None))
 
 
 def components_of(settings: VmTable) -> frozenset[Name]:

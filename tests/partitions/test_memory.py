@@ -331,6 +331,43 @@ async def test_a_limit_below_its_memory(autojump_clock: trio.abc.Clock) -> None:
         assert state(vm).assigned == 96 * MIB
 
 
+async def test_pools_share_memory(autojump_clock: trio.abc.Clock) -> None:
+    """Pools 1:3 of what is left, VMs 1:1 inside of one; a limit of a pool is kept to whatever is free; a reservation is.
+
+    The same guests in all: each wants more than it can get.
+    """
+
+    async def main(guest: Guest) -> None:
+        guest.memory.swap_size = 4096 * MIB
+        await guest.sleep(3)
+        await guest.memory.use(600 * MIB)
+        await forever(guest)
+
+    def pool(name: str, **keys: Any) -> PoolTable:
+        return PoolTable(name=name, memory=PoolMemoryTable(**keys))
+
+    tables = {name: dynamic(name, 32, 64, 1024) for name in ("a", "b1", "b2", "c")}
+    for name, table in tables.items():
+        table.pool = name[0]
+    pools = [pool("a", weight=1000), pool("b", weight=3000), pool("c", weight=10_000, limit=Size(100 * MIB))]
+    async with open_guests(*((table, main) for table in tables.values()), memory=900, pools=pools) as host:
+        await host.start_all()
+        await trio.sleep(60)
+        has = {name: state(vm).assigned / MIB for name, vm in host.items()}
+        assert has["c"] == pytest.approx(100, abs=4)
+        assert has["a"] == pytest.approx(200, abs=8)
+        assert has["b1"] == pytest.approx(300, abs=8)
+        assert has["b2"] == pytest.approx(300, abs=8)
+        assert host.vid.vm_memory_free >= 0
+        assert state(host["a"]).cause == ""
+        host.resources.set("pool/c", "memory.limit", "0")
+        host.resources.set("pool/a", "memory.reserve", "200MiB")
+        await trio.sleep(60)
+        assert all(state(vm).assigned >= 32 * MIB for vm in host.values())
+        assert host.vid.vm_memory_free >= 0
+        assert state(host["a"]).assigned >= 192 * MIB
+
+
 async def test_a_saved_vm_and_its_memory(autojump_clock: trio.abc.Clock) -> None:
     """With a balloon it goes on elsewhere, the balloon gone; with added memory it is not saved, and goes on here."""
     async with open_guests((fixed(), forever)) as host:
