@@ -299,22 +299,20 @@ class CpuScheduler:
         work.owner = task
         try:
             while ticks > 0:
-                await self._in_time(work)
+                kernel = await self._in_time(work)
                 if self._works.get(vp) is not work:
                     raise VpStopped("this processor is no more")
                 until_tick = vp.unhalted.left
                 piece = ticks if until_tick is None else min(ticks, until_tick)
-                await self._do(work, piece)
+                await self._do(kernel, work, piece)
                 ticks -= piece
         finally:
             work.owner = work.waiting.popleft() if work.waiting else None
             if work.owner is not None:
                 trio.lowlevel.reschedule(work.owner)
 
-    async def _do(self, work: VpWork, ticks: int) -> None:
-        kernel = self._present()
+    async def _do(self, kernel: CpuKernel, work: VpWork, ticks: int) -> None:
         work.ticks = ticks
-        work.base = kernel.times(work.node).run
         work.vp.busy = lambda: self._progress(work)
         kernel.work(work.node, ticks * NS_PER_TICK)
         work.parked = trio.lowlevel.current_task()
@@ -339,6 +337,7 @@ class CpuScheduler:
 
     def _ran(self, work: VpWork, ns: int) -> None:
         work.ticks = 0
+        work.base += ns
         whole, work.residue = divmod(ns + work.residue, NS_PER_TICK)
         work.vp.ran(whole)
 
@@ -644,14 +643,15 @@ class CpuScheduler:
             self._armed = _whole_tick(wake) // NS_PER_TICK
             self._hypervisor.timers.set(self, self._armed)
 
-    async def _in_time(self, work: VpWork) -> None:
+    async def _in_time(self, work: VpWork) -> CpuKernel:
         """While others that were told late go on from an earlier time, new work has to wait: it is of a later one."""
         while True:
-            now = self._present().now
+            kernel = self._present()
+            now = kernel.now
             if self._notes.done:
                 self._settle()
             if not self._hold or work.told_at == now:
-                return
+                return kernel
             if self._caught_up is None:
                 self._caught_up = trio.Event()
             await self._caught_up.wait()

@@ -36,17 +36,19 @@ class SchedulerTrace:
         self._since: dict[Vp, int] = {}
 
     def dispatched(self, node: Vp, lp: int, slice_ns: int) -> None:
-        """It has got a logical processor, for so long at most."""
+        """It has got a logical processor, or goes on there, for so long at most."""
         now = self._now()
-        self._since[node] = now
-        self._emit(node, now, "dispatch", f"on LP {lp} for at most {_ms(slice_ns)}", lp=lp, slice_ns=slice_ns)
+        goes_on = self._since.setdefault(node, now) != now
+        long = f"for at most {_ms(slice_ns)}" if slice_ns else "until somebody else wants it"
+        event, words = ("continue", "keeps") if goes_on else ("dispatch", "gets")
+        self._emit(node, now, event, f"{words} LP {lp} {long}", lp=lp, slice_ns=slice_ns)
 
     def descheduled(self, node: Vp, lp: int, reason: Reason) -> None:
         """It has lost it."""
         now = self._now()
         name, why = LOST[reason]
         ran = now - self._since.pop(node, now)
-        self._emit(node, now, name, f"off LP {lp} after {_ms(ran)}: {why}", lp=lp, ran_ns=ran)
+        self._emit(node, now, name, f"leaves LP {lp} after {_ms(ran)}: {why}", lp=lp, ran_ns=ran)
 
     def _emit(self, node: Vp, now: int, event: str, words: str, **fields: int) -> None:
         work = self._works.get(node)

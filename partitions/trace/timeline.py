@@ -295,6 +295,8 @@ class Timeline:
     def _scheduled(self, event: TraceEvent) -> None:
         """One track a logical processor, with whom it executes; why it stopped stands at the processor's own."""
         lp, vp = _int(event, "lp"), _int(event, "vp")
+        if event.event == "continue":
+            return
         track = self._thread(_HYPERVISOR, f"LP {lp}", 100 + lp)
         self._end(track, event.time)
         if event.event == "dispatch":
