@@ -32,7 +32,7 @@ linux-bench: $(READY) ## a real kernel here and in QEMU, side by side
 
 soak: $(READY) ## ten thousand sockets, a thousand devices in and out, a real kernel hammered, a hundred killed
 	$(BIN)/python -m pytest -q -m slow tests/end_to_end/test_soak.py
-	PARTITA_HAMMER_SECONDS=120 PARTITA_KILLS=100 PARTITA_LINUX_SECONDS=2400 $(BIN)/python -m tests.linux_guest tests/linux_guest/test_storage.py tests/linux_guest/test_lifecycle.py
+	PARTITA_HAMMER_SECONDS=120 PARTITA_KILLS=100 PARTITA_BURN_SECONDS=60 PARTITA_LINUX_SECONDS=2400 $(BIN)/python -m tests.linux_guest tests/linux_guest/test_storage.py tests/linux_guest/test_lifecycle.py tests/linux_guest/test_cpu_control.py
 
 check: lint types ## everything that reads code without running it
 

@@ -24,7 +24,7 @@ SUITE_SECONDS = float(os.environ.get("PARTITA_LINUX_SECONDS", "2400"))
 PROBE = "--probe"
 FETCHED = (discs, hyperv_daemons, sg3_utils, socat)
 """What tests unpack from Debian's packages is brought here first: an outer machine has no network."""
-PASSED_ON = ("PARTITA_HAMMER_SECONDS", "PARTITA_KILLS")
+PASSED_ON = ("PARTITA_HAMMER_SECONDS", "PARTITA_KILLS", "PARTITA_BURN_SECONDS")
 
 
 def hardware_kvm() -> str:

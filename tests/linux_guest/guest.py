@@ -20,6 +20,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.trace import Level, Sink, TraceEvent
 from partitions.host import Console, ExitRecord, Host, Vm, VmStatistics
 from partitions.root.chipset.linux_boot import LinuxImage
+from partitions.topology_controls import CpuTable
 from partitions.topology_schema import (
     Backend,
     DiskTable,
@@ -116,6 +117,9 @@ class Plan:
     """Carried along with what they depend on; `all` or `load NAME` in a step puts them in."""
     kernel: str = parts.INNER
     processors: int = 1
+    cpu: CpuTable | None = None
+    logical_processors: int = 4
+    """The host's."""
     memory: int = 256 << 20
     command_line: str = QUIET
     extra: Mapping[str, bytes] = attrs.Factory(dict)
@@ -151,13 +155,15 @@ def topology(plan: Plan, folder: Path) -> Topology:
         cmdline=plan.command_line,
         memory=Size(plan.memory),
         processors=plan.processors,
+        cpu=plan.cpu,
         synthetic_timers=plan.synthetic_timers,
         screen=plan.screen,
         input=list(plan.input),
         disk=list(plan.disks),
         nic=list(plan.nics),
     )
-    return Topology(host=HostTable(), vm=[*plan.others, vm], switch=list(plan.switches), folder=folder)
+    host = HostTable(logical_processors=plan.logical_processors)
+    return Topology(host=host, vm=[*plan.others, vm], switch=list(plan.switches), folder=folder)
 
 
 @asynccontextmanager
