@@ -69,6 +69,7 @@ class MemoryDesk:
         """A VM that is on, until the block ends."""
         self._vms[vm.name] = vm
         vm.settle, vm.wake = functools.partial(self._settle, vm.name), self._arm
+        vm.make_room = self.make_room
         self._arm()
         try:
             yield
@@ -166,7 +167,7 @@ class MemoryDesk:
             vm.target = found[claim.name]
             vm.sweep(now)
             step = vm.next_step(self.state, free)
-            if step.change is Change.NOTHING:
+            if step.change is Change.NOTHING or not step.pages:
                 continue
             self._tell(vm, step.change, step.pages)
             vm.apply(step)

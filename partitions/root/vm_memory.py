@@ -13,7 +13,7 @@ A guest that refuses, or does not answer, keeps what it has: nothing waits for i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -128,6 +128,8 @@ class VmMemory:
         self.buffer, self.weight = (20, 5000) if table is None else (table.buffer, table.weight)
         self.settle: Callable[[Mapping[str, object]], None] | None = None
         """Changes its settings, by keys as in its topology; its desk's. Raises `ResourceError`."""
+        self.make_room: Callable[[int], Awaitable[None]] | None = None
+        """Has others give back so many bytes, as far as they can; its desk's."""
         self.wake: Callable[[], None] = lambda: None
         """Has the balancer look again; its desk's."""
         self.limit: int | None = None
@@ -348,8 +350,13 @@ class VmMemory:
         if device.idle:
             if self.assigned == pages:
                 return "done"
-            change = self._by_hand(pages)
-            if change.change is Change.NOTHING:
+            more = (pages - self.assigned) * _PAGE
+            if more > self._vid.vm_memory_free and self.make_room is not None:
+                await self.make_room(more)
+            change = self._by_hand(pages) if device.idle else Step()
+            if not device.idle:
+                return ""
+            if change.change is Change.NOTHING or not change.pages:
                 return self._why_not(pages)
             why = self.apply(change)
             if why:
@@ -361,10 +368,11 @@ class VmMemory:
     def _by_hand(self, pages: int) -> Step:
         """As the balancer's step, but to the page and in no hurry to stop."""
         more = pages - self.assigned
-        if more > 0 and self._given:
-            return Step(Change.UNBALLOON, min(more, self._given, max(0, self._free_pages())))
         if more > 0:
-            return Step(Change.HOT_ADD, min(more, self._room())) if self._room() else Step()
+            more = min(more, max(0, self._free_pages()))
+            if self._given:
+                return Step(Change.UNBALLOON, min(more, self._given))
+            return Step(Change.HOT_ADD, min(more, self._room()))
         return Step(Change.BALLOON, min(-more, _ASK_AT_ONCE)) if not self._resting() else Step()
 
     def _why_not(self, pages: int) -> str:

@@ -269,6 +269,22 @@ async def test_others_make_room_for_one_that_starts(autojump_clock: trio.abc.Clo
         assert host.vid.vm_memory_free >= 0
 
 
+async def test_others_make_room_for_one_that_grows(autojump_clock: trio.abc.Clock) -> None:
+    """A fixed VM is given more, which an idle dynamic one has to give back first."""
+    async with open_guests((dynamic("a", 64, 256, 256), forever), (fixed("b", 64), forever), memory=330) as host:
+        await host.start_all()
+        await trio.sleep(2)
+        await host["a"].set_memory("256MiB")
+        await host["a"].set_memory()
+        got = await host["b"].set_memory("160MiB")
+        assert got.assigned == 160 * MIB
+        assert state(host["a"]).assigned <= 170 * MIB
+        assert host.vid.vm_memory_free >= 0
+        with pytest.raises(CannotResize, match="memory"):
+            await host["b"].set_memory("300MiB")
+        assert state(host["b"]).assigned == 160 * MIB
+
+
 async def test_contention_is_by_weight(autojump_clock: trio.abc.Clock) -> None:
     """Two guests that want more than there is share it 1:3, none is ever below its minimum; the host is short."""
 
@@ -332,7 +348,7 @@ async def test_a_limit_below_its_memory(autojump_clock: trio.abc.Clock) -> None:
 
 
 async def test_pools_share_memory(autojump_clock: trio.abc.Clock) -> None:
-    """Pools 1:3 of what is left, VMs 1:1 inside of one; a limit of a pool is kept to whatever is free; a reservation is.
+    """Pools 1:3 of what is left, VMs 1:1 inside of one; a pool's limit is kept to, and so is its reservation.
 
     The same guests in all: each wants more than it can get.
     """

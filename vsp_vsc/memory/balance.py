@@ -38,9 +38,9 @@ class HostState(enum.Enum):
     SOFT = "soft"
     """It comes back in larger pieces."""
     HARD = "hard"
-    """All at once, and nobody gets more than its target by far."""
+    """All at once."""
     LOW = "low"
-    """Nobody gets any more but those below their minimum."""
+    """The same, and nobody gets any more but those below their minimum."""
 
 
 _ORDER: Final = (HostState.LOW, HostState.HARD, HostState.SOFT, HostState.HIGH)
