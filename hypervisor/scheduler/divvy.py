@@ -78,8 +78,6 @@ def _level(capacity: Fraction, claims: Sequence[Claim], lows: Sequence[int], tot
     The sum grows with lambda in straight pieces: where lambda * weight reaches somebody's lo he begins to take more,
     where it reaches his hi he stops.
     """
-    if total == capacity:
-        return Fraction(0)
     # Two different fractions of integers over weights differ by 1 / (w1 * w2) or more, so this many bits order them.
     bits = 2 * max(weight for _, _, weight in claims).bit_length()
     turns = [((lo << bits) // weight, 0, lo, weight) for lo, (_, _, weight) in zip(lows, claims, strict=True)]
@@ -92,8 +90,6 @@ def _level(capacity: Fraction, claims: Sequence[Claim], lows: Sequence[int], tot
             break
         if stops:
             fixed, slope = fixed + amount, slope - weight
-            if not slope and fixed * bottom == top:
-                return Fraction(amount, weight)
         else:
             fixed, slope = fixed - amount, slope + weight
     return (capacity - fixed) / slope
@@ -137,7 +133,7 @@ def wishes(root: Node, *, held: bool = False) -> dict[Node, Wish]:
             hi = None if None in wants else sum(want for want in wants if want is not None)
             lo = sum(wish.lo for wish in below)
             own = node.reservation if node.parent is not None else 0
-            lo = max(lo, own if hi is None or held else min(own, hi))
+            lo = max(lo, own)
         if held and hi is not None:
             hi = max(lo, hi)
         if node.dedicated:

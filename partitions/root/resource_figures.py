@@ -80,8 +80,6 @@ def _pool_cpu(pool: PoolTable) -> Figures:
 
 def expandable(kind: Kind, pool: PoolTable) -> bool:
     """A pool that says nothing of a resource is no bound to it."""
-    if kind == "cpu" and pool.processors:
-        return False
     return pool.expandable or getattr(pool, kind) is None
 
 

@@ -7,7 +7,8 @@ memory desk, disks, ports of switches) hears of changes by `on_change`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
@@ -207,15 +208,10 @@ class Resources:
 
         The settings are the caller's to keep. Raises `ResourceError`.
         """
-        undo: list[Callable[[], None]] = []
         nodes = self._nodes(name)
-        try:
+        with _all_or_nothing() as undo:
             for kind in ("disk", "network"):
                 self._devices(kind, nodes[kind], table, undo, on=nodes["cpu"].active)
-        except ResourceError:
-            for step in reversed(undo):
-                step()
-            raise
 
     # --- pools come and go
 
@@ -295,18 +291,13 @@ class Resources:
         tables = {**self.pools, name: table}
         self._file_is_good(pools=list(tables.values()))
         parents = self._pools[table.parent].nodes if table.parent else self.roots
-        undo: list[Callable[[], None]] = []
-        changed = [
-            kind
-            for kind in KINDS
-            if self._rearrange(
-                (kind, f"{kind}.reserve", undo),
-                pool.nodes[kind],
-                pool_figures(kind, table),
-                parents[kind],
-                grows=expandable(kind, table),
-            )
-        ]
+        changed: list[Kind] = []
+        with _all_or_nothing() as undo:
+            for kind in KINDS:
+                figures, grows = pool_figures(kind, table), expandable(kind, table)
+                about = kind, f"{kind}.reserve", undo
+                if self._rearrange(about, pool.nodes[kind], figures, parents[kind], grows=grows):
+                    changed.append(kind)
         before, pool.table = pool.table, table
         pool.nodes["cpu"].dedicated = bool(table.processors)
         if before.cpu != table.cpu or before.parent != table.parent or before.processors != table.processors:
@@ -322,9 +313,8 @@ class Resources:
         for key, value in values.items():
             table = edit_vm(table, key, value, on=on, resizable=bool(self._listeners.get("memory")))
         self._file_is_good(vms={**self.vms, name: table})
-        undo: list[Callable[[], None]] = []
         changed: list[tuple[Kind, Node]] = []
-        try:
+        with _all_or_nothing() as undo:
             for kind in KINDS:
                 pool = vm_pool(kind, table)
                 parent = self._pools[pool].nodes[kind] if pool else self.roots[kind]
@@ -333,10 +323,6 @@ class Resources:
                     changed.append((kind, nodes[kind]))
                 if nodes[kind].inner:
                     changed += self._devices(kind, nodes[kind], table, undo, on=on)
-        except ResourceError:
-            for step in reversed(undo):
-                step()
-            raise
         self._machines.settle(name, table)
         if vm.cpu != table.cpu or vm.pool != table.pool:
             self._schedule_vm(name)
@@ -461,7 +447,7 @@ class Resources:
         *,
         grows: bool | None = None,
     ) -> bool:
-        """Other figures, another place; whether anything is other. Raises `ResourceError`, everything put back."""
+        """Other figures, another place; whether anything is other. Raises `ResourceError`."""
         kind, key, undo = about
         home = node.parent
         assert home is not None, "the host does not change"
@@ -473,22 +459,16 @@ class Resources:
         )
         if before == after and home is parent:
             return False
-        try:
-            answer = admission.rearrange(
-                node,
-                reservation=figures.reservation,
-                limit=figures.limit,
-                shares=figures.shares,
-                expandable=grows,
-                parent=parent,
-            )
-            if isinstance(answer, Refused):
-                raise ResourceError(node.path, key, _lacking(kind, answer))
-        except ResourceError:
-            for step in reversed(undo):
-                step()
-            undo.clear()
-            raise
+        answer = admission.rearrange(
+            node,
+            reservation=figures.reservation,
+            limit=figures.limit,
+            shares=figures.shares,
+            expandable=grows,
+            parent=parent,
+        )
+        if isinstance(answer, Refused):
+            raise ResourceError(node.path, key, _lacking(kind, answer))
         node.demand = after[3]
 
         def back() -> None:
@@ -536,6 +516,18 @@ class Resources:
             period=cpu.period_ms * NS_PER_MS,
             batch=cpu.class_ is CpuClass.BATCH,
         )
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[list[Callable[[], None]]]:
+    """Takes steps back, the last one first, where one of them cannot be done."""
+    undo: list[Callable[[], None]] = []
+    try:
+        yield undo
+    except ResourceError:
+        for step in reversed(undo):
+            step()
+        raise
 
 
 def _put_back(parent: Node, node: Node, was_on: bool) -> None:

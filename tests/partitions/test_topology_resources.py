@@ -255,6 +255,8 @@ def test_heavy_and_yet_less(folder: Path) -> None:
     )
     assert last == "and 4 more like the last one"
     assert control_warnings(parse_topology(text + pools.replace("400", "700"), folder)) == []
+    limited = text.replace("weight = 400", "weight = 400, limit = 5")
+    assert control_warnings(parse_topology(limited + pools, folder)) == [], "its limit is why"
 
 
 @given(st.frozensets(st.integers(0, 40), min_size=1))

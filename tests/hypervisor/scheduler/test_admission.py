@@ -117,6 +117,27 @@ def test_a_limit_stands_above_reservations() -> None:
     assert answer.words() == "pool/a 2 of its limit of 10 free -> needs 3"
 
 
+def test_what_a_pool_has_taken_already_is_not_asked_for_twice() -> None:
+    """A pool that uses more than it has reserved asks its parent for what is new, and for no more."""
+    root = Node.host(7)
+    pool = root.add("pool/a", inner=True, reservation=4)
+    start_all(pool, [2, 2, 2])
+    assert isinstance(admit(pool, 1), Admitted)
+    assert isinstance(admit(pool, 2), Refused)
+
+
+def test_figures_below_what_is_used_are_refused() -> None:
+    """A pool's limit, or the reservation of one that does not grow, is not set below what runs in it."""
+    root = Node.host(100)
+    pool = root.add("pool/a", inner=True, reservation=5)
+    start_all(pool, [5, 2])
+    answer = rearrange(pool, reservation=5, limit=6, shares=1)
+    assert isinstance(answer, Refused)
+    assert answer.words() == "pool/a 0 of its limit of 6 free -> needs 7"
+    assert isinstance(rearrange(pool, reservation=5, limit=None, shares=1, expandable=False), Refused)
+    assert isinstance(rearrange(pool, reservation=7, limit=7, shares=1, expandable=False), Admitted)
+
+
 def test_without_a_capacity_nothing_is_refused() -> None:
     """Where nobody has said what the host's storage can do, any reservation is taken down."""
     assert isinstance(admit(Node.host(None), 1 << 60), Admitted)

@@ -230,6 +230,17 @@ def test_a_reservation_is_good_below_a_pool_that_has_none() -> None:
     assert (held[kept], held[other]) == (60, 40), "memory is not"
 
 
+def test_processors_of_its_own_are_not_lent() -> None:
+    """What a pool has for itself nobody else gets, however idle it is, and it gets nothing else."""
+    root = Node.host(4)
+    own = root.add("pool/own", inner=True, reservation=2, limit=2)
+    own.dedicated = True
+    inside = own.add("vm/a", demand=1, active=True)
+    other = root.add("vm/b", active=True)
+    amounts = entitle(root, 4)
+    assert (amounts[own], amounts[inside], amounts[other]) == (2, 1, 2)
+
+
 def test_what_is_off_gets_nothing_and_an_empty_pool_neither() -> None:
     """Nothing is set aside for whom nobody switched on; a reservation of a pool is lent out while it is empty."""
     root = Node.host(100)

@@ -177,6 +177,26 @@ async def test_changes_are_the_topologys(folder: Path, autojump_clock: trio.abc.
         assert resources.vms["a"].cpu.weight == 100
 
 
+async def test_a_move_is_whole_or_none(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """I11: where a pool has processors for a VM and no memory, the VM stays where it is for all resources."""
+    narrow = '[[pool]]\nname = "narrow"\nmemory = { limit = "1MiB" }\n'
+    disk = 'cpu = { reserve = 50 }\n[[vm.disk]]\npath = "d.img"\nsize = "1MiB"\niops = { reserve = 100 }'
+    async with opened(folder, POOLS + narrow + vm("a", disk)) as host:
+        await host["a"].start()
+        before = used(host)
+        with pytest.raises(ResourceError, match="cannot be granted: pool/narrow 1 MiB of its limit of 1 MiB free"):
+            host.resources.change("vm/a", {"pool": "narrow", "cpu.weight": 300})
+        assert used(host) == before
+        with pytest.raises(ResourceError, match=r"iops.reserve: cannot be granted: host 500 IOPS of 1000 IOPS free"):
+            host.resources.change("vm/a", {"cpu.reserve": 60, "disk.0.iops.reserve": 501})
+        assert used(host) == before
+        host.resources.set("vm/a/disk/0", "limit", 300)
+        assert host.resources.node("disk", "vm/a/disk/0").limit == 300
+        with pytest.raises(ResourceError, match=r"memory.reserve: cannot be granted"):
+            host.resources.change("pool/other", {"cpu.reserve": 50, "memory.reserve": "1023MiB"})
+        assert host.resources.node("cpu", "pool/other").reservation == 0
+
+
 async def test_changes_are_told_and_last(folder: Path, autojump_clock: trio.abc.Clock) -> None:
     """Who enforces a resource hears of the node; the next start of the VM has the new figures."""
     heard: list[tuple[str, str]] = []
