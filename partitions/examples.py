@@ -40,15 +40,17 @@ def find_example(name: str) -> Path | None:
     name = name.zfill(2) if name.isdecimal() else name
     found = [example.folder for example in examples() if example.name == name]
     if not found and name:
-        found = [example.folder for example in examples() if name in (*example.name.split("-"), _words(example.name))]
+        found = [example.folder for example in examples() if name == _words(example.name)]
+    if not found and name:
+        found = [example.folder for example in examples() if name in example.name.split("-")]
     if not found and len(name) > 2:
         found = [example.folder for example in examples() if name in example.name]
     return found[0] if len(found) == 1 else None
 
 
 def near_example(name: str) -> str | None:
-    """The example that a person most likely meant."""
-    names = {word: known for known in example_names() for word in (*known.split("-"), known)}
+    """The example that a person most likely meant; of several that have the word, the first."""
+    names = {word: known for known in reversed(example_names()) for word in (*known.split("-"), known)}
     near = difflib.get_close_matches(name, names, n=1)
     return names[near[0]] if near else None
 

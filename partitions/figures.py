@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hypervisor.clock import seconds
-
 if TYPE_CHECKING:
     from partitions.host import Vm
+    from partitions.resources.collect import Source
 
 
 class VmFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +52,30 @@ class VmCounters(msgspec.Struct, frozen=True, kw_only=True):
     uptime: float
     """Seconds."""
     cpu: float
-    """Seconds that its virtual processors have worked, all together; 0 while it is off."""
+    """Seconds that its virtual processors have worked, all together; this and the next are 0 while it is off."""
+    ready: float
+    """Seconds that they waited while others had the logical processors."""
+    capped: float
+    """Seconds that they waited because a limit was used up."""
+    halted: float
+    """Seconds that they had nothing to do."""
+    dispatches: int
+    """Times that they were given a logical processor."""
+    wait: float
+    """Seconds from ready to dispatched, all waits together."""
+    memory_assigned: int
+    """Bytes; as the next, of now."""
+    memory_demand: int | None
+    """What its guest says that it has committed; none where it does not say."""
+    memory_ballooned: int
+    disk_requests: int
+    """To disks that are controlled, as all of them are where one is."""
+    disk_normalized: int
+    """The same in units of 8 KiB, each that is begun."""
+    disk_held: float
+    """Seconds that they were held back, all together."""
+    frames_dropped: int
+    """Of its network adapters, either way."""
     messages: int
     packets: int
     bytes: int
@@ -100,16 +122,30 @@ def figures_of(vm: Vm) -> VmFigures:
     )
 
 
-def counters_of(vm: Vm) -> VmCounters:
-    """A VM's counters as of now."""
+def counters_of(vm: Vm, source: Source) -> VmCounters:
+    """A VM's counters as of now; `source` is the host's at this moment."""
     statistics = vm.statistics()
+    used = source.of(vm.name)
+    disk, network = used.disk, used.network
     counted = msgspec.structs.asdict(statistics)
     bus = counted.pop("bus")
     return VmCounters(
         vm=vm.name,
         state=vm.state.value,
         uptime=round(vm.uptime, 7),
-        cpu=seconds(vm.run_time),
+        cpu=used.cpu.run_seconds,
+        ready=used.cpu.ready_seconds,
+        capped=used.cpu.capped_seconds,
+        halted=used.cpu.halted_seconds,
+        dispatches=used.cpu.dispatches,
+        wait=used.cpu.waited / 1e9,
+        memory_assigned=used.memory.assigned,
+        memory_demand=used.memory.demand,
+        memory_ballooned=used.memory.ballooned or 0,
+        disk_requests=0 if disk is None else disk.requests,
+        disk_normalized=0 if disk is None else disk.normalized,
+        disk_held=0.0 if disk is None else disk.waited / 1e9,
+        frames_dropped=0 if network is None else network.dropped,
         **counted,
         **{name: getattr(bus, name) for name in _BUS},
     )

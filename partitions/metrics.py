@@ -42,16 +42,31 @@ class Snapshot:
     seconds: float
     """Since it was opened, on its clock."""
     vms: Sequence[tuple[VmFigures, VmCounters]]
+    processors: int = 0
+    """Logical ones."""
+    contended: float = 0.0
+    """Seconds in which somebody waited for one."""
+    memory_free: int = 0
+    """Bytes that no VM has."""
 
 
 async def snapshot(host: Host) -> Snapshot:
     """The host as it is now, or over the few moments that this takes where there are many VMs."""
-    rows = []
+    from partitions.resources.collect import Source
+
+    rows, source = [], Source(host)
     for number, vm in enumerate(list(host.values()), 1):
-        rows.append((figures_of(vm), counters_of(vm)))
+        rows.append((figures_of(vm), counters_of(vm, source)))
         if number % ROWS_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-    return Snapshot(seconds(host.hypervisor.clock()), rows)
+    hypervisor = host.hypervisor
+    return Snapshot(
+        seconds(hypervisor.clock()),
+        rows,
+        processors=hypervisor.logical_processors,
+        contended=hypervisor.scheduler.contended_for / 1e9,
+        memory_free=int(host.vid.vm_memory_free),
+    )
 
 
 @attrs.frozen
@@ -75,6 +90,18 @@ _FIGURES: Final = (
 )
 _COUNTERS: Final = (
     _Family("partita_vm_processor_seconds", "cpu", "Seconds that virtual processors have worked.", counter=True),
+    _Family("partita_vm_processor_ready_seconds", "ready", "Seconds of waiting while others had the processors.", True),
+    _Family("partita_vm_processor_capped_seconds", "capped", "Seconds of waiting for a limit's next period.", True),
+    _Family("partita_vm_processor_halted_seconds", "halted", "Seconds without anything to do.", counter=True),
+    _Family("partita_vm_dispatches", "dispatches", "Times that a logical processor was given.", counter=True),
+    _Family("partita_vm_processor_wait_seconds", "wait", "Seconds from ready to dispatched.", counter=True),
+    _Family("partita_vm_memory_assigned_bytes", "memory_assigned", "Memory that the VM has now."),
+    _Family("partita_vm_memory_demand_bytes", "memory_demand", "Memory that its guest has committed."),
+    _Family("partita_vm_memory_ballooned_bytes", "memory_ballooned", "Memory in its balloon."),
+    _Family("partita_vm_disk_requests", "disk_requests", "Requests to controlled disks.", counter=True),
+    _Family("partita_vm_disk_normalized_operations", "disk_normalized", "The same, one for each 8 KiB begun.", True),
+    _Family("partita_vm_disk_held_seconds", "disk_held", "Seconds that requests were held back.", counter=True),
+    _Family("partita_vm_frames_dropped", "frames_dropped", "Frames dropped at network adapters.", counter=True),
     _Family("partita_vm_messages", "messages", "Channel messages, both ways.", counter=True),
     _Family("partita_vm_packets", "", "Ring packets.", True, "packets_in", "packets_out"),
     _Family("partita_vm_ring_bytes", "", "Bytes through rings.", True, "bytes_in", "bytes_out"),
@@ -102,6 +129,10 @@ class HostCollector(Collector):
         taken = self._taken
         yield GaugeMetricFamily("partita_host_seconds", "Seconds since the host was opened.", value=taken.seconds)
         yield GaugeMetricFamily("partita_host_vms", "VMs that are defined.", value=len(taken.vms))
+        yield GaugeMetricFamily("partita_host_processors", "Logical processors.", value=taken.processors)
+        words = "Seconds in which a processor was waited for: shares matter only then."
+        yield CounterMetricFamily("partita_host_contended_seconds", words, value=taken.contended)
+        yield GaugeMetricFamily("partita_host_memory_free_bytes", "Memory that no VM has.", value=taken.memory_free)
         state = GaugeMetricFamily("partita_vm_state", "1 for the state that the VM is in.", labels=["vm", "state"])
         ok = GaugeMetricFamily("partita_vm_ok", "0 if the VM's last run ended badly.", labels=["vm"])
         for figures, _ in taken.vms:
@@ -119,7 +150,9 @@ def _families(families: Iterable[_Family], rows: Sequence[VmFigures | VmCounters
         made = make(family.name, family.help, labels=["vm"] if family.field else ["vm", "direction"])
         for row in rows:
             if family.field:
-                made.add_metric([row.vm], getattr(row, family.field))
+                value = getattr(row, family.field)
+                if value is not None:
+                    made.add_metric([row.vm], value)
             else:
                 made.add_metric([row.vm, "to_root"], getattr(row, family.to_root))
                 made.add_metric([row.vm, "to_child"], getattr(row, family.to_child))

@@ -25,6 +25,7 @@ from partitions.cli.common import INTERRUPTED, Refusal, collect_garbage, print_j
 from partitions.cli.outlets import Outlets
 from partitions.cli.reachable import reachable
 from partitions.cli.summary import Screen, VmRow, can_redraw, console_line, live_block, row_of, table
+from partitions.cli.tally import Tally
 from partitions.cli.terminal import Terminal, Wish
 from partitions.host import CannotSave, ExitReason, Host, InvalidTransition, StartFailed, SwitchError, Vm, open_host
 from partitions.logs import filtered, human_sink, json_sink, vm_name
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from partitions.explain_steps import Explanation
     from partitions.question import Verdict
     from partitions.recording.file import FileRecording
+    from partitions.resources.sample import Sample
     from partitions.root.control_socket import ControlSocket
     from partitions.root.worker import BackendFactory
     from partitions.topology import Topology
@@ -85,6 +87,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """VMs that `--save` names and that were not saved when it was time."""
     explanations: list[Explanation] = []
     """How far each guest got, where that was asked for."""
+    resources: Sample | None = None
+    """Who had how much over the whole run, where somebody asked for control or processors were contended for."""
     question: Verdict | None = None
     """What the topology asks, what was predicted, and what came of it."""
 
@@ -328,12 +332,16 @@ class Viewer:
             print_json(outcome)
             return
         shown = [] if self.options.explain_only else table(outcome.vms)
+        if outcome.resources is not None and not self.options.explain_only:
+            from partitions.resources.render import summary
+
+            shown += ["", *summary(outcome.resources, self.screen.width)]
         for told in outcome.explanations:
             shown += [*([""] if shown else []), *_lines(told)]
         if outcome.question is not None:
             from partitions.question import words_after
 
-            shown += words_after(outcome.question)
+            shown += ["", *words_after(outcome.question)]
         for line in shown:
             self.screen.line(line)
 
@@ -406,7 +414,10 @@ async def run(
                 reachable(host, options, viewer.note) as control,
                 _watched(host, viewer) as seen,
             ):
-                with contextlib.nullcontext() if observer is None else observer.sampler:
+                with (
+                    contextlib.nullcontext() if observer is None else observer.sampler as sampler,
+                    Tally(host, sampler) as tally,
+                ):
                     ending = await _watch(host, viewer, timeout, received, control, seen, observer)
             outcome = Outcome(
                 topology=str(options.target),
@@ -417,6 +428,7 @@ async def run(
                 vms=[row_of(vm) for vm in host.values()],
                 not_saved=viewer.not_saved,
                 explanations=viewer.explanations(host),
+                resources=tally.whole(),
                 question=None if observer is None else observer.verdict(),
             )
         problems = viewer.problems(host)

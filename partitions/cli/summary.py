@@ -154,6 +154,11 @@ class Screen:
         self.write(text + "\n")
         self.flush()
 
+    @property
+    def width(self) -> int | None:
+        """Characters, where it is a terminal."""
+        return shutil.get_terminal_size().columns if self.stream.isatty() else None
+
     def draw(self, lines: Sequence[str]) -> None:
         """Put the block there, in place of the one before."""
         if not self.live:

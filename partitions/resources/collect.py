@@ -45,6 +45,11 @@ class Source:
         times = [self.scheduler.lp_times(number) for number in range(self._host.hypervisor.logical_processors)]
         return [Lp(run=lp.run, idle=lp.idle, batch=lp.batch) for lp in times]
 
+    def of(self, name: str) -> Totals:
+        """A VM by name, since its start; nothing while it is off."""
+        managed = self._host.vmms.vms[name]
+        return self.vm(managed.worker, managed.settings)
+
     def vm(self, worker: Worker | None, settings: VmTable) -> Totals:
         """A VM as of now, since its start; nothing while it is off."""
         partition = None if worker is None else worker.partition

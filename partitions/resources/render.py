@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from partitions.resources.sample import Heading, Node, Sample
-from partitions.resources.view import COLUMNS, LONG, Column, View, headline, notes, state_words
+from partitions.resources.view import COLUMNS, LONG, SUMMARY, Column, View, headline, notes, state_words, summary_words
 
 INDENT: Final = "  "
 LEAST_NAME: Final = 10
@@ -43,12 +43,20 @@ def rows(sample: Sample, look: Look) -> list[str]:
     """The tree: columns with their headings first, or all counters one below the other."""
     if look.long:
         return [_cut(line, look.width) for line in _long(sample, look.view)]
-    return _table(sample.nodes, look)
+    return _table(sample.nodes, COLUMNS[look.view], look)
 
 
-def _label(node: Node) -> str:
+def summary(sample: Sample, width: int | None = None) -> list[str]:
+    """A whole run: who had how much, and whether shares had an effect."""
+    nodes = [node for node in sample.nodes if node.kind != "vm" or node.cpu.elapsed]
+    return [*_wrapped(summary_words(sample), width), *_table(nodes, SUMMARY, Look(width=width), ended=True)]
+
+
+def _label(node: Node, *, ended: bool = False) -> str:
     name = node.name if node.kind != "pool" else f"{node.name}/"
-    if node.kind == "vm" and not node.cpu.elapsed:
+    if node.cpu_pool:
+        name += f" (processors in {node.cpu_pool})"
+    if not ended and node.kind == "vm" and not node.cpu.elapsed:
         name += f" ({node.state.replace('_', ' ')})"
     return f"{INDENT * node.depth}{name}"
 
@@ -64,12 +72,13 @@ def _long(sample: Sample, view: View) -> list[str]:
     return lines
 
 
-def _table(nodes: Sequence[Node], look: Look) -> list[str]:
-    labels = [_label(node) for node in nodes]
-    columns = list(COLUMNS[look.view])
+def _table(nodes: Sequence[Node], made_of: Sequence[Column], look: Look, *, ended: bool = False) -> list[str]:
+    labels = [_label(node, ended=ended) for node in nodes]
+    columns = list(made_of)
     cells = {column.heading: [column.cell(node) for node in nodes] for column in columns}
     # A control that nobody has is no column of lines.
-    columns = [column for column in columns if any(cell not in ("", "-", "0") for cell in cells[column.heading])]
+    nothing = ("", "-", "0", "0.0", "0.000") if ended else ("", "-", "0")
+    columns = [column for column in columns if any(cell not in nothing for cell in cells[column.heading])]
     widths = {column.heading: max(map(len, [column.heading, *cells[column.heading]])) for column in columns}
     name = min(MOST_NAME, max(map(len, ["NODE", *labels])))
     if look.width is not None:

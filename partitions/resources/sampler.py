@@ -58,18 +58,19 @@ class Sampler:
         """What VMs had in runs that have ended."""
         self._gone: dict[str, Worker] = {}
         """Of those runs the last one's, by VM."""
+        self.first = Reading(0, {}, [], 0, {})
+        """When the host was opened, with nothing counted."""
         self.last = self.read()
         """Where the next window begins."""
-        self.first = self.last
 
     def __enter__(self) -> Sampler:
-        self._host.vmms.leaving.append(self._leaving)
+        self._host.vmms.leaving.append(self.leaving)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._host.vmms.leaving.remove(self._leaving)
+        self._host.vmms.leaving.remove(self.leaving)
 
     def now(self) -> int:
         """Nanoseconds since the host was opened, on its clock."""
@@ -89,7 +90,7 @@ class Sampler:
             memory=int(host.memory),
         )
 
-    def _leaving(self, worker: Worker, settings: VmTable) -> None:
+    def leaving(self, worker: Worker, settings: VmTable) -> None:
         """A VM's partition goes."""
         name = settings.name
         self._earlier[name] = together(self._earlier.get(name, NOTHING), Source(self._host).vm(worker, settings))

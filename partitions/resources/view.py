@@ -15,6 +15,7 @@ import msgspec
 
 from partitions.resources.sample import Disk, Heading, Network, Node, Sample
 
+HOST: Final = "host"
 READY_ALARM: Final = 10.0
 """%RDY without %MLMTD, for each virtual processor, from which on people look closer."""
 SHORTEST_CONTENTION: Final = 1.0
@@ -136,6 +137,41 @@ _NETWORK: Final = (
 COLUMNS: Final = {View.CPU: _CPU, View.MEMORY: _MEMORY, View.DISK: _DISK, View.NETWORK: _NETWORK}
 
 
+def _percent_of(get: Callable[[Node], float]) -> Callable[[Node], str]:
+    return lambda node: percent(get(node)) if node.cpu.elapsed else ""
+
+
+SUMMARY: Final = (
+    Column("RESERVE", lambda node: percent(node.cpu.reserve), 1),
+    Column("LIMIT", lambda node: percent(node.cpu.limit), 1),
+    Column("WEIGHT", lambda node: count(node.cpu.weight), 1),
+    Column("RUN/S", lambda node: f"{node.cpu.run_seconds:.3f}" if node.cpu.elapsed else "", 9),
+    Column("%RUN", _percent_of(lambda node: node.cpu.run_percent), 9),
+    Column("%RDY", _percent_of(lambda node: node.cpu.steal_percent), 9),
+    Column("%MLMTD", _percent_of(lambda node: node.cpu.capped_percent), 9),
+    Column("LONGEST/MS", lambda node: f"{node.cpu.longest_wait_ms:.1f}" if node.cpu.elapsed else "", 3),
+    Column("MEMORY", lambda node: mib(node.memory.assigned) if node.memory.minimum is not None else "", 3),
+    Column("ADDED", lambda node: mib(node.memory.added), 3),
+    Column("IOPS", _disk(lambda disk: count(disk.iops)), 3),
+    Column("LAT/MS", _disk(lambda disk: f"{disk.latency_ms:.2f}"), 3),
+    Column("MBTX/S", _network(lambda network: mbit(network.sent_bits_per_second)), 3),
+    Column("DROPPED", _network(lambda network: count(network.dropped)), 3),
+)
+"""Of a whole run. What was due is no figure of that: demand comes and goes."""
+
+
+def summary_words(sample: Sample) -> str:
+    """Whether shares had an effect at all."""
+    host = sample.node(HOST)
+    if host is None or not host.cpu.run:
+        return "resources:"
+    if not sample.contended_for:
+        return "resources: nobody waited for a processor, so shares of processors had no effect"
+    part = 100 * sample.contended_for / max(1, sample.window)
+    waited = f"{sample.contended_for / 1e9:.3f} s ({part:.0f} % of the time)"
+    return f"resources: somebody waited for a processor for {waited}; in the rest shares had no effect"
+
+
 # What stands above the columns
 
 
@@ -150,7 +186,7 @@ def headline(sample: Sample, heading: Heading) -> str:
 
 def state_words(sample: Sample, heading: Heading, view: View) -> list[str]:
     """How full the host is, and whether anybody contends for it: shares mean nothing else."""
-    host = sample.node("host")
+    host = sample.node(HOST)
     if host is None:
         return []
     match view:

@@ -134,7 +134,10 @@ async def act(control: ControlSocket, request: protocol.Request, by: str) -> Any
         case protocol.Ps():
             return await _rows(host, request.vm, figures_of)
         case protocol.Stats():
-            return await _rows(host, request.vm, counters_of)
+            from partitions.resources.collect import Source
+
+            source = Source(host)
+            return await _rows(host, request.vm, lambda vm: counters_of(vm, source))
         case protocol.Update():
             from partitions.inspect import InspectError, host_tree, update
 

@@ -19,6 +19,7 @@ from partitions import metrics
 from partitions.figures import counters_of
 from partitions.host import Host, open_host
 from partitions.metrics import Asked, open_metrics, parse
+from partitions.resources.collect import Source
 from tests.doubles.root import bare_host, idle, vm_table
 
 
@@ -45,7 +46,7 @@ async def test_the_numbers_of_stats(tmp_path: Path) -> None:
     async with scraped(tmp_path) as (host, port):
         await host["web"].start()
         status, headers, body = await ask(port, b"GET /metrics HTTP/1.1\r\nHost: localhost:1\r\n\r\n")
-        row = counters_of(host["web"])
+        row = counters_of(host["web"], Source(host))
     assert status == "HTTP/1.1 200 OK"
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert int(headers["Content-Length"]) == len(body.encode())

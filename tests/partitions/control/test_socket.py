@@ -329,7 +329,7 @@ async def test_a_mistake_of_ours_is_the_requests_answer(tmp_path: Path, monkeypa
     events: list[str] = []
     async with asked_host(tmp_path) as (host, _, remote):
         host.trace.add_sink(lambda event: events.append(event.words) if event.event == "control_failed" else None)
-        monkeypatch.setattr(control_requests, "counters_of", lambda vm: 1 // 0)
+        monkeypatch.setattr(control_requests, "counters_of", lambda vm, source: 1 // 0)
         kind, words = await denied(remote, "stats")
         assert (kind, words[:43]) == ("internal", "a mistake of the host's: ZeroDivisionError:")
         assert "Traceback" in events[0]
