@@ -62,7 +62,8 @@ class Rate(int):
 def _whole(number: str, factor: int, written: str, what: str) -> int:
     """Digits, perhaps with a point, times the factor; exactly."""
     before, _, behind = number.partition(".")
-    whole, left = divmod(int(before + behind) * factor, 10 ** len(behind))
+    tens: int = 10 ** len(behind)
+    whole, left = divmod(int(before + behind) * factor, tens)
     if left:
         raise ValueError(f'must be a whole number of {what}, "{written}" is not')
     return whole

@@ -21,7 +21,7 @@ def use_resources(host: Host, request: protocol.Request) -> Any:
     match request:
         case protocol.Set():
             host.resources.change(request.node, request.values)
-            return row_of(host.resources, request.node)
+            return row_of(host.resources, host.resources.owner(request.node))
         case protocol.AddPool():
             return _add(host, request)
         case protocol.RemovePool():

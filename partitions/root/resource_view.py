@@ -13,8 +13,9 @@ from hypervisor.scheduler.divvy import State
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.root.host_resources import Kind
 from partitions.root.resource_figures import KINDS, WORDS
-from partitions.topology_controls import CpuTable, PoolTable
-from partitions.topology_schema import VmTable
+from partitions.topology_controls import CpuTable, IopsTable, PoolTable
+from partitions.topology_links import BandwidthTable
+from partitions.topology_schema import VmTable, luns_of, numbers_of
 from partitions.topology_words import bare_type
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ def _vm_keys(vm: VmTable) -> dict[str, Any]:
     tables: dict[str, Any] = {"pool": vm.pool, "cpu": vm.cpu or CpuTable(), "memory": vm.memory}
     if vm.dynamic_memory is not None:
         tables["dynamic_memory"] = vm.dynamic_memory
+    for lun, disk in zip(luns_of(vm.disk), vm.disk, strict=True):
+        tables[f"disk.{lun}.iops"] = disk.iops or IopsTable()
+    for number, nic in zip(numbers_of(vm.nic), vm.nic, strict=True):
+        tables[f"nic.{number}.bandwidth"] = nic.bandwidth or BandwidthTable()
     return tables
 
 
@@ -176,8 +181,12 @@ def _help(table: Any, key: str) -> str:
     first, _, rest = key.partition(".")
     for field in msgspec.structs.fields(type(table)):
         if field.encode_name == first:
+            inner = bare_type(field.type)
+            if first in ("disk", "nic"):
+                last = rest.rpartition(".")[2]
+                inner = IopsTable if first == "disk" else BandwidthTable
+                return next(_words(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == last)
             if rest:
-                inner = bare_type(field.type)
                 return next(_words(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == rest)
             return _words(field.type)
     return ""

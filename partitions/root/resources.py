@@ -136,6 +136,11 @@ class Resources:
             raise ResourceError(path, "", f"{sort}/{name} has no {device}; there are: {there}")
         return node.children[device] if device else node
 
+    def owner(self, path: str) -> str:
+        """The pool or VM of a path: "vm/web" for "web", and for "pool/prod/vm/web/disk/0". Raises `ResourceError`."""
+        sort, name, _ = self._parse(path)
+        return f"{sort}/{name}"
+
     def entitled(self, kind: Kind) -> dict[Node, tuple[Fraction, Division | None]]:
         """What each is entitled to now, if all that are on wanted everything but for what `Node.demand` says.
 

@@ -30,6 +30,10 @@ program = "guest.py"
 memory = "2MiB"
 pool = "prod"
 cpu = { reserve = 50 }
+[[vm.disk]]
+path = "d.img"
+size = "1MiB"
+[[vm.nic]]
 """
 GUEST = "async def main(guest):\n    await guest.sleep(1000)\n"
 Capture = pytest.CaptureFixture[str]
@@ -67,6 +71,17 @@ async def test_requests(tmp_path: Path) -> None:
         )
         row = await remote.ask("add-pool", pool="lab", values={"parent": "prod", "disk.limit": 500})
         assert (row["node"], row["parent"], row["controls"]["disk.limit"]) == ("pool/lab", "pool/prod", 500)
+        row = await remote.ask("set", node="web/disk/0", values={"iops.limit": 200, "weight": 7})
+        assert (row["node"], row["controls"]["disk.0.iops.limit"], row["controls"]["disk.0.iops.weight"]) == (
+            "vm/web",
+            200,
+            7,
+        )
+        row = await remote.ask("set", node="pool/prod/vm/web/nic/0", values={"limit": "8Mbit"})
+        assert row["controls"]["nic.0.bandwidth.limit"] == 8_000_000
+        assert (await denied(remote, "set", node="vm/web/disk/3", values={"limit": 1}))[1] == (
+            "vm/web.disk.3.limit: there is no disk 3; there are: 0"
+        )
         kind, words = await denied(remote, "add-pool", pool="a b")
         assert kind == "refused"
         assert 'is "a b"' in words
@@ -171,5 +186,7 @@ async def test_the_tree(tmp_path: Path) -> None:
         assert (await host.inspect("resources/vm/web/cpu"))["at_most"] == "80 %"
         with pytest.raises(InspectError, match=r"resources/vm/web/cpu/limit: must not be above its limit of 40 %"):
             host.update("resources/vm/web/cpu/limit", "40")
+        assert host.update("resources/vm/web/disk/0.iops.limit", "70") == "70"
+        assert host.resources.node("disk", "vm/web/disk/0").limit == 70
         assert host.update("resources/vm/web/pool", "host") == '""'
         assert (await host.inspect("resources/vm/web/path")) == "vm/web"
