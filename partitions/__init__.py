@@ -41,8 +41,8 @@ if TYPE_CHECKING:
         open_host,
     )
     from partitions.inspect import InspectError
+    from partitions.root.memory_state import CannotResize
     from partitions.root.resources import ResourceError
-    from partitions.root.vm_memory import CannotResize
     from partitions.topology import Topology, TopologyError, VmTable, load_topology
     from partitions.topology_schema import CpuTable, DeviceTable, DiskTable, NicTable, PoolTable
 
@@ -50,7 +50,7 @@ _HOMES = {
     **dict.fromkeys(("Topology", "TopologyError", "VmTable", "load_topology"), "topology"),
     **dict.fromkeys(("CpuTable", "DeviceTable", "DiskTable", "NicTable", "PoolTable"), "topology_schema"),
     "InspectError": "inspect",
-    "CannotResize": "root.vm_memory",
+    "CannotResize": "root.memory_state",
     "ResourceError": "root.resources",
 }
 """Where names come from that are not `partitions.host`'s."""

@@ -44,7 +44,7 @@ from vmbus.server.socket_stream import HostSocket
 from vmbus.server.sockets import Accept, Listening, SocketRefused
 
 if TYPE_CHECKING:
-    from partitions.root.vm_memory import MemoryState
+    from partitions.root.memory_state import MemoryState
     from vsp_vsc.keyboard.vsp import KeyboardVsp
     from vsp_vsc.mouse.vsp import MouseVsp
     from vsp_vsc.video.framebuffer import Framebuffer
@@ -317,7 +317,7 @@ class Vm:
         worker = self._managed.worker
         if worker is None or worker.partition is None:
             return None
-        from partitions.root.vm_memory import fixed_memory
+        from partitions.root.memory_state import fixed_memory
 
         return fixed_memory(self.settings) if worker.memory is None else worker.memory.state()
 

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import msgspec
 import trio
 
-from hypervisor.clock import ticks
+from hypervisor.clock import seconds, ticks
 from hypervisor.inspect import Branch
 from hypervisor.pages import PAGE_SHIFT
 from partitions.root.exits import CannotStart
+from partitions.root.memory_state import CannotResize, MemoryState
 from partitions.root.winhv import HypercallFailed
 from partitions.topology_controls import memory_range
 from partitions.topology_schema import Backend, VmTable, size_words
@@ -46,42 +46,6 @@ HIGH_START: Final = 0x1_0000_0000 >> PAGE_SHIFT
 """Between these two are the windows of devices."""
 _ASK_AT_ONCE: Final = 64 * BALLOON_UNIT
 _PAGE: Final = 1 << PAGE_SHIFT
-
-
-class CannotResize(Exception):
-    """Memory that did not become what was asked for; the text says why, and what to do."""
-
-
-class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
-    """How the memory of a VM is, in bytes. The names in quotes are Hyper-V's performance counters."""
-
-    dynamic: bool
-    startup: int
-    minimum: int
-    maximum: int
-    buffer: int
-    """Percent."""
-    weight: int
-    assigned: int
-    """What it has: "Physical Memory"."""
-    visible: int
-    """What its guest sees, ballooned or not: "Guest Visible Physical Memory"."""
-    demand: int | None
-    """What its guest has committed; None before it has said."""
-    target: int | None
-    """Where the host takes it."""
-    pressure: int | None
-    """100 x demand / assigned: "Current Pressure"."""
-    ballooned: int
-    added: int
-    added_memory: int
-    """All that it ever got while it ran: "Added Memory"."""
-    removed_memory: int
-    """All that was ever taken from it: "Removed Memory"."""
-    driver: str
-    """How its driver is: no driver, negotiating, ready, does not answer."""
-    cause: str
-    """Why it has less than it was built with: idle, host, limit, asked; empty where it has not."""
 
 
 @attrs.define
@@ -347,23 +311,24 @@ class VmMemory:
         device = self.device
         if not device.ready:
             return f"its driver has gone ({device.state})"
+        more = (pages - self.assigned) * _PAGE
+        if more > self._vid.vm_memory_free and self.make_room is not None:
+            await self.make_room(more)
         if device.idle:
             if self.assigned == pages:
                 return "done"
-            more = (pages - self.assigned) * _PAGE
-            if more > self._vid.vm_memory_free and self.make_room is not None:
-                await self.make_room(more)
-            change = self._by_hand(pages) if device.idle else Step()
-            if not device.idle:
-                return ""
+            change = self._by_hand(pages)
             if change.change is Change.NOTHING or not change.pages:
                 return self._why_not(pages)
             why = self.apply(change)
             if why:
                 return why
-        with trio.move_on_after(patience) as waiting:
+        left = patience - seconds(self._clock() - self._asked_at)
+        if left <= 0:
+            return "its guest does not answer"
+        with trio.move_on_after(left):
             await device.changed()
-        return "its guest does not answer" if waiting.cancelled_caught else ""
+        return ""
 
     def _by_hand(self, pages: int) -> Step:
         """As the balancer's step, but to the page and in no hurry to stop."""
@@ -582,30 +547,6 @@ def _pages(size: int, key: str) -> int:
     if size <= 0 or size % (BALLOON_UNIT * _PAGE):
         raise ValueError(f"{key}: must be a multiple of 2 MiB and not 0, is {size_words(size)}")
     return size >> PAGE_SHIFT
-
-
-def fixed_memory(settings: VmTable) -> MemoryState:
-    """Of a VM whose memory nobody changes."""
-    size = int(settings.memory)
-    return MemoryState(
-        dynamic=False,
-        startup=size,
-        minimum=size,
-        maximum=size,
-        buffer=0,
-        weight=0,
-        assigned=size,
-        visible=size,
-        demand=None,
-        target=None,
-        pressure=None,
-        ballooned=0,
-        added=0,
-        added_memory=0,
-        removed_memory=0,
-        driver="none",
-        cause="",
-    )
 
 
 async def change_memory(

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from partitions.host import Host, VmState
-from partitions.root.vm_memory import CannotResize
+from partitions.root.memory_state import CannotResize
 from partitions.topology_controls import DynamicMemoryTable
 from partitions.topology_schema import Size
 from tests.doubles.boundary_guest import BoundaryGuest, Rings, boundary_guest, run

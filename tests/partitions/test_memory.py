@@ -18,7 +18,7 @@ from hypervisor.scheduler.tree import ResourceError
 from partitions.child import kernel
 from partitions.child.guest import Guest, GuestMain
 from partitions.host import CannotSave, Host, Vm
-from partitions.root.vm_memory import CannotResize, MemoryState, fixed_memory
+from partitions.root.memory_state import CannotResize, MemoryState, fixed_memory
 from partitions.topology_controls import DynamicMemoryTable, PoolMemoryTable, PoolTable
 from partitions.topology_schema import HostTable, Size, Topology, VmTable
 from tests.doubles.root import bare_host, idle
@@ -196,6 +196,29 @@ async def test_a_guest_without_a_driver(autojump_clock: trio.abc.Clock) -> None:
             await vm.set_memory("48MiB", patience=5)
         assert trio.current_time() == began + 5
         assert state(vm).assigned == 64 * MIB
+
+
+async def test_a_guest_that_reports_and_does_not_answer(autojump_clock: trio.abc.Clock) -> None:
+    """Whoever asked gives up after his patience, whatever else the guest says; the VM goes on, and is asked no more."""
+
+    async def main(guest: Guest) -> None:
+        driver: Any = await guest.driver("dynamic-memory")
+        driver._inflate = lambda wanted: []
+        await forever(guest)
+
+    async with open_guests((dynamic("web", 64, 256, 512), main)) as host:
+        vm = host["web"]
+        await vm.start()
+        await trio.sleep(0.1)
+        began = trio.current_time()
+        with pytest.raises(CannotResize, match="256 MiB now: its guest does not answer"):
+            await vm.set_memory("128MiB", patience=5)
+        assert trio.current_time() == pytest.approx(began + 5)
+        assert state(vm).driver == "ready"
+        await trio.sleep(60)
+        assert state(vm).driver == "does not answer"
+        assert state(vm).demand is not None
+        assert state(vm).assigned == host.vid.vm_memory_used == 256 * MIB
 
 
 async def test_demand_and_its_buffer(autojump_clock: trio.abc.Clock) -> None:

@@ -1,0 +1,67 @@
+"""How the memory of a VM is, for people, and why it is not what they asked for. Root side."""
+
+from __future__ import annotations
+
+import msgspec
+
+from partitions.topology_schema import VmTable
+
+
+class CannotResize(Exception):
+    """Memory that did not become what was asked for; the text says why, and what to do."""
+
+
+class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
+    """How the memory of a VM is, in bytes. The names in quotes are Hyper-V's performance counters."""
+
+    dynamic: bool
+    startup: int
+    minimum: int
+    maximum: int
+    buffer: int
+    """Percent."""
+    weight: int
+    assigned: int
+    """What it has: "Physical Memory"."""
+    visible: int
+    """What its guest sees, ballooned or not: "Guest Visible Physical Memory"."""
+    demand: int | None
+    """What its guest has committed; None before it has said."""
+    target: int | None
+    """Where the host takes it."""
+    pressure: int | None
+    """100 x demand / assigned: "Current Pressure"."""
+    ballooned: int
+    added: int
+    added_memory: int
+    """All that it ever got while it ran: "Added Memory"."""
+    removed_memory: int
+    """All that was ever taken from it: "Removed Memory"."""
+    driver: str
+    """How its driver is: no driver, negotiating, ready, does not answer."""
+    cause: str
+    """Why it has less than it was built with: idle, host, limit, asked; empty where it has not."""
+
+
+def fixed_memory(settings: VmTable) -> MemoryState:
+    """Of a VM whose memory nobody changes."""
+    size = int(settings.memory)
+    return MemoryState(
+        dynamic=False,
+        startup=size,
+        minimum=size,
+        maximum=size,
+        buffer=0,
+        weight=0,
+        assigned=size,
+        visible=size,
+        demand=None,
+        target=None,
+        pressure=None,
+        ballooned=0,
+        added=0,
+        added_memory=0,
+        removed_memory=0,
+        driver="none",
+        cause="",
+    )
