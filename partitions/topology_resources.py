@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from partitions.topology_controls import IopsTable, PoolTable, memory_range
+from partitions.topology_controls import CpuClass, IopsTable, PoolTable, memory_range
 from partitions.topology_schema import TopologyFile, VmTable
 from partitions.topology_source import KeyPath, nearest
 from partitions.topology_units import parse_processors, processors_words, rate_words, size_words
@@ -116,6 +116,9 @@ def _vm(check: Check, vm: VmTable, keys: KeyPath, pools: dict[str, int]) -> None
         if vm.cpu.reserve > vm.cpu.limit:
             reason = f"must not be above its limit of {percent(vm.cpu.limit)}, is {percent(vm.cpu.reserve)}"
             check.problem((*keys, "cpu", "reserve"), f"{reason}: lower it, or raise the limit")
+        if vm.cpu.reserve and vm.cpu.class_ is CpuClass.BATCH:
+            reason = 'nothing is guaranteed to a VM of class = "batch", which gets what others leave'
+            check.problem((*keys, "cpu", "reserve"), f"{reason}: remove it, or the class")
     if vm.dynamic_memory is not None:
         _dynamic_memory(check, vm, (*keys, "dynamic_memory"))
     for index, disk in enumerate(vm.disk):

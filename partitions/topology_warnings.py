@@ -18,7 +18,7 @@ from partitions.root.resource_figures import (
     processor_words,
     vm_pool,
 )
-from partitions.topology_controls import DEFAULT_WEIGHT, IopsTable
+from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, IopsTable
 from partitions.topology_words import spell
 
 if TYPE_CHECKING:
@@ -134,11 +134,14 @@ def _light_and_heavy(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
                 active=True,
             )
         )
-    entitled = entitle(root, capacity)
     best: tuple[Fraction, str, int] | None = None
     level: tuple[Fraction, str, int] | None = None
     weights = [DEFAULT_WEIGHT if vm.cpu is None else vm.cpu.weight for vm in topology.vm]
-    for index in sorted(range(len(nodes)), key=lambda index: weights[index]):
+    normal = [index for index, vm in enumerate(topology.vm) if vm.cpu is None or vm.cpu.class_ is CpuClass.NORMAL]
+    for index, node in enumerate(nodes):
+        node.batch = index not in normal
+    entitled = entitle(root, capacity)
+    for index in sorted(normal, key=lambda index: weights[index]):
         vm, weight = topology.vm[index], weights[index]
         each = entitled[nodes[index]] / vm.processors
         if level is not None and level[2] < weight:

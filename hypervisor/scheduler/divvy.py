@@ -126,7 +126,7 @@ def wishes(root: Node, *, held: bool = False) -> dict[Node, Wish]:
     for node in reversed(list(root.walk())):
         hi: int | None
         if not node.inner:
-            lo, hi = (node.reservation, node.demand) if node.active else (0, 0)
+            lo, hi = (node.reservation, node.demand) if node.active and not node.batch else (0, 0)
         else:
             below = [found[child] for child in node.children.values()]
             wants = [wish.hi for wish in below]
@@ -161,14 +161,29 @@ def entitlements(
     top = Fraction(capacity) if most is None else min(Fraction(capacity), Fraction(most))
     found: dict[Node, tuple[Fraction, Division | None]] = {}
     amounts = {root: top}
+    batch: list[Node] = []
     for node in root.walk():
         amount, division = amounts[node], None
         if node.inner:
             children = list(node.children.values())
             division = divide(amount, [Claim(*wanted[child], child.shares) for child in children])
             amounts.update(zip(children, division.amounts, strict=True))
+        elif node.batch and node.active:
+            batch.append(node)
         found[node] = amount, division
+    if batch:
+        _give_leftover(capacity - top, batch, found)
     return found
+
+
+def _give_leftover(left: Fraction, batch: Sequence[Node], found: dict[Node, tuple[Fraction, Division | None]]) -> None:
+    """The batch class is one level over all pools, as there is nothing that pools could promise it."""
+    limits = [[bound for bound in (node.limit, node.demand) if bound is not None] for node in batch]
+    claims = [Claim(0, min(limit, default=None), node.shares) for limit, node in zip(limits, batch, strict=True)]
+    for leaf, amount in zip(batch, divide(left, claims).amounts, strict=True):
+        for node in leaf.upwards():
+            before, division = found[node]
+            found[node] = before + amount, division
 
 
 # Idle memory

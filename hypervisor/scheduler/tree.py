@@ -39,6 +39,8 @@ class Node:
     shares: int = DEFAULT_SHARES
     demand: int | None = None
     """What it would use if it were alone; None if there is no bound. Not looked at in inner nodes."""
+    batch: bool = False
+    """Gets only what all others leave, whatever has been said for it."""
     dedicated: bool = False
     """All that it has reserved is set aside for it, used or not, and it has nothing else."""
     expandable: bool = True

@@ -329,6 +329,7 @@ class Resources:
                 if nodes[kind].inner:
                     changed += self._devices(kind, nodes[kind], table, undo, on=on)
         self._machines.settle(name, table)
+        nodes["cpu"].batch = _is_batch(table)
         if vm.cpu != table.cpu or vm.pool != table.pool:
             self._schedule_vm(name)
         for kind, node in changed:
@@ -399,6 +400,7 @@ class Resources:
             )
             if inner:
                 self._devices(kind, nodes[kind], vm, [], on=False)
+        nodes["cpu"].batch = _is_batch(vm)
         self._vms[name] = nodes
         return nodes
 
@@ -519,8 +521,12 @@ class Resources:
             cap=cap_units(cpu.limit),
             reserve=processor_units(cpu.reserve) if vm.processors <= self.host.logical_processors else 0,
             period=cpu.period_ms * NS_PER_MS,
-            batch=cpu.class_ is CpuClass.BATCH,
+            batch=_is_batch(vm),
         )
+
+
+def _is_batch(vm: VmTable) -> bool:
+    return vm.cpu is not None and vm.cpu.class_ is CpuClass.BATCH
 
 
 @contextmanager

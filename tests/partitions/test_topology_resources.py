@@ -66,7 +66,7 @@ def test_all_keys(folder: Path) -> None:
             'disk = { reserve = 100, limit = 200, weight = 7 }\nnetwork = { reserve = "8Mbit", limit = 9_000_000 }',
         )
         + pool("c", 'parent = "b"')
-        + vm("web", 'pool = "c"\ncpu = { reserve = 12.5, limit = 50, weight = 300, pool = "a", class = "batch" }')
+        + vm("web", 'pool = "c"\ncpu = { reserve = 12.5, limit = 50, weight = 300, pool = "a" }')
         + '[vm.dynamic_memory]\nminimum = "32MiB"\nmaximum = "128MiB"\nbuffer = 10\nweight = 1\n',
         folder,
     )
@@ -98,6 +98,11 @@ def test_all_keys(folder: Path) -> None:
         (
             VM + 'cpu = { class = "bulk" }\n',
             'line 4: vm[0] "web".cpu.class: must not be "bulk"; known are normal, batch',
+        ),
+        (
+            VM + 'cpu = { class = "batch", reserve = 5 }\n',
+            'line 4: vm[0] "web".cpu.reserve: nothing is guaranteed to a VM of class = "batch", which gets what others '
+            "leave: remove it, or the class",
         ),
         ("host = { quantum_ms = 101 }\n" + VM, "line 1: host.quantum_ms: must be at most 100, is 101"),
         (

@@ -241,6 +241,17 @@ def test_processors_of_its_own_are_not_lent() -> None:
     assert (amounts[own], amounts[inside], amounts[other]) == (2, 1, 2)
 
 
+def test_leftover() -> None:
+    """E34, as entitlement: two that want 60 and 30 percent have them, however heavy the batch one is; it gets 10."""
+    root = Node.host(100)
+    pool = root.add("pool/a", inner=True)
+    normal = [pool.add("vm/60", demand=60, active=True), root.add("vm/30", demand=30, active=True)]
+    batch = pool.add("vm/batch", shares=10000, demand=100, active=True)
+    batch.batch = True
+    found = entitle(root, 100)
+    assert [found[node] for node in (*normal, batch, pool, root)] == [60, 30, 10, 70, 100]
+
+
 def test_what_is_off_gets_nothing_and_an_empty_pool_neither() -> None:
     """Nothing is set aside for whom nobody switched on; a reservation of a pool is lent out while it is empty."""
     root = Node.host(100)

@@ -261,7 +261,7 @@ async def test_pools_come_and_go(folder: Path, autojump_clock: trio.abc.Clock) -
 async def test_the_processor_scheduler_is_told(folder: Path, autojump_clock: trio.abc.Clock) -> None:
     """Groups and partitions have the figures of pools and VMs, before the guest's first step and after each change."""
     rest = 'pool = "kid"\nprocessors = 2\n'
-    rest += 'cpu = { reserve = 25, limit = 50, weight = 200, period_ms = 20, class = "batch" }'
+    rest += "cpu = { reserve = 25, limit = 50, weight = 200, period_ms = 20 }"
     async with opened(folder, POOLS + vm("a", rest)) as host:
         scheduler: Any = host.hypervisor.scheduler
         names = {group.name: number for number, group in scheduler.groups.items()}
@@ -271,10 +271,13 @@ async def test_the_processor_scheduler_is_told(folder: Path, autojump_clock: tri
         await host["a"].start()
         settings = scheduler.settings(host.hypervisor.by_id(host["a"].partition_id or 0))
         assert (settings.group, settings.shares, settings.cap) == (names["kid"], 200, LP // 2)
-        assert (settings.reserve, settings.period, settings.batch) == (LP // 4, 20_000_000, True)
+        assert (settings.reserve, settings.period, settings.batch) == (LP // 4, 20_000_000, False)
         host.resources.change("vm/a", {"cpu.limit": 75, "cpu.pool": "other"})
         settings = scheduler.settings(host.hypervisor.by_id(host["a"].partition_id or 0))
         assert (settings.group, settings.cap) == (names["other"], LP * 3 // 4)
+        host.resources.change("vm/a", {"cpu.reserve": 0, "cpu.class": "batch"})
+        assert scheduler.settings(host.hypervisor.by_id(host["a"].partition_id or 0)).batch
+        assert host.resources.node("cpu", "vm/a").batch
         host.resources.set("pool/other", "cpu.limit", 120)
         assert scheduler.groups[names["other"]].cap == LP * 120 // 100
         host.resources.set("vm/a", "cpu.pool", "")
