@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hypervisor.scheduler.nodes import Budget, Group, Place, Vp
+from hypervisor.scheduler.queues import BACKLOG
 
 
 def refill(budget: Budget, now: int) -> None:
@@ -15,8 +16,19 @@ def refill(budget: Budget, now: int) -> None:
     periods = (begin - budget.until) // budget.period
     if debt and periods > 0:
         debt = min(0, debt + periods * budget.full)
-    budget.left = budget.full + debt - still
+    if periods > 0:
+        budget.credit = 0  # nobody has wanted it
+    # No more than can be of use in this period.
+    extra = min(budget.credit, budget.period - budget.full if budget.full < budget.period else budget.full)
+    budget.credit -= extra
+    budget.left = budget.full + debt - still + extra
     budget.until = begin + budget.period
+
+
+def give_credit(budget: Budget, ns: int) -> None:
+    """So much of it was granted and then not run, since the host had other things to do."""
+    most = budget.full * max(1, BACKLOG // budget.period)
+    budget.credit = min(most, budget.credit + ns)
 
 
 def places(node: Group | Vp) -> tuple[Place, ...]:

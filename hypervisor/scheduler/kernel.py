@@ -306,6 +306,10 @@ class CpuKernel(Wiring):
         for budget in vp.budgets:
             if self.now >= budget.until:
                 budgets.refill(budget, self.now)
+            if ns < 0 and vp.state is not State.HALTED:
+                # In this period it would be of no use: slices of it would not be run in time either.
+                budgets.give_credit(budget, -ns)
+                continue
             most = budget.full - (budget.ends - budget.running * self.now)
             budget.left = min(budget.left - ns, max(most, budget.left))
             if budget.left <= 0:

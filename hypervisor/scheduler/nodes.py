@@ -79,7 +79,8 @@ class Listener(Protocol):
 class Budget:
     """What is left of a capped node's time in this period.
 
-    Periods begin at whole multiples of their length. Nothing is carried over but a debt (of time charged afterwards).
+    Periods begin at whole multiples of their length. Nothing is carried over but what was charged afterwards: a debt of
+    time, or a credit.
     Granted slices are paid in advance. One that reaches into the next period is paid for by that period as far as it
     does, which is why no period ever sees more than `full`.
     """
@@ -92,6 +93,8 @@ class Budget:
     left: int
     until: int
     """When the period ends."""
+    credit: int = 0
+    """For the next ones on top: the host kept somebody from running who had been dispatched."""
     ends: int = 0
     """The sum of when the slices end that have been granted and still run..."""
     running: int = 0

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush
 from hypervisor.scheduler.nodes import NEW, SCALE, WHOLE, Place, Queue, Vp
 
 BACKLOG = 100_000_000
-"""Nanoseconds of lateness for which a reservation still catches up."""
+"""Nanoseconds of lateness for which a reservation still catches up, and a cap."""
 
 
 def insert(place: Place) -> None:

@@ -42,9 +42,6 @@ FAST = 1_000_000
 SLOW = 10_000_000
 IDLE = 50_000_000
 """Nanoseconds between looks."""
-GRAIN = 500_000
-"""Nanoseconds: no slice is made of refunds that are shorter."""
-NO_REFUND = 1 << 62
 LIVELY = 20_000_000
 """Nanoseconds for which a guest that has halted may be expected back."""
 OWED = 5_000_000
@@ -249,7 +246,7 @@ class ThreadVps(Generic[Vp]):
             self._account(thread)
         else:
             thread.burns |= held
-            self._account(thread, GRAIN)
+            self._account(thread)
             self._shut(thread, True)
 
     def _halts(self, thread: ThreadVp[Vp]) -> None:
@@ -275,7 +272,7 @@ class ThreadVps(Generic[Vp]):
             while (moment := kernel.next_time()) is not None and kernel.now < moment <= to:
                 kernel.advance(moment)
                 for thread in running:
-                    self._account(thread, GRAIN)
+                    self._account(thread)
                 if moment == to:
                     return
                 kernel.settle()
@@ -294,15 +291,11 @@ class ThreadVps(Generic[Vp]):
                 self._account(thread)
         self.tell()
 
-    def _account(self, thread: ThreadVp[Vp], least: int = 1) -> int:
-        """Make the kernel's account equal to the thread's clock, which is returned; `least`: refund no less than that.
-
-        A refund may give the thread a budget again, and so a slice: without a bound one that the host keeps from
-        running would have a new slice, and the host a wake-up, each microsecond.
-        """
+    def _account(self, thread: ThreadVp[Vp]) -> int:
+        """Make the kernel's account equal to the thread's clock, which is returned."""
         clock = thread.gate.cpu_time()
         difference = clock - thread.mark - self._kernel.times(thread.vp).run
-        if difference > 0 or difference <= -least:
+        if difference:
             self._kernel.charge(thread.vp, difference)
             if not thread.works:
                 thread.owes += max(0, difference)
@@ -341,10 +334,10 @@ class ThreadVps(Generic[Vp]):
             halted = thread.gate.halted()
             found |= halted is thread.works
             # What it ran without having been dispatched is taken from the time in which it counted as halted; what it
-            # did not run since it halted becomes such time. Who is busy may have got in late, and will come out late.
+            # did not run since it halted becomes such time.
             if halted:
                 self._halts(thread)
-            clock = self._account(thread, 1 if halted else NO_REFUND)
+            clock = self._account(thread)
             if not halted or thread.owes >= OWED:
                 self._set_works(thread, True)
             if (clock - thread.seen) * MOVED > passed:

@@ -299,7 +299,10 @@ def test_a_suspended_processor_needs_no_lp() -> None:
 
 
 def test_a_thread_that_the_host_does_not_run_costs_few_dispatches() -> None:
-    """A regression: what it did not run was refunded and made a short slice, which was refunded, thousands a second."""
+    """A regression: what it did not run was refunded and made a short slice, which was refunded, thousands a second.
+
+    Afterwards it catches up with a tenth of a second, and with no more.
+    """
     machine = Machine(1)
     vp = machine.add(burning(), cap=HALF)
     machine.run(103 * MS)
@@ -310,7 +313,7 @@ def test_a_thread_that_the_host_does_not_run_costs_few_dispatches() -> None:
     machine.threads[vp].paused = False
     machine.run(400 * MS)
     machine.check()
-    assert machine.threads[vp].clock == pytest.approx(251 * MS, abs=12 * MS)
+    assert machine.threads[vp].clock == pytest.approx(251 * MS + 50 * MS, abs=12 * MS)
 
 
 class Sluggish(Thread):
@@ -352,7 +355,7 @@ class Delayed(Starved):
 
 @pytest.mark.parametrize("late", [0, MS // 2, 2 * MS])
 def test_a_cap_is_reached_on_a_host_that_has_other_things_to_do(late: int) -> None:
-    """A regression: looks refunded what a late start had cost, which its late end makes up for; a tenth was lost."""
+    """A regression: what it could not run in one period was lost for the next, and that was a tenth of it."""
     machine = Machine(2)
     machine.late = late
     vp = machine.add(burning(), cap=HALF, kind=Delayed, lag=MS // 5)
