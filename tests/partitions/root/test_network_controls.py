@@ -17,6 +17,7 @@ import trio
 from hypervisor.scheduler.tree import ResourceError
 from partitions.host import Host, NicError, open_host
 from partitions.inspect import InspectError
+from partitions.root.hotplug import HotPlug, HotPlugError
 from partitions.topology import parse_topology
 
 GUEST = """
@@ -196,15 +197,28 @@ async def test_pools_have_limits_on_networks(tmp_path: Path, autojump_clock: tri
         assert host.network.switches().figures()["web/0"].queued_frames > 700
         host.resources.set("vm/web", "pool", "")
         assert host.network.switches().figures()["web/0"].queued_frames == 0
+        assert "user" in host.network.switches().controls().shaping.pools
+        host.resources.remove_pool("user")
+        assert not host.network.switches().controls().shaping.pools
 
 
-async def test_reservations_are_admitted(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+async def test_reservations_are_admitted(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A host that has 10 Mbit/s gives no more away: neither at a start, nor to an adapter that comes, nor live."""
     text = TWO.replace("seed = 3", 'seed = 3\nbandwidth = "10Mbit"')
     async with running(tmp_path, nic='bandwidth = { reserve = "6Mbit" }', text=text) as host:
         with pytest.raises(NicError, match="4 Mbit/s"):
             await host["db"].add_nic("lan", bandwidth={"reserve": "5Mbit"})
         assert len(host["db"].nics) == 1
+
+        def fails(*_: object) -> None:
+            raise HotPlugError("no room on the bus")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(HotPlug, "add", fails)
+            with pytest.raises(NicError, match="no room on the bus"):
+                await host["db"].add_nic("lan", bandwidth={"reserve": "4Mbit"})
         number = await host["db"].add_nic("lan", bandwidth={"reserve": "4Mbit"})
         with pytest.raises(InspectError, match="cannot be granted"):
             host.update("switch/lan/ports/web/0/bandwidth/reserve", "7Mbit")

@@ -83,7 +83,8 @@ class Shaping:
         self._chance = chance
         self._ports: dict[str, _Port] = {}
         self._switches: dict[str, _Switch] = {}
-        self._pools: dict[str, _Pool] = {}
+        self.pools: dict[str, _Pool] = {}
+        """By name."""
         self._by_flow: dict[int, Lane] = {}
         self._numbers = 0
         self._arrivals: list[tuple[int, int, Link, Sink]] = []
@@ -199,9 +200,9 @@ class Shaping:
     def set_pool(self, name: str, parent: str, figures: Bandwidth) -> None:
         """A pool, new or with other figures; `parent` is empty for one below the host."""
         self.collect(self.time())
-        pool = self._pools.get(name)
+        pool = self.pools.get(name)
         if pool is None:
-            pool = self._pools[name] = _Pool(parent, figures)
+            pool = self.pools[name] = _Pool(parent, figures)
         moved = pool.parent != parent
         pool.parent, pool.figures = parent, figures
         pool.bucket = self._bucket(pool.bucket, figures)
@@ -213,7 +214,7 @@ class Shaping:
 
     def remove_pool(self, name: str) -> None:
         """A pool less; nothing if there is none."""
-        if name in self._pools:
+        if name in self.pools:
             self._replant(without=name)
 
     def figures_of(self, port: str) -> tuple[Bandwidth | None, LinkSettings | None]:
@@ -297,13 +298,13 @@ class Shaping:
             return True
         if self.host.bucket is not None or self._switches.get(known.switch, _Switch()).bandwidth:
             return True
-        return any(self._pools[pool].figures.limit for pool in self._way_up(known.pool))
+        return any(self.pools[pool].figures.limit for pool in self._way_up(known.pool))
 
     def _way_up(self, pool: str) -> list[str]:
         way = []
-        while pool and pool in self._pools and pool not in way:
+        while pool and pool in self.pools and pool not in way:
             way.append(pool)
-            pool = self._pools[pool].parent
+            pool = self.pools[pool].parent
         return way
 
     def _group(self, switch: str, pool: str) -> Group:
@@ -311,8 +312,8 @@ class Shaping:
         carrier = self._switches.get(switch, _Switch())
         if not carrier.bandwidth:
             switch = ""
-        if pool in self._pools:
-            known = self._pools[pool]
+        if pool in self.pools:
+            known = self.pools[pool]
             group = known.groups.get(switch)
             if group is None:
                 figures = known.figures
@@ -331,7 +332,7 @@ class Shaping:
     def _replant(self, without: str = "") -> None:
         """Groups are other ones: all ports are put in anew, with what they hold."""
         held = [(known, self._unplant(known.lane)) for known in self._ports.values()]
-        for pool in self._pools.values():
+        for pool in self.pools.values():
             for group in pool.groups.values():
                 self.tree.remove(group)
             pool.groups.clear()
@@ -339,7 +340,7 @@ class Shaping:
             if switch.group is not None:
                 self.tree.remove(switch.group)
                 switch.group = None
-        self._pools.pop(without, None)
+        self.pools.pop(without, None)
         for known, frames in held:
             self._settle(known.lane.port.name)
             self._put_back(known.lane, frames)

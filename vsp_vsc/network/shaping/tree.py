@@ -187,9 +187,12 @@ class Tree:
 
     @property
     def next_time(self) -> int | None:
-        """When something leaves, at the earliest. After `advance`."""
+        """When something leaves, at the earliest."""
         if not self.queued:
             return None
+        _clean(self.root.ready, State.READY)
+        if self.root.ready:
+            return self.now  # it was put after `advance`
         following = self._next_wake(self.root)
         return None if following == NEVER else following
 

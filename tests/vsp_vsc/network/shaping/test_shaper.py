@@ -84,8 +84,8 @@ def test_e32_through_a_port() -> None:
 
 
 def test_a_late_timer_changes_nothing() -> None:
-    """What was due leaves in its order, at its own time: with timers 7 ms late all the same frames arrive, and those
-    after are not later for it."""
+    """What was due leaves in its order, at its own time: with timers 7 ms late all the same frames arrive, each at most
+    so much later, though it passed three of them."""
     found = []
     for late in (0, 7):
         lan = Slow()
@@ -96,7 +96,7 @@ def test_a_late_timer_changes_nothing() -> None:
         found.append((b.got, a.port.drops, b.port.drops, lan.times(b.port.name)))
         assert (lan.shaping.late_ns >= MS) is (late > 0)
     assert found[0][:3] == found[1][:3]
-    assert all(0 <= after - before <= 14.1 for before, after in zip(found[0][3], found[1][3], strict=True))
+    assert all(0 <= after - before <= 7.1 for before, after in zip(found[0][3], found[1][3], strict=True))
 
 
 def test_a_port_without_controls_has_nothing_in_the_way() -> None:
@@ -302,13 +302,17 @@ def test_what_arrives_where_nobody_is_any_more() -> None:
     a.port.transmit([full(2, 1)] * 3)
     lan.until(30)
     assert lan.drops(b)["adapter_full"] == 2
+    lan.shaping.remove(b.port)
+    assert b.port.adapter is b
 
 
-def test_adapters_that_answer_at_once_do_not_stop_the_host() -> None:
+@pytest.mark.parametrize("controls", [(None, LinkSettings()), (Bandwidth(limit=10**9, burst=10**6), None)], ids=str)
+def test_adapters_that_answer_at_once_do_not_stop_the_host(
+    controls: tuple[Bandwidth | None, LinkSettings | None],
+) -> None:
     """Over perfect cables two would play ball for ever: after some turns others come first."""
     lan = Slow()
-    perfect = LinkSettings()
-    a, b = lan.shaped(1, None, perfect), lan.shaped(2, None, perfect)
+    a, b = lan.shaped(1, *controls), lan.shaped(2, *controls)
     a.answer = lambda _: full(2, 1)
     b.answer = lambda _: full(1, 2)
     a.port.transmit([full(2, 1)])
