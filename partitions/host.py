@@ -356,9 +356,9 @@ async def open_host(
                 new_random=_random_of(topology.host.seed if seed is None else seed),
             )
             vmms = await stack.enter_async_context(open_vmms(services))
-            control.machines.vmms = vmms
             for table in topology.vm:
                 vmms.define(table)
+            control.machines.vmms = vmms
             if has_controls(topology.vm, topology.pool):
                 control()
             seed = topology.host.seed if seed is None else seed

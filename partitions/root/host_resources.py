@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import attrs
 
+from partitions.topology_controls import vm_has_controls
 from partitions.topology_schema import Topology, VmTable
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ class HostResources:
         finally:
             if self.made is not None:  # perhaps made since
                 self.made.stop_vm(name)
+
+    def defining(self, settings: VmTable) -> None:
+        """A VM is about to be defined on a host that is open: what its table asks for is looked at from its start."""
+        if self.made is None and self.machines.vmms is not None and vm_has_controls(settings):
+            self()
 
     def forgotten(self, name: str) -> None:
         """A VM is not defined any more."""

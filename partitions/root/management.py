@@ -225,6 +225,7 @@ class Vmms:
         """Add a VM, off. Raises `ValueError` for a name that is taken."""
         if settings.name in self.vms:
             raise ValueError(f"a VM {settings.name!r} is defined already")
+        self._host.resources.defining(settings)
         vm = ManagedVm(settings, Console(self._host.hypervisor.clock), _listeners(settings, self.folder))
         self.vms[settings.name] = vm
         return vm

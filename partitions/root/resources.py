@@ -100,14 +100,12 @@ class Resources:
             for pool in ready:
                 self._add_pool(pool)
             waiting = [pool for pool in waiting if pool not in ready]
-        running = self._machines.running()
-        for name in self._machines.tables():
-            if name in running:
-                self.start_vm(name)
-                if running[name]:
-                    self.partition_opened(name, running[name])
-            else:
-                self._nodes(name)
+        for name in self.vms:
+            self._nodes(name)
+        for name, partition in self._machines.running().items():
+            self.start_vm(name)
+            if partition:
+                self.partition_opened(name, partition)
 
     # --- looking
 

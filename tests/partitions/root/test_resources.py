@@ -17,7 +17,7 @@ from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.host import Host, StartFailed, open_host
 from partitions.root.resource_figures import KINDS
 from partitions.topology import parse_topology
-from partitions.topology_schema import DiskTable, IopsTable, Size, Topology, VmTable
+from partitions.topology_schema import CpuTable, DiskTable, IopsTable, Size, Topology, VmTable
 from tests.doubles.root import idle
 
 LP = 65536
@@ -81,6 +81,22 @@ async def test_nothing_is_made_where_nothing_is_asked_for(folder: Path, autojump
         assert root.used == 2 << 20
         await host["a"].turn_off()
         assert root.used == 0
+
+
+async def test_a_vm_that_is_defined_later(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Its table is not checked when it is defined, but counts from its start, also on a host without any control."""
+    async with opened(folder, vm("a")) as host:
+        await host["a"].start()
+        plain = host.topology.vm[0]
+        host.define(msgspec.structs.replace(plain, name="b", cpu=CpuTable(limit=50)))
+        await host["b"].start()
+        assert host.resources.node("cpu", "vm/b").limit == LP // 2
+        assert host.resources.roots["memory"].used == 4 << 20
+        host.define(msgspec.structs.replace(plain, name="c", pool="none"))
+        with pytest.raises(StartFailed, match=r'vm/c.pool: no \[\[pool\]\] is called "none"'):
+            await host["c"].start()
+        host.destroy("c")
+        assert "c" not in host.resources.vms
 
 
 async def test_the_sixth_vm_does_not_start(folder: Path, autojump_clock: trio.abc.Clock) -> None:
