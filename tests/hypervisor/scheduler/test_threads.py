@@ -279,6 +279,25 @@ def test_contention_is_found_soon_and_its_end_too() -> None:
     assert machine.threads[first].kicks == kicks
 
 
+def test_a_deleted_processor_is_told_nothing_more() -> None:
+    """Though its thread may still be there, and at whatever moment of its slice."""
+    for moment in range(0, 25 * MS, 3 * MS):
+        machine = Machine(1)
+        gone, still = machine.add(burning()), machine.add(burning())
+        machine.run(20 * MS + moment)
+        machine.kernel.stop(gone)
+        machine.vps.forget(gone)
+        machine.kernel.remove(gone)
+        machine.vps.tell()
+        thread = machine.threads.pop(gone)
+        said = thread.open, thread.kicks
+        before = machine.threads[still].clock
+        machine.run(50 * MS)
+        machine.check()
+        assert (thread.open, thread.kicks) == said
+        assert machine.threads[still].clock - before == 50 * MS
+
+
 def test_a_suspended_processor_needs_no_lp() -> None:
     machine = Machine(1)
     vps = [machine.add(burning()) for _ in range(2)]
