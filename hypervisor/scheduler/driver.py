@@ -263,8 +263,9 @@ class CpuScheduler:
         self._extras.pop(partition.id, None)
 
     def forget(self, vp: VirtualProcessor) -> None:
-        """The processor has been deleted."""
+        """The processor has been deleted; a thread may still execute it, and is told nothing any more."""
         work = self._works.pop(vp, None)
+        self._gated.pop(vp, None)
         if work is not None:
             self._present()
             self._settle()
@@ -569,9 +570,9 @@ class CpuScheduler:
         """The kernel, at the time at which an input is to count. Never past an end of work that nobody was told of."""
         kernel = self._running_kernel()
         now = self._hypervisor.clock() * NS_PER_TICK
-        if self._hold and now - kernel.now <= LAG:
+        if now <= kernel.now or (self._hold and now - kernel.now <= LAG):
             return kernel
-        while (wake := kernel.next_wake()) is not None:
+        while (wake := kernel.next_wake()) is not None and wake < now:
             wake = max(_whole_tick(wake), kernel.now + NS_PER_TICK)
             if not wake < now <= wake + LAG:
                 break
@@ -631,16 +632,17 @@ class CpuScheduler:
         if self._hold:
             return
         wake = kernel.next_time() if self._notes.timely else kernel.next_wake()
-        following = kernel.next_time()
-        if wake is not None and following is not None and wake > following:
-            wake = min(wake, max(following, kernel.now + STRETCH))
+        if wake is not None and wake > kernel.now + STRETCH:
+            following = kernel.next_time()
+            if following is not None and wake > following:
+                wake = max(following, kernel.now + STRETCH)
         if self._threads is not None and self._threads.next_look is not None:
             look = self._threads.next_look
             wake = look if wake is None else min(wake, look)
         if wake is None:
             self._hypervisor.timers.set(self, None)
         else:
-            self._armed = _whole_tick(wake) // NS_PER_TICK
+            self._armed = -(-wake // NS_PER_TICK)
             self._hypervisor.timers.set(self, self._armed)
 
     async def _in_time(self, work: VpWork) -> CpuKernel:

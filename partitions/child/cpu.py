@@ -17,7 +17,7 @@ from partitions.child.winhv import Platform
 
 
 class CpuTimes(NamedTuple):
-    """Seconds of one virtual processor since its guest first used it. The first three sum up to `wall`."""
+    """Seconds of one virtual processor since its guest first asked for it. The first three sum up to `wall`."""
 
     run: float
     """It worked."""

@@ -132,11 +132,18 @@ class Guest:
 
         How long that takes is for the host to say: others may be on its processors, and there may be a cap.
         """
-        await self._cpu(vp).run(seconds)
+        cpu = self._cpus.get(vp)
+        if cpu is not None:
+            await cpu.run(seconds)
+        else:  # who has never asked for `cpu` keeps no accounts
+            await self.machines[vp].work(round(seconds * TICKS_PER_SECOND))
 
     @property
     def cpu(self) -> Cpu:
-        """Virtual processor 0: `await guest.cpu.run(0.5)`, `guest.cpu.times()`, `guest.cpu.steal`."""
+        """Virtual processor 0: `await guest.cpu.run(0.5)`, `guest.cpu.times()`, `guest.cpu.steal`.
+
+        It counts from when it is first asked for, `guest.work` from then on included.
+        """
         return self._cpu(0)
 
     @property
