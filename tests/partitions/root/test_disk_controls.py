@@ -14,6 +14,7 @@ from partitions.host import DiskError, Host, open_host
 from partitions.inspect.answers import InspectError
 from partitions.root.disk_controls import DiskControls
 from partitions.topology import parse_topology
+from partitions.topology_schema import DiskTable, IopsTable, Size
 
 PROGRAM = """
 async def main(guest):
@@ -189,3 +190,16 @@ async def test_disks_that_come_and_go(folder: Path, autojump_clock: trio.abc.Clo
         qos = controls(host).qos
         assert qos is not None
         assert qos.core.root.waiting == 0
+
+
+async def test_a_controller_that_is_plugged_in(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Its disks come with controls of their own, and their leaves can be set, though the settings do not have them."""
+    async with running(folder, vm("a", program="idle.py")) as host:
+        table = DiskTable(path="more.img", size=Size(64 << 10), iops=IopsTable(limit=7))
+        await host["a"].add_device("extra", table)
+        leaf = "vm/a/devices/extra/disks/0/iops_limit"
+        assert await host.inspect(leaf) == 7
+        assert host.update(leaf, "9") == "9"
+        assert await host.inspect(leaf) == 9
+        await host["a"].remove_device("extra")
+        assert host.update(DISK.format("a", 0) + "/iops_limit", "3") == "3"

@@ -183,7 +183,7 @@ async def test_a_disk_that_goes_takes_what_waits_with_it() -> None:
         assert len(clock.timers) == 0
 
 
-async def test_a_channel_that_closes_leaves_nothing_behind() -> None:
+async def test_a_channel_that_closes_leaves_nothing_behind(autojump_clock: trio.abc.Clock) -> None:
     """What waits is never carried out, and the close does not wait for it: its time may be minutes away."""
     clock = HandClock()
     slow = SlowBackend(1 << 20, cached=True)
@@ -194,8 +194,10 @@ async def test_a_channel_that_closes_leaves_nothing_behind() -> None:
         await trio.testing.wait_all_tasks_blocked()
         slow.finish()
         assert flow.node.waiting == 4
+        before = trio.current_time()
         pair.scope.cancel()
         await pair.ended.wait()
+        assert trio.current_time() == before
         assert (flow.node.waiting, qos.core.root.waiting) == (0, 0)
         clock.wait(60)
         assert slow.log == ["write"]
