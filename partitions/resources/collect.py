@@ -6,37 +6,24 @@ from typing import TYPE_CHECKING, Final
 
 from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network
 from partitions.resources.totals import NOTHING, Totals, Vp, merged
+from partitions.topology_networks import port_name
+from partitions.topology_schema import luns_of, numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hypervisor.partition import Partition
     from partitions.host import Host
     from partitions.root.worker import Worker
     from partitions.topology_schema import VmTable
-    from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 NS_A_TICK: Final = 100
 
 
 class Source:
-    """One host, at one moment: what is the same for all its VMs is asked once."""
+    """One host, at the moment at which it is asked."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.scheduler = host.hypervisor.scheduler
-        self.disks: Mapping[str, FlowFigures] = host.vmms.disk_controls.figures()
-        """By `vm/web/disk/0`, `vm/web`, `pool/prod`, `host`; empty where no disk is controlled."""
-        self._disk_names: dict[str, list[str]] = {}
-        for name in self.disks:
-            if "/disk/" in name:
-                self._disk_names.setdefault(name.partition("/disk/")[0], []).append(name)
-
-        made = host.network.made
-        self._ports = {} if made is None else made.figures()
-        self._port_names: dict[str, list[str]] = {}
-        for name in self._ports:
-            self._port_names.setdefault(name.partition("/")[0], []).append(name)
 
     def lps(self) -> list[Lp]:
         """Each logical processor since the host was opened; none where nobody has worked yet."""
@@ -60,7 +47,7 @@ class Source:
             vps=vps,
             cpu=cpu,
             memory=self._memory(worker, settings),
-            disk=self._disk(settings.name),
+            disk=self._disk(settings),
             network=self._network(settings),
         )
 
@@ -98,27 +85,34 @@ class Source:
             weight=state.weight,
         )
 
-    def _disk(self, name: str) -> Disk | None:
+    def _disk(self, settings: VmTable) -> Disk | None:
         """All disks of a VM together."""
-        flows = [self.disks[disk] for disk in self._disk_names.get(f"vm/{name}", ())]
-        if not flows:
+        if not settings.disk:
             return None
+        names = [f"disk/{lun}" for lun in luns_of(settings.disk)]
+        meters = self._host.vmms.disk_controls.meters(settings.name, names)
+        if not meters:
+            return None
+        counts = [meter.latency.histogram("us").counts for meter in meters]
         return Disk(
-            requests=sum([flow.requests for flow in flows]),
-            normalized=sum([flow.normalized for flow in flows]),
-            bytes=sum([flow.bytes for flow in flows]),
-            waited=sum([flow.held for flow in flows]),
-            busy=sum([flow.taken for flow in flows]),
-            latency=merged([[(1 << place, count) for place, count in enumerate(flow.latency)] for flow in flows]),
+            requests=sum([meter.requests for meter in meters]),
+            normalized=sum([meter.normalized for meter in meters]),
+            bytes=sum([meter.bytes for meter in meters]),
+            waited=sum([meter.held for meter in meters]),
+            busy=sum([meter.taken for meter in meters]),
+            latency=merged([[(1 << place, count) for place, count in enumerate(one)] for one in counts]),
         )
 
     def _network(self, settings: VmTable) -> Network | None:
         """All adapters of a VM together."""
-        names = self._port_names.get(settings.name)
         made = self._host.network.made
-        if not names or made is None:
+        if made is None or not settings.nic:
             return None
-        figures, ports = [self._ports[name] for name in names], [made.ports[name] for name in names]
+        names = [port_name(settings.name, number) for number in numbers_of(settings.nic)]
+        known = [(name, port) for name in names if (port := made.figures_of(name)) is not None]
+        if not known:
+            return None
+        figures, ports = [one for _, one in known], [made.ports[name] for name, _ in known]
         return Network(
             sent_bits=sum([port.sent_bits for port in figures]),
             received_bits=sum([port.received_bits for port in figures]),

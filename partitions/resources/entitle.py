@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from hypervisor.scheduler.divvy import Claim, State, divide, wishes
 from hypervisor.scheduler.tree import Node
 
-AT_ONCE: Final = 256
+AT_ONCE: Final = 64
 """Leaves that are made before others get their turn."""
 HOST: Final = "host"
 
@@ -90,13 +90,22 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
         # Who wants nothing takes no part, and an idle VM costs nothing.
         children = [child for child in node.children.values() if wanted[child].hi != 0]
         due |= dict.fromkeys(node.children.values(), Fraction(0))
-        division = divide(due[node], [Claim(*wanted[child], child.shares) for child in children])
-        due |= zip(children, division.amounts, strict=True)
+        # Those that claim the same get the same: as one with as many times the claim, they are divided much faster.
+        alike: dict[Claim, list[Node]] = {}
+        for child in children:
+            alike.setdefault(Claim(*wanted[child], child.shares), []).append(child)
+        division = divide(due[node], [_times(claim, len(same)) for claim, same in alike.items()])
+        for amount, same in zip(division.amounts, alike.values(), strict=True):
+            due |= dict.fromkeys(same, amount / len(same))
         found.contended[path] = division.state is not State.UNCONTENDED
         yield None
     if batch:
         _leftover(capacity, batch, found)
     yield found
+
+
+def _times(claim: Claim, count: int) -> Claim:
+    return Claim(claim.lo * count, None if claim.hi is None else claim.hi * count, claim.weight * count)
 
 
 def _pool(name: str, pools: Mapping[str, PoolClaim], places: dict[str, Node]) -> Node:

@@ -232,7 +232,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
         return _rate(self.received_bits, self.elapsed)
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One pool or VM, or the host."""
 
     path: str

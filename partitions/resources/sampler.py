@@ -10,7 +10,7 @@ many VMs is made piece by piece: `steps` stops often enough that nobody else wai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VMS_AT_ONCE: Final = 32
+VMS_AT_ONCE: Final = 16
 """VMs that are read before others get their turn."""
 WINDOW_MS: Final = 100
 
@@ -46,7 +46,6 @@ class Reading:
     lps: list[Lp]
     contended_for: int
     """Nanoseconds in which somebody has waited for a processor."""
-    disks: Mapping[str, FlowFigures]
 
 
 class Sampler:
@@ -58,7 +57,7 @@ class Sampler:
         """What VMs had in runs that have ended."""
         self._gone: dict[str, Worker] = {}
         """Of those runs the last one's, by VM."""
-        self.first = Reading(0, {}, [], 0, {})
+        self.first = Reading(0, {}, [], 0)
         """When the host was opened, with nothing counted."""
         self.last = self.read()
         """Where the next window begins."""
@@ -113,7 +112,7 @@ class Sampler:
                 taken[name] = self._of(source, name)
             if number % VMS_AT_ONCE == 0:
                 yield None
-        yield Reading(time, taken, lps, contended_for, source.disks)
+        yield Reading(time, taken, lps, contended_for)
 
     def read(self) -> Reading:
         """All VMs now, at one go."""
@@ -136,7 +135,12 @@ class Sampler:
             for lp, was in zip(after.lps, earlier, strict=True)
         ]
         contended_for = after.contended_for - before.contended_for
-        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, after.disks, whole))
+        disks: dict[str, FlowFigures] = {}
+        for number, (name, figures) in enumerate(self._host.vmms.disk_controls.each(), 1):
+            disks[name] = figures
+            if number % VMS_AT_ONCE == 0:
+                yield None
+        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, disks, whole))
 
     def sample(self) -> Sample:
         """What has come since the last one, at one go: where time stands still meanwhile."""

@@ -30,7 +30,7 @@ class Vp(NamedTuple):
     """Whether it has work that is not done."""
 
 
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
+class Totals(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One VM."""
 
     vps: tuple[Vp, ...] = ()

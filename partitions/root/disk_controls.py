@@ -7,7 +7,7 @@ while VMs run, there is an arbiter (`vsp_vsc.storage.qos`) that has all disks; i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hypervisor.scheduler.tree import Node
     from vsp_vsc.storage.controller import Unit
     from vsp_vsc.storage.qos.arbiter import DiskQos, Flow, FlowFigures
+    from vsp_vsc.storage.qos.meter import Meter
     from vsp_vsc.storage.qos.policy import IopsPolicy
 
 _KEYS: Final = ("limit", "reserve", "weight")
@@ -131,7 +132,16 @@ class DiskControls:
 
     def figures(self) -> dict[str, FlowFigures]:
         """See `DiskQos.figures`; empty where nothing is controlled."""
-        return {} if self.qos is None else self.qos.figures()
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, FlowFigures]]:
+        """The same, one by one, for those who give others their turn meanwhile."""
+        return iter(()) if self.qos is None else self.qos.each()
+
+    def meters(self, vm: str, names: Iterable[str]) -> list[Meter]:
+        """What the disks of a VM have counted, by their names such as `disk/0`; of those that are counted."""
+        found = [self._disks.get((vm, name)) for name in names]
+        return [one.flow.meter for one in found if one is not None and one.flow is not None]
 
     # --- inside
 

@@ -256,6 +256,15 @@ class Switches:
             return {name: plain_figures(self.ports[name]) for name in self._nics}
         return {name: controls.figures(name) for name in self._nics}
 
+    def figures_of(self, name: str) -> PortFigures | None:
+        """Those of one port; None for one that is not an adapter's, or not there."""
+        if name not in self._nics:
+            return None
+        from vsp_vsc.network.shaping.figures import plain_figures
+
+        controls = self._controls
+        return plain_figures(self.ports[name]) if controls is None else controls.figures(name)
+
     def _show_controls(self, name: str) -> Mapping[str, Branch]:
         from partitions.root.network_controls import Change, port_settings
 

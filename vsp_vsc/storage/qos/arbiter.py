@@ -239,14 +239,17 @@ class DiskQos:
 
     def figures(self) -> dict[str, FlowFigures]:
         """Of the host (`host`), of each group by its name, and of each disk, such as `vm/web/disk/0`."""
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, FlowFigures]]:
+        """The same, one by one; what goes meanwhile is left out or was there still."""
         entitled = self._entitled()
-        found = {"host": self._sum(self.core.root, entitled)}
-        for name, node in self._groups.items():
-            found[name] = self._sum(node, entitled)
-        for node, flow in self._flows.items():
-            assert node.parent is not None
-            found[f"{node.parent.name}/{flow.name}"] = self._sum(node, entitled)
-        return found
+        yield "host", self._sum(self.core.root, entitled)
+        for name, node in list(self._groups.items()):
+            yield name, self._sum(node, entitled)
+        for node, flow in list(self._flows.items()):
+            if node.parent is not None:
+                yield f"{node.parent.name}/{flow.name}", self._sum(node, entitled)
 
     def figures_of(self, node: Node) -> FlowFigures:
         """Of one node."""

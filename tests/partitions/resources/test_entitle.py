@@ -1,0 +1,152 @@
+"""What was due in a window: the division of the tree, a demand at a time, and figures that add up."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from hypervisor.scheduler.divvy import entitle
+from hypervisor.scheduler.tree import Node
+from partitions.host import open_host
+from partitions.resources.entitle import Entitled, LeafClaim, PoolClaim, entitled
+from partitions.resources.sample import Sample
+from partitions.resources.sampler import Sampler
+from partitions.topology import parse_topology
+
+
+def divided(capacity: int, pools: dict[str, PoolClaim], leaves: list[LeafClaim]) -> Entitled:
+    return next(step for step in entitled(capacity, pools, leaves) if step is not None)
+
+
+def leaf(owner: str, demand: int, *, pool: str = "", shares: int = 100, **more: int) -> LeafClaim:
+    limit, reservation = more.get("limit"), more.get("reservation", 0)
+    return LeafClaim(owner, pool, reservation, limit, shares, demand, batch=bool(more.get("batch")))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 1000),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "a", "b"]), st.integers(0, 5), st.sampled_from([1, 100, 700]), st.integers(0, 300)
+        ),
+        max_size=12,
+    ),
+)
+def test_the_same_as_the_tree_itself(capacity: int, wanted: list[tuple[str, int, int, int]]) -> None:
+    """Those that claim alike are divided as one, and those without demand not at all: the amounts are the same."""
+    pools = {"a": PoolClaim("", 50, 400, 200), "b": PoolClaim("a", 0, None, 100)}
+    root = Node.host(capacity)
+    places = {"": root}
+    for name, claim in pools.items():
+        places[name] = places[claim.parent].add(
+            f"pool/{name}", inner=True, reservation=claim.reservation, limit=claim.limit, shares=claim.shares
+        )
+    leaves, nodes = [], []
+    for number, (pool, reservation, shares, demand) in enumerate(wanted):
+        leaves.append(leaf(f"vm/{number}", demand, pool=pool, shares=shares, reservation=reservation, limit=200))
+        nodes.append(
+            places[pool].add(
+                f"vm/{number}", reservation=reservation, limit=200, shares=shares, demand=demand, active=True
+            )
+        )
+    due = entitle(root, capacity)
+    found = divided(capacity, pools, leaves)
+    assert [found.amounts[f"vm/{number}"] for number in range(len(wanted))] == [due[node] for node in nodes]
+    assert found.amounts["pool/a"] == due[places["a"]]
+    assert found.amounts["host"] == due[root]
+
+
+def test_contention_is_where_it_is() -> None:
+    """A pool at its limit is contended within; the host around it is not."""
+    leaves = [leaf("vm/x", 80, pool="small"), leaf("vm/y", 80, pool="small"), leaf("vm/z", 100)]
+    found = divided(400, {"small": PoolClaim("", 0, 100, 100)}, leaves)
+    assert found.contended == {"host": False, "pool/small": True}
+    assert found.amounts == {"host": 200, "pool/small": 100, "vm/x": 50, "vm/y": 50, "vm/z": 100}
+
+
+def test_batch_gets_what_is_left() -> None:
+    """By its own weights, and nothing where nothing is left."""
+    leaves = [leaf("vm/n", 60), leaf("vm/b", 100, batch=1), leaf("vm/c", 100, shares=300, batch=1)]
+    found = divided(100, {}, leaves)
+    assert (found.amounts["vm/n"], found.amounts["vm/b"], found.amounts["vm/c"]) == (60, 10, 30)
+    assert found.amounts["host"] == 100
+    assert found.contended["host"]
+    assert divided(60, {}, leaves).amounts["vm/b"] == Fraction(0)
+
+
+TOPOLOGY = """
+[host]
+logical_processors = 1
+[[pool]]
+name = "prod"
+cpu = { weight = 300, limit = 90 }
+[[vm]]
+name = "a"
+program = "busy.py"
+pool = "prod"
+memory = "4MiB"
+[[vm]]
+name = "b"
+program = "busy.py"
+pool = "prod"
+processors = 2
+memory = "4MiB"
+cpu = { weight = 200 }
+[[vm]]
+name = "c"
+program = "busy.py"
+memory = "4MiB"
+cpu = { limit = 50, reserve = 10, period_ms = 100 }
+"""
+
+
+async def sampled(tmp_path: Path) -> list[Sample]:
+    (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(0.3)\n")
+    async with open_host(parse_topology(TOPOLOGY, tmp_path)) as host:
+        with Sampler(host) as sampler:
+            await host.start_all()
+            await host.wait_all()
+            return [sampler.sample(), sampler.between(sampler.first, sampler.read(), whole=True)]
+
+
+async def test_figures_of_a_run_add_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """run + ready + capped + halted is the time that a VM was on, for each of its processors; pools are their VMs'
+    sums, and the logical processor's time is all there. VMs that have ended count.
+    """
+    for sample in await sampled(tmp_path):
+        assert [(node.path, node.depth) for node in sample.nodes] == [
+            *(("host", 0), ("vm/c", 1), ("pool/prod", 1), ("vm/a", 2), ("vm/b", 2)),
+        ]
+        for node in sample.nodes:
+            cpu = node.cpu
+            if node.kind == "vm":
+                assert cpu.run + cpu.ready + cpu.capped + cpu.halted == cpu.vps * cpu.elapsed
+                assert cpu.run == 300_000_000
+        host, c, prod, a, b = (node.cpu for node in sample.nodes)
+        for name in ("run", "ready", "capped", "halted", "dispatches"):
+            assert getattr(prod, name) == getattr(a, name) + getattr(b, name)
+            assert getattr(host, name) == getattr(prod, name) + getattr(c, name)
+        assert (c.limit, c.reserve, b.weight, prod.limit, prod.weight, b.vps) == (50.0, 10.0, 200, 90.0, 300, 2)
+        (lp,) = sample.lps
+        assert lp.run == host.run
+        assert lp.run + lp.idle == sample.window
+        assert sample.contended
+        assert 0 < sample.contended_for <= sample.window
+
+
+async def test_many_vms_are_sampled_in_turns(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Nobody waits for a sample of a hundred VMs: it stops often, and comes to the same."""
+    vms = "".join(f'[[vm]]\nname = "v{number}"\nprogram = "busy.py"\nmemory = "4MiB"\n' for number in range(100))
+    (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(0.3)\n")
+    async with open_host(parse_topology(f"[host]\nlogical_processors = 2\n{vms}", tmp_path)) as host:
+        with Sampler(host) as sampler:
+            before = sampler.read()
+            steps = list(sampler._between(before, before))
+            assert len(steps) > 100 // 16
+            assert [step for step in steps[:-1] if step is not None] == []
+            assert await sampler.sample_in_turns() == sampler.between(before, sampler.read())
