@@ -171,7 +171,7 @@ class Dispatcher(Slices):
 
     def _place(self, queue: Queue, mask: int, now: int, alone: bool) -> int:
         """Serve one: who is owed for its reserve, or whose turn it is. Returns where, or -1 if there was no budget."""
-        owing = due(queue, now) if queue.owed else None
+        owing = due(queue, now) if queue.owed or queue.urgent else None
         vp = first(queue.root) if owing is None else owing if isinstance(owing, Vp) else first(owing)
         quantum = self.quantum
         left = vp.left
@@ -248,10 +248,10 @@ class Dispatcher(Slices):
         for place in vp.path:
             above = place.above
             tag = place.tag
-            if tag > above.served:
+            heap = above.heap
+            if tag > above.served and heap[0][2] is place:  # out of turn, for a reserve, is not the present
                 above.served = tag
             place.tag = paid = tag + (place.step if granted == quantum else (granted << SCALE) // place.weight)
-            heap = above.heap
             if place.ready:
                 if heap[0][2] is place:
                     heapreplace(heap, (paid, place.rank, place))

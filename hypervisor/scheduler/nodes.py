@@ -139,7 +139,9 @@ class Place:
     rate: int = 0
     """Its reserve."""
     due: int = 0
-    """When it is owed service for that."""
+    """When it is owed service for that..."""
+    term: int = 0
+    """...and how long after that at the latest: a quantum, at its rate."""
     parked: list[Place] = attrs.Factory(list)
     """Reserved ones below that were owed while this one was throttled."""
 
@@ -241,7 +243,11 @@ class Queue:
     open: dict[Vp, None] = attrs.Factory(dict)
     """Who runs without an end to its slice."""
     owed: list[tuple[int, int, Place]] = attrs.Factory(list)
-    """Reserved ones by when they are due."""
+    """Reserved ones by when they are due, lazily as in the heaps of places."""
+    urgent: list[tuple[int, int, Place]] = attrs.Factory(list)
+    """Those that are due, by when they must have been served."""
+    debtors: int = 64
+    """How long `owed` may become before stale entries are swept out."""
 
 
 @attrs.define(eq=False)

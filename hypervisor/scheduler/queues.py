@@ -63,12 +63,20 @@ def withdraw(place: Place) -> None:
 
 def owe(place: Place) -> None:
     """Enter a reserved place, which is queued, by when it is due."""
-    owed = place.queue.owed
-    heappush(owed, (place.due, place.serial, place))
-    if len(owed) > 256 and len(owed) > 4 * len({serial for _, serial, _ in owed}):
-        live = {(due, serial): entry for entry in owed for due, serial, it in (entry,) if it.queued and it.due == due}
-        owed[:] = live.values()
-        heapify(owed)
+    queue = place.queue
+    heappush(queue.owed, (place.due, place.serial, place))
+    if len(queue.owed) > queue.debtors:
+        queue.owed = _live(queue.owed, 0)
+        queue.urgent = _live(queue.urgent, 1)
+        queue.debtors = 2 * (len(queue.owed) + len(queue.urgent)) + 64
+
+
+def _live(entries: list[tuple[int, int, Place]], terms: int) -> list[tuple[int, int, Place]]:
+    """Those that count, once each."""
+    live = {
+        it.serial: entry for entry in entries for it in entry[2:] if it.queued and it.due + terms * it.term == entry[0]
+    }
+    return sorted(live.values())
 
 
 def unpark(place: Place) -> None:
@@ -92,9 +100,9 @@ def forget(place: Place) -> None:
     above = place.above
     above.heap[:] = [entry for entry in above.heap if entry[2] is not place]
     heapify(above.heap)
-    owed = place.queue.owed
-    owed[:] = [entry for entry in owed if entry[2] is not place]
-    heapify(owed)
+    for owed in (place.queue.owed, place.queue.urgent):
+        owed[:] = [entry for entry in owed if entry[2] is not place]
+        heapify(owed)
     while True:
         if place in above.parked:
             above.parked = [it for it in above.parked if it is not place]
@@ -104,20 +112,25 @@ def forget(place: Place) -> None:
 
 
 def due(queue: Queue, now: int) -> Place | None:
-    """Who is owed service and may be served: of those that are due, the one that has been for longest."""
-    owed, root = queue.owed, queue.root
-    while owed:
-        moment, _, place = owed[0]
-        if moment > now:
-            return None
+    """Who is owed service and may be served: of those that are due, the one with the nearest deadline.
+
+    With reserves that fit, nobody is then ever more than a quantum late on one logical processor.
+    """
+    owed, urgent, root = queue.owed, queue.urgent, queue.root
+    while owed and owed[0][0] <= now:
+        moment, serial, place = heappop(owed)
         if place.queued and place.due == moment:
+            heappush(urgent, (moment + place.term, serial, place))
+    while urgent:
+        moment, _, place = urgent[0]
+        if place.queued and place.due + place.term == moment:
             above = place.above
             while above is not root and above.queued:
                 above = above.above
             if above is root:
                 return place
             above.parked.append(place)  # until it has a budget again
-        heappop(owed)
+        heappop(urgent)
     return None
 
 

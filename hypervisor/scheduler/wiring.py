@@ -385,6 +385,7 @@ class Wiring(Dispatcher):
         else:
             place.due = self.now
         place.rate = rate
+        place.term = self.quantum * WHOLE // rate if rate else 0
 
 
 def _is_in(vp: Vp, group: Group) -> bool:

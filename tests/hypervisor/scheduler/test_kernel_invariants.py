@@ -238,8 +238,12 @@ def test_a_cap_holds_in_each_period_at_each_depth(kernel: CpuKernel, draw: rando
 @settings(max_examples=40)
 @given(st.integers(1, 3), st.lists(st.tuples(st.integers(0, WHOLE // 2), st.integers(1, 1000)), min_size=2, max_size=9))
 @example(1, [(WHOLE // 2, 1), (WHOLE // 4, 1), (WHOLE // 4, 1000)])
+@example(1, [(13, 851), (19722, 268), (436, 231), (28590, 78), (914, 31), (436, 231), (206, 424), (547, 78)])
 def test_a_reserve_is_kept(lps: int, wishes: list[tuple[int, int]]) -> None:
-    """I4: with reserves that fit, whoever is ready all the time runs at least r * X - 2q in each window X."""
+    """I4: with reserves that fit, whoever is ready all the time runs at least r * X - 2q in each window X.
+
+    The second example: small reserves were served first only because they had been due for as long as a large one.
+    """
     kernel = CpuKernel(lps)
     free = lps * WHOLE
     vps = []
