@@ -34,6 +34,7 @@ from hypervisor.scheduler.settings import (
     GroupSettings,
     PartitionSettings,
 )
+from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
@@ -240,6 +241,10 @@ class CpuScheduler:
 
     def partition_changed(self, partition: Partition) -> None:
         """Its properties have changed, or how many processors it has."""
+        lps = self._hypervisor.logical_processors
+        if partition.properties[Property.CPU_RESERVE] and len(partition.vps) > lps:
+            words = f"{len(partition.vps)} virtual processors on {lps} logical ones: their reserve counts for nothing"
+            self._hypervisor.trace.warn(Layer.STATE, "cpu_reserve_void", partition.id, words)
         works = [work for vp in partition.vps.values() if (work := self._works.get(vp)) is not None]
         if works:
             kernel, now = self._present(), self.settings(partition)

@@ -285,6 +285,7 @@ def test_a_reserve_that_cannot_be_kept_is_none() -> None:
     """More VPs than LPs can never all run at once: Hyper-V may reset their reserve, and here it counts for nothing."""
     machine = Computers(2, lambda: 0)
     assert machine.scheduler.settings(machine.partition("a", 3, cpu_reserve=100)).reserve == 0
+    assert machine.host.trace.warnings[machine.partitions["a"].id, "cpu_reserve_void"] == 1
     assert machine.scheduler.settings(machine.partition("b", 2, cpu_reserve=100)).reserve == 100
 
 
