@@ -9,7 +9,18 @@ from typing import Final
 import msgspec
 
 from partitions.resources.sample import Heading, Node, Sample
-from partitions.resources.view import COLUMNS, LONG, SUMMARY, Column, View, headline, notes, state_words, summary_words
+from partitions.resources.view import (
+    COLUMNS,
+    CPU_SUMMARY,
+    LONG,
+    SUMMARY,
+    Column,
+    View,
+    headline,
+    notes,
+    state_words,
+    summary_words,
+)
 
 INDENT: Final = "  "
 LEAST_NAME: Final = 10
@@ -49,7 +60,9 @@ def rows(sample: Sample, look: Look) -> list[str]:
 def summary(sample: Sample, width: int | None = None) -> list[str]:
     """A whole run: who had how much, and whether shares had an effect."""
     nodes = [node for node in sample.nodes if node.kind != "vm" or node.cpu.elapsed]
-    return [*_wrapped(summary_words(sample), width), *_table(nodes, SUMMARY, Look(width=width), ended=True)]
+    worked = any(node.cpu.run for node in nodes)
+    columns = (*CPU_SUMMARY, *SUMMARY) if worked else SUMMARY
+    return [*_wrapped(summary_words(sample), width), *_table(nodes, columns, Look(width=width), ended=True)]
 
 
 def _label(node: Node, *, ended: bool = False) -> str:

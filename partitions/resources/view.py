@@ -141,7 +141,7 @@ def _percent_of(get: Callable[[Node], float]) -> Callable[[Node], str]:
     return lambda node: percent(get(node)) if node.cpu.elapsed else ""
 
 
-SUMMARY: Final = (
+CPU_SUMMARY: Final = (
     Column("RESERVE", lambda node: percent(node.cpu.reserve), 1),
     Column("LIMIT", lambda node: percent(node.cpu.limit), 1),
     Column("WEIGHT", lambda node: count(node.cpu.weight), 1),
@@ -150,6 +150,9 @@ SUMMARY: Final = (
     Column("%RDY", _percent_of(lambda node: node.cpu.steal_percent), 9),
     Column("%MLMTD", _percent_of(lambda node: node.cpu.capped_percent), 9),
     Column("LONGEST/MS", lambda node: f"{node.cpu.longest_wait_ms:.1f}" if node.cpu.elapsed else "", 3),
+)
+"""Of processors, over a whole run. What was due is no figure of that: demand comes and goes."""
+SUMMARY: Final = (
     Column("MEMORY", lambda node: mib(node.memory.assigned) if node.memory.minimum is not None else "", 3),
     Column("ADDED", lambda node: mib(node.memory.added), 3),
     Column("IOPS", _disk(lambda disk: count(disk.iops)), 3),
@@ -157,7 +160,7 @@ SUMMARY: Final = (
     Column("MBTX/S", _network(lambda network: mbit(network.sent_bits_per_second)), 3),
     Column("DROPPED", _network(lambda network: count(network.dropped)), 3),
 )
-"""Of a whole run. What was due is no figure of that: demand comes and goes."""
+"""Of all else."""
 
 
 def summary_words(sample: Sample) -> str:
@@ -169,7 +172,8 @@ def summary_words(sample: Sample) -> str:
         return "resources: nobody waited for a processor, so shares of processors had no effect"
     part = 100 * sample.contended_for / max(1, sample.window)
     waited = f"{sample.contended_for / 1e9:.3f} s ({part:.0f} % of the time)"
-    return f"resources: somebody waited for a processor for {waited}; in the rest shares had no effect"
+    rest = "" if part >= 99.5 else "; in the rest shares had no effect"
+    return f"resources: somebody waited for a processor for {waited}{rest}"
 
 
 # What stands above the columns

@@ -1,0 +1,63 @@
+"""The table of who had how much, at the end of a run: where somebody asked for control, or had to wait."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from partitions.cli.main import main
+from tests.partitions.cli.conftest import MakeTopology
+
+Capture = pytest.CaptureFixture[str]
+WORK = "await guest.work(1)"
+
+
+def run(capsys: Capture, folder: object, *more: str) -> list[str]:
+    assert main(["run", str(folder), "--clock", "virtual", "--no-lines", *more]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def on_one_processor(topology: MakeTopology, extra: str = "", **programs: str) -> object:
+    folder = topology(extra, **programs)
+    text = (folder / "topology.toml").read_text()
+    (folder / "topology.toml").write_text(f"[host]\nlogical_processors = 1\n{text}")
+    return folder
+
+
+def test_a_run_without_control_or_contention(topology: MakeTopology, capsys: Capture) -> None:
+    """Has no such table, and loads nothing for it."""
+    lines = run(capsys, topology(a=WORK, b=WORK))
+    assert len(lines) == 3
+    assert json.loads("\n".join(run(capsys, topology(a=WORK), "--json")))["resources"] is None
+
+
+def test_contention_makes_a_table(topology: MakeTopology, capsys: Capture) -> None:
+    """Nobody has asked, but two have shared a processor; what the first had who ended is in it, too."""
+    lines = run(capsys, on_one_processor(topology, a=WORK, b="await guest.work(2)"))
+    assert lines[4:] == [
+        "resources: somebody waited for a processor for 1.990 s (66 % of the time); in the rest shares had no effect",
+        "NODE  WEIGHT  RUN/S   %RUN  %RDY  LONGEST/MS",
+        "host       -  3.000  100.0  66.3        10.0",
+        "  a      100  1.000   50.3  49.7        10.0",
+        "  b      100  2.000   66.7  33.3        10.0",
+    ]
+
+
+def test_control_makes_a_table(topology: MakeTopology, capsys: Capture) -> None:
+    """Without contention it says that shares had no effect."""
+    lines = run(capsys, topology("cpu = { limit = 50 }", a=WORK))
+    assert lines[3:] == [
+        "resources: nobody waited for a processor, so shares of processors had no effect",
+        "NODE  LIMIT  WEIGHT  RUN/S  %RUN  %RDY  %MLMTD  LONGEST/MS",
+        "host      -       -  1.000  50.1  49.9    49.9         5.0",
+        "  a    50.0     100  1.000  50.1  49.9    49.9         5.0",
+    ]
+
+
+def test_the_same_as_json(topology: MakeTopology, capsys: Capture) -> None:
+    """One sample from the run's beginning to its end."""
+    found = json.loads("\n".join(run(capsys, topology("cpu = { limit = 50 }", a=WORK), "--json")))["resources"]
+    assert found["window"] == round(found["time"] * 1e9)
+    assert found["nodes"][1]["path"] == "vm/a"
+    assert found["nodes"][1]["cpu"]["run"] == 1_000_000_000
