@@ -205,7 +205,7 @@ async def test_pools_have_limits_on_networks(tmp_path: Path, autojump_clock: tri
 async def test_reservations_are_admitted(
     tmp_path: Path, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host that has 10 Mbit/s gives no more away: neither at a start, nor to an adapter that comes, nor live."""
+    """A host that has 10 Mbit/s gives no more away: not to an adapter that comes, nor live."""
     text = TWO.replace("seed = 3", 'seed = 3\nbandwidth = "10Mbit"')
     async with running(tmp_path, nic='bandwidth = { reserve = "6Mbit" }', text=text) as host:
         with pytest.raises(NicError, match="4 Mbit/s"):
@@ -219,6 +219,8 @@ async def test_reservations_are_admitted(
             patch.setattr(HotPlug, "add", fails)
             with pytest.raises(NicError, match="no room on the bus"):
                 await host["db"].add_nic("lan", bandwidth={"reserve": "4Mbit"})
+        host.update("switch/lan/ports/web/0/bandwidth/reserve", "10Mbit")
+        host.update("switch/lan/ports/web/0/bandwidth/reserve", "6Mbit")
         number = await host["db"].add_nic("lan", bandwidth={"reserve": "4Mbit"})
         with pytest.raises(InspectError, match="cannot be granted"):
             host.update("switch/lan/ports/web/0/bandwidth/reserve", "7Mbit")

@@ -10,6 +10,8 @@ from fractions import Fraction
 import attrs
 import pytest
 
+from hypervisor.scheduler.divvy import entitlements
+from hypervisor.scheduler.tree import Node
 from vsp_vsc.network.shaping.bucket import SECOND, Bucket
 from vsp_vsc.network.shaping.tree import Flow, Group, Tree
 
@@ -133,6 +135,31 @@ class Bench:
         return [bits * SECOND / (end - begin) for bits in found.values()]
 
 
+def by_resources(top: Want, capacity: int) -> list[Fraction]:
+    """The same as the host's resource control says it to people."""
+    root, leaves = Node.host(capacity), list[Node]()
+
+    def plant(parent: Node, wants: list[Want]) -> None:
+        for number, want in enumerate(wants):
+            node = parent.add(
+                str(number),
+                inner=bool(want.inside),
+                reservation=want.reserve,
+                limit=want.limit,
+                shares=want.weight,
+                demand=want.demand,
+                active=True,
+            )
+            if want.inside:
+                plant(node, want.inside)
+            else:
+                leaves.append(node)
+
+    plant(root, top.inside)
+    due = entitlements(root, capacity)
+    return [due[leaf][0] for leaf in leaves]
+
+
 def some_tree(chance: random.Random, depth: int, capacity: int) -> Want:
     """Two to four siblings, some of them pools; reservations fit in what is above."""
     made = Want(limit=capacity)
@@ -161,6 +188,7 @@ def test_delivered_is_entitled(seed: int) -> None:
     bench = Bench(capacity, top)
     bench.run(2 * SECOND, 2 * MS)
     wanted = entitled(top, min(Fraction(capacity), Fraction(capacity if top.most is None else top.most)))
+    assert by_resources(top, capacity) == wanted
     for rate, due in zip(bench.rates(SECOND, 2 * SECOND), wanted, strict=True):
         assert abs(rate - due) <= 4 * BITS, [float(one) for one in wanted]
 
