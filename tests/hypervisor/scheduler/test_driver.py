@@ -48,6 +48,24 @@ def test_who_does_not_work_costs_nothing() -> None:
     assert machine.times("a").halted == machine.times("a").life == 2000
 
 
+async def test_run_time_is_right_in_the_middle_of_work(autojump_clock: MockClock) -> None:
+    """Also of the third piece, and with a competitor: what it has run until now, and no more than that."""
+    machine = Computers(1)
+    machine.partition("a")
+    machine.partition("b")
+    vp = machine.vp("a")
+    async with computing(machine) as nursery:
+        for _ in range(2):
+            await machine.scheduler.run(vp, 3 * MS)
+        nursery.start_soon(machine.scheduler.run, vp, 100 * MS)
+        await trio.sleep(0.005)
+        assert vp.run_time() == 11 * MS
+        nursery.start_soon(busy, machine, "b")
+        await trio.sleep(0.1)
+        assert vp.run_time() == machine.times("a").run // NS
+        assert abs(vp.run_time() - 61 * MS) <= 10 * MS
+
+
 async def test_e1_weights(autojump_clock: MockClock) -> None:
     """E1: three busy VPs of weights 100, 200 and 700 on one LP have 10, 20 and 70 %, to a quantum."""
     machine = Computers(1)

@@ -73,3 +73,34 @@ async def test_i15_being_told_late_changes_no_schedule(autojump_clock: MockClock
         assert all(0 <= b - a < 25 * MS for (a, _), (b, _) in zip(ends[name], late_ends[name], strict=True))
     again = replay(late.scheduler.log)
     assert again.log == late.scheduler.log
+
+
+async def test_new_work_is_of_now(autojump_clock: MockClock) -> None:
+    """Only who goes on does so from earlier: work that begins while others were told late has not begun before."""
+    clock = CoarseClock(3 * MS)
+    machine = Computers(2, clock)
+    machine.scheduler.keep_log = True
+    for name in "ab":
+        machine.partition(name)
+    told = trio.Event()
+    took: list[int] = []
+
+    async def first() -> None:
+        await machine.scheduler.run(machine.vp("a"), 4 * MS)
+        told.set()
+        await machine.scheduler.run(machine.vp("a"), 4 * MS)
+        assert clock() == 9 * MS, "8 ms of work, told at the next tick of a clock that ticks each 3"
+
+    async def second() -> None:
+        await told.wait()
+        began = clock()
+        await machine.scheduler.run(machine.vp("b"), 1 * MS)
+        took.append(clock() - began)
+
+    async with computing(machine) as nursery:
+        nursery.start_soon(first)
+        nursery.start_soon(second)
+        await trio.sleep(1)
+    assert took
+    assert took[0] >= 1 * MS
+    assert [(moment // NS_PER_MS) for moment, name, _ in machine.scheduler.log if name == "work"] == [0, 4, 6]
