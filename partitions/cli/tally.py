@@ -55,7 +55,7 @@ class Tally:
         if self._sampler is None and (self._host.hypervisor.scheduler.contended_for or self._host_is_controlled()):
             from partitions.resources.sampler import Sampler
 
-            self._sampler = Sampler(self._host)
+            self._sampler = Sampler(self._host, look=False)
         if self._sampler is not None:
             self._sampler.leaving(worker, settings)
 

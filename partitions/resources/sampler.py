@@ -51,7 +51,8 @@ class Reading:
 class Sampler:
     """What has come since when."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, look: bool = True) -> None:
+        """Without a `look` the first window begins when the host was opened, or at `begin`."""
         self._host = host
         self._earlier: dict[str, Totals] = {}
         """What VMs had in runs that have ended."""
@@ -59,7 +60,7 @@ class Sampler:
         """Of those runs the last one's, by VM."""
         self.first = Reading(0, {}, [], 0)
         """When the host was opened, with nothing counted."""
-        self.last = self.read()
+        self.last = self.read() if look else self.first
         """Where the next window begins."""
 
     def __enter__(self) -> Sampler:
@@ -146,6 +147,10 @@ class Sampler:
         """What has come since the last one, at one go: where time stands still meanwhile."""
         before, self.last = self.last, self.read()
         return self.between(before, self.last)
+
+    async def begin(self) -> None:
+        """The next window begins now, with everybody else's turns in between."""
+        self.last = await _in_turns(self._reading())
 
     async def sample_in_turns(self) -> Sample:
         """The same, with everybody else's turns in between."""

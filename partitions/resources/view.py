@@ -208,7 +208,7 @@ def state_words(sample: Sample, heading: Heading, view: View) -> list[str]:
         case View.DISK:
             disk = host.disk
             if disk is None:
-                return ["no VM has a disk"]
+                return ["no disk is controlled, and so none is counted: give one iops, or the host disk_iops"]
             if disk.contended is None:
                 tail = "its capacity is not modelled ([host] disk_iops), so shares have no effect"
             elif disk.contended:

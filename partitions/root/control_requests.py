@@ -465,7 +465,8 @@ async def _samples(link: Link, request: protocol.Request, lines: protocol.Lines)
         words = "time jumps on the virtual clock, and is over before somebody looks: take `partita run --samples FILE`"
         raise Denied("refused", words)
     control = link.control
-    with Sampler(control.host) as sampler:
+    with Sampler(control.host, look=False) as sampler:
+        await sampler.begin()
         if not await link.answer(protocol.encode(protocol.Answer(id=request.id))):
             return
         heading = sampler.heading(topology=control.name, window=round(request.window * 1e9))
