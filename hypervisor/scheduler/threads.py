@@ -266,13 +266,16 @@ class ThreadVps(Generic[Vp]):
         Else a thread that the host has kept from running would hear of its arrears only when somebody else has the LP.
         """
         kernel = self._kernel
-        running = [thread for thread in self._all.values() if thread.holds and not thread.free]
-        if running:
+        running = {thread.vp: thread for thread in self._all.values() if thread.holds and not thread.free}
+        if running or self._touched:
             kernel.settle()
             while (moment := kernel.next_time()) is not None and kernel.now < moment <= to:
+                for vp in self._touched:
+                    if kernel.running(vp) and not self._all[vp].free:
+                        running[vp] = self._all[vp]
                 kernel.advance(moment)
-                for thread in running:
-                    self._account(thread)
+                for vp in [vp for vp in running if not kernel.running(vp)]:
+                    self._account(running.pop(vp))
                 if moment == to:
                     return
                 kernel.settle()
