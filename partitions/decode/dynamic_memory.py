@@ -92,4 +92,32 @@ def dynamic_memory_words(payload: bytes, direction: str = "") -> str:
         words += " 0.3" if value == 3 else f" {long_version_words(value)}"
     elif kind == MemoryType.BALLOON_REQUEST:
         words += f" {value} pages"
+    elif len(payload) >= 16:
+        words += _more_words(kind, payload)
     return words
+
+
+def _more_words(kind: int, payload: bytes) -> str:
+    """Of messages whose words need sixteen bytes."""
+    first, second = int.from_bytes(payload[8:12], "little"), int.from_bytes(payload[12:16], "little")
+    match kind:
+        case MemoryType.BALLOON_RESPONSE:
+            return _ranges_words(payload, second >> 1, bool(second & 1))
+        case MemoryType.UNBALLOON_REQUEST:
+            return _ranges_words(payload, second, bool(first & 1))
+        case MemoryType.MEM_HOT_ADD_REQUEST:
+            pages = int.from_bytes(payload[8:16], "little")
+            return f" {pages >> 40} pages from GPA {(pages & (1 << 40) - 1) << 12:#x}"
+        case MemoryType.MEM_HOT_ADD_RESPONSE:
+            return f" {first} pages, result {second}"
+        case MemoryType.STATUS_REPORT if len(payload) >= 24:
+            committed = int.from_bytes(payload[16:24], "little")
+            return f" {committed} pages committed, {int.from_bytes(payload[8:16], 'little')} available"
+        case _:
+            return ""
+
+
+def _ranges_words(payload: bytes, count: int, more: bool) -> str:
+    count = min(count, len(payload) - 16 >> 3)
+    words = [int.from_bytes(payload[at : at + 8], "little") for at in range(16, 16 + 8 * count, 8)]
+    return f" {sum(word >> 40 for word in words)} pages in {count} ranges{', more follow' if more else ''}"

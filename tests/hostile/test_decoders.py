@@ -29,6 +29,7 @@ from tests.doubles.storage import PlainPlatform
 from tests.hostile import (
     decoder_rows_bus,
     decoder_rows_integration,
+    decoder_rows_memory,
     decoder_rows_network,
     decoder_rows_screen,
     decoder_rows_storage,
@@ -100,6 +101,7 @@ FAMILIES = (
     decoder_rows_bus.ROWS,
     decoder_rows_storage.ROWS,
     decoder_rows_integration.ROWS,
+    decoder_rows_memory.ROWS,
     decoder_rows_network.ROWS,
     decoder_rows_screen.ROWS,
 )

@@ -325,6 +325,8 @@ class MemorySession:
                 session.ballooned.add(Pages(first, count))
         except ValueError as error:  # msgspec's errors are ValueErrors too
             raise BadValue(f"a saved dynamic memory session: {error}") from None
+        if session.asked is Asked.HOT_ADD or not 0 <= record.given <= record.wanted <= PAGE_SPACE:
+            raise BadValue("a saved dynamic memory session with a question that there cannot be")
         if record.version not in (0, *VERSIONS) or (session.ready and not record.version):
             raise BadValue("a saved dynamic memory session of a version that there is not")
         session.version = record.version

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from hypervisor.trace import TO_CHILD, Layer, Trace
+from hypervisor.wire import BadValue
 from vmbus.ring import Packet
 from vmbus.server.offers import Offer
 from vsp_vsc.input_device import InputVsp
@@ -132,6 +133,14 @@ class MemoryVsp(InputVsp[MemorySession]):
         if isinstance(opened.restored, MemorySession):
             self._owner.given(tuple(opened.restored.ballooned))
         await super().serve(channel, opened)
+
+    def load(self, untrusted: bytes) -> MemorySession:
+        """What `serve` goes on with. Raises `WireError`, also for a balloon with pages that the guest has not."""
+        session = super().load(untrusted)
+        for run in session.ballooned:
+            if not self._owner.ram.covers(run):
+                raise BadValue(f"a saved balloon with {run}, which the guest does not have")
+        return session
 
     def _take(self, session: MemorySession, untrusted: Packet) -> None:
         session.ram, session.most_pages = self._owner.ram, self._owner.most_pages

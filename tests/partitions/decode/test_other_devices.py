@@ -104,6 +104,15 @@ def test_the_balloon() -> None:
     told = [child.words for child in field.children if child.name.startswith("range")]
     assert told == ["512 pages from GPA 0x100000", "512 pages from GPA 0x4000000"]
     assert field.children[-1].name == "rest"
+    assert field.words == "BALLOON_RESPONSE 1024 pages in 2 ranges, more follow"
+    unballoon = memory_layouts.MemoryHeader(8, 24, 7).encode() + struct.pack("<IIQ", 0, 1, 512 << 40 | 0x100)
+    assert decoded(unballoon, "dynamic-memory", TO_CHILD).words == "UNBALLOON_REQUEST 512 pages in 1 ranges"
+    added = memory_layouts.MemoryHeader(10, 16, 7).encode() + struct.pack("<Q", 32768 << 40 | 0x10000)
+    assert decoded(added, "dynamic-memory", TO_CHILD).words == "MEM_HOT_ADD_REQUEST 32768 pages from GPA 0x10000000"
+    taken = memory_layouts.MemoryHeader(11, 16, 7).encode() + struct.pack("<II", 32768, 1)
+    assert decoded(taken, "dynamic-memory").words == "MEM_HOT_ADD_RESPONSE 32768 pages, result 1"
+    status = memory_layouts.MemoryHeader(5, 48, 7).encode() + struct.pack("<QQQQII", 900, 3000, 0, 0, 0, 0)
+    assert decoded(status, "dynamic-memory").words == "STATUS_REPORT 3000 pages committed, 900 available"
     assert decoded(
         memory_layouts.MemoryHeader(1, 16, 1).encode() + struct.pack("<II", 0x20000, 0), "dynamic-memory"
     ).words == ("VERSION_REQUEST 2.0")

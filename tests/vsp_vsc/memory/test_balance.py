@@ -223,5 +223,6 @@ def test_steps_of_growth() -> None:
     assert step(500 * MIB, grown, HostState.HIGH, 900 * MIB) == Step(Change.HOT_ADD, 128 * MIB)
     assert step(500 * MIB, grown, HostState.HIGH, 31 * MIB) == Step(Change.HOT_ADD, 30 * MIB)
     assert step(500 * MIB, standing(100 * MIB), HostState.HIGH, 900 * MIB) == Step()
+    assert step(0, standing(80 * MIB), HostState.LOW, 0) == Step(Change.BALLOON, 16 * MIB)  # to its minimum
     rests = Standing(500 * MIB, 0, 64 * MIB, 0, balloons=False)
     assert step(100 * MIB, rests, HostState.LOW, 0) == Step()
