@@ -14,6 +14,9 @@ from hypervisor.scheduler.nodes import NEW, SCALE, WHOLE, Place, Queue, Vp
 BACKLOG = 100_000_000
 """Nanoseconds of lateness for which a reservation still catches up, and a cap."""
 
+LEAD = 4
+"""Quanta by which somebody can be ahead of its siblings."""
+
 
 def insert(place: Place) -> None:
     """Queue `place`, which is not, and every group above that becomes ready by that.
@@ -178,7 +181,11 @@ def run_on(path: tuple[Place, ...], ns: int, quantum: int) -> None:
 
 
 def pay_reserve(vp: Vp, place: Place, now: int, ns: int) -> None:
-    """`vp` is served for the reserve of `place`, which counts for its own and for all around it."""
+    """`vp` is served for the reserve of `place`, which counts for its own and for all around it.
+
+    Who gets more by its reserve than by its shares is ever further ahead of its siblings, but must not be held to that
+    once its shares are worth more. So it is ahead by a few quanta at most, enough not to be served for its shares, too.
+    """
     paid = []
     for reserved in vp.reserved[::-1]:
         paid.append(reserved)
@@ -188,6 +195,12 @@ def pay_reserve(vp: Vp, place: Place, now: int, ns: int) -> None:
         if reserved is place:
             break
     vp.paid = tuple(paid)
+    for served in vp.path:
+        most = served.above.served + LEAD * served.step
+        if served.tag > most:
+            served.tag = most
+            if served.queued:
+                move(served)
 
 
 def repay_reserve(vp: Vp, ns: int) -> None:

@@ -328,6 +328,9 @@ class Wiring(Dispatcher):
                 self._set_budget(node)
             if reserve != node.reserve:
                 node.reserve = reserve
+                for place in places(node):
+                    if place.tag != NEW and (isinstance(node, Vp) or node.domain is None):
+                        place.tag = min(place.tag, place.above.served + place.step)
                 self._set_rate(node)
 
     def _set_processors(self, group: Group, processors: frozenset[int] | None) -> None:
