@@ -23,7 +23,8 @@ one before as if that had been in time, by at most one interval. Without that a 
 reached, as moments when a limit and when its parent have room seldom fall together.
 
 Time is the caller's, in ns, and only moves forwards. `pull` takes what was due in its order with the moment at which it
-was due, so a caller that is late changes nothing but that; it makes up for at most `slack`, since a limit that holds on
+was due, so a caller that is late changes nothing but that, not even for a guest that sends its next request only when
+it has the answer to the one before. It makes up for at most `slack`, since a limit that holds on
 the average of a stall and the rush after it does not hold in each second. No Trio, no clock.
 """
 
@@ -101,6 +102,8 @@ class Node:
     """ns, in `_SUB` parts, for which its limit held back what waited."""
     since: int = 0
     """When it had nothing to do last."""
+    late: int = 0
+    """How far it is behind its limit because the caller was late; then so is what its guest sends next."""
     until: int = 0
     due: int = 0
     tag: int = 0
@@ -140,11 +143,13 @@ class Node:
 class MClock:
     """One host's storage."""
 
-    def __init__(self, capacity: int | None = None, *, slack: int = 20_000_000) -> None:
+    def __init__(self, capacity: int | None = None, *, slack: int = 50_000_000) -> None:
         """`capacity` in normalized I/Os a second, None where it is not modelled; `slack` in ns."""
         self.root = Node(0, "", None, limit=capacity)
         self._now = 0
         self._slack = slack * _SUB
+        self._late = 0
+        """Of the request that goes: from when it was due to now, at most the slack."""
         self._serial = 0
         self._events: list[tuple[int, int, Node]] = []
 
@@ -269,6 +274,7 @@ class MClock:
             self._now = max(self._now, end)
             return None
         self._now = max(self._now, end - self._slack)
+        self._late = max(0, end - self._now)
         return self._go()
 
     def next_time(self) -> int | None:
@@ -296,7 +302,7 @@ class MClock:
         while node is not None:
             parent = node.parent
             if not node.waiting:
-                node.since = self._now
+                node.since = self._now - node.late
                 if parent is not None:
                     node.tag = max(node.tag, parent.v)
                     node.due = max(node.due, self._now - parent.forgiven)
@@ -374,7 +380,9 @@ class MClock:
         node.served += cost
         if node.limit is not None:
             step = _interval(cost, node.limit)
-            node.until = max(node.until, node.since, now - step) + step
+            back = step if self._late else max(step, node.late)  # where it is late, `now` has been put back already
+            node.until = max(node.until, node.since, now - back) + step
+            node.late = min(max(node.late, self._late), max(0, now + self._late - node.until))
         until = node.until if node.weight or parent is None else max(node.until, node.due + parent.forgiven)
         node.ready = bool(node.queue or node.ready_children) and until <= now
         if not node.ready:
