@@ -52,6 +52,8 @@ STRETCH = 500_000_000
 """Nanoseconds of slices that are made up at once, so that the thread is not kept for long."""
 TURNS = 3
 """Turns of Trio's loop in which who was told late goes on."""
+PATIENCE = 8
+"""How often new work lets others go on from an earlier time."""
 
 
 @attrs.define(eq=False)
@@ -652,7 +654,7 @@ class CpuScheduler:
 
     async def _in_time(self, work: VpWork) -> CpuKernel:
         """While others that were told late go on from an earlier time, new work has to wait: it is of a later one."""
-        while True:
+        for _ in range(PATIENCE):
             kernel = self._present()
             now = kernel.now
             if self._notes.done:
@@ -662,6 +664,13 @@ class CpuScheduler:
             if self._caught_up is None:
                 self._caught_up = trio.Event()
             await self._caught_up.wait()
+        # They are told late again and again, since their work is shorter than it takes to tell them: no more of that.
+        kernel = self._running_kernel()
+        now = self._hypervisor.clock() * NS_PER_TICK
+        if now > kernel.now:
+            (kernel if self._threads is None else self._threads).advance(now)
+            self._settle()
+        return kernel
 
 
 def _whole_tick(ns: int) -> int:

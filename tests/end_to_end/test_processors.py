@@ -250,10 +250,10 @@ def test_events_have_the_times_of_slices(tmp_path: Path) -> None:
 
 
 def an_hour(folder: Path, seconds: int) -> float:
-    """64 busy VPs of 8 VMs on 8 LPs, by weights 1:2:3; returns how long that took."""
+    """64 busy VPs of 8 VMs on 8 LPs, by weights 1:2:3; returns the seconds of our own processor that it took."""
     vms = {f"vm{n}": f"processors = 8\ncpu = {{ weight = {100 * (n % 3 + 1)} }}" for n in range(8)}
     folder = machine(folder, 8, vms, seconds=seconds)
-    began = time.perf_counter()
+    began = time.process_time()
 
     async def main() -> dict[str, str]:
         async with open_host(folder, clock="virtual") as host:
@@ -265,7 +265,7 @@ def an_hour(folder: Path, seconds: int) -> float:
     whole = sum(n % 3 + 1 for n in range(8))
     for number, words in enumerate(runs.values()):
         assert float(words) == pytest.approx(seconds * 8 * (number % 3 + 1) / whole, abs=8 * 0.03)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def test_nobody_wakes_for_slices(tmp_path: Path) -> None:

@@ -104,3 +104,33 @@ async def test_new_work_is_of_now(autojump_clock: MockClock) -> None:
     assert took
     assert took[0] >= 1 * MS
     assert [(moment // NS_PER_MS) for moment, name, _ in machine.scheduler.log if name == "work"] == [0, 4, 6]
+
+
+async def test_a_host_that_is_too_slow_keeps_nobody_out(autojump_clock: MockClock) -> None:
+    """Work of 10 us, each time told 20 us late: whoever goes on so for ever does not keep new work from beginning."""
+    now = trio_ticks()
+    looks = 0
+
+    def slow() -> int:
+        nonlocal looks
+        looks += 1
+        return now() + 200 * looks
+
+    machine = Computers(2, slow)
+    for name in "ab":
+        machine.partition(name)
+    done: list[int] = []
+    begun = trio.Event()
+
+    async def short() -> None:
+        for number in range(2000):
+            await machine.scheduler.run(machine.vp("a"), 100)
+            done.append(number)
+            begun.set()
+
+    async with computing(machine) as nursery:
+        nursery.start_soon(short)
+        await begun.wait()
+        for _ in range(5):
+            await machine.scheduler.run(machine.vp("b"), 100)
+        assert len(done) < 500
