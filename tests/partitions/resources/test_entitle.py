@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -150,3 +151,39 @@ async def test_many_vms_are_sampled_in_turns(tmp_path: Path, autojump_clock: Moc
             assert len(steps) > 100 // 16
             assert [step for step in steps[:-1] if step is not None] == []
             assert await sampler.sample_in_turns() == sampler.between(before, sampler.read())
+
+
+async def test_what_is_due_depends_on_what_is_wanted(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Who still has work at the window's end wanted what he waited for; who was done in it wanted what he got."""
+    (tmp_path / "long.py").write_text("async def main(guest):\n    await guest.work(1)\n")
+    (tmp_path / "short.py").write_text("async def main(guest):\n    await guest.work(0.02)\n    await guest.sleep(1)\n")
+    vms = "".join(
+        f'[[vm]]\nname = "{name}"\nprogram = "{program}.py"\nmemory = "4MiB"\ncpu = {{ weight = {weight} }}\n'
+        for name, program, weight in (("light", "long", 100), ("heavy", "long", 300), ("short", "short", 100))
+    )
+    async with open_host(parse_topology(f"[host]\nlogical_processors = 1\n{vms}", tmp_path)) as host:
+        with Sampler(host) as sampler:
+            await host.start_all()
+            await trio.sleep(0.2)
+            sample = sampler.sample()
+            found = {node.name: (node.cpu.demand, node.cpu.entitled) for node in sample.nodes}
+        host.turn_all_off()
+    assert found["short"] == (10.0, 10.0)
+    assert found["light"] == (100.0, 22.5)
+    assert found["heavy"] == (100.0, 67.5)
+    assert found["host"] == (210.0, 100.0)
+
+
+async def test_a_vm_that_leaves_is_counted_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Also by who looks while it goes."""
+    (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(0.3)\n")
+    text = '[[vm]]\nname = "a"\nprogram = "busy.py"\nmemory = "4MiB"\n'
+    async with open_host(parse_topology(text, tmp_path)) as host:
+        with Sampler(host) as sampler:
+            seen: list[int] = []
+            host.vmms.leaving.append(lambda *_: seen.append(sampler.read().vms["a"].cpu.run))
+            for _ in range(2):
+                await host.start_all()
+                await host.wait_all()
+            assert seen == [300_000_000, 600_000_000]
+            assert sampler.read().vms["a"].cpu.run == 600_000_000
