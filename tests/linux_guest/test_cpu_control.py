@@ -25,6 +25,8 @@ from partitions.topology_schema import Backend, HostTable, Size, Topology, VmTab
 from tests.linux_guest import guest, parts
 
 SECONDS = float(os.environ.get("PARTITA_BURN_SECONDS", "8"))
+ROUNDS = 8
+"""Of what a guest says; each takes it half a second and what it is kept waiting."""
 WITHIN = 0.05
 """Of each figure."""
 MEASURE = f"""
@@ -102,10 +104,14 @@ def accounts(host: Host, name: str) -> tuple[int, ...]:
 
 
 async def burnt(host: Host, seconds: float = SECONDS) -> dict[str, Burnt]:
-    """What each guest gets in so many seconds from now on."""
+    """What each guest gets from now on, in so many seconds and until each has said a few times what it has."""
     before = {name: (accounts(host, name), len(TOLD.findall(vm.console.text))) for name, vm in host.items()}
     began = host.hypervisor.clock()
-    await trio.sleep(seconds)
+    with trio.fail_after(seconds + guest.DEFAULT_TIMEOUT):
+        await trio.sleep(seconds)
+        for name, vm in host.items():
+            while len(TOLD.findall(vm.console.text)) < before[name][1] + ROUNDS:  # noqa: ASYNC110
+                await trio.sleep(0.1)
     wall = (host.hypervisor.clock() - began) * 100
     got = {}
     for name, vm in host.items():
