@@ -3,7 +3,7 @@
 A model guest says when it has work and when it has none. A thread in a guest of its own (KVM's) says nothing: HLT stays
 in the host's kernel, and so does the timer or the interrupt that ends it. So such a processor is looked at.
 
-    free       it has an LP for sure (fewer processors than LPs, no cap): its gate is not touched, nobody looks
+    free       it has an LP for sure (no cap, an LP for everybody), or nothing is controlled: its gate is not touched
     running    it holds an LP and is in the guest
     waiting    it has work and no LP, or no budget: its gate is shut
     halted     it is in the guest without an LP, since only there its timer or an interrupt can wake it
@@ -15,6 +15,8 @@ LP goes to somebody else.
 
 - A slice ends: its gate is shut, unless the guest halts at that moment, in which case it stays in. The thread needs a
   while to leave. What it runs meanwhile is in its clock at the next reading, and is charged then.
+- The host runs somebody else meanwhile: refunded, before it is decided who runs next. So shares are of what is really
+  run, and a cap's budget has it in the next periods.
 - It halts: found at the next look, which gives its LP away. What it did not run of the time until then is refunded.
 - It wakes late, that is without an LP: found at the next look, which charges what it ran and has it wait for an LP like
   everybody else. Where one is free it gets it at once and is not disturbed.
