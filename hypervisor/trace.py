@@ -41,6 +41,10 @@ class Layer(enum.StrEnum):
     """Virtual processors on logical ones. Only who asks for this layer by name gets its events."""
 
 
+SCHEDULER_EVENTS = frozenset({"dispatch", "continue", "slice_end", "capped", "preempt", "block", "suspend"})
+"""All names of the scheduler's events."""
+
+
 class Level(enum.IntEnum):
     """How much a person wants to see it; the numbers are those of the standard library's logging."""
 

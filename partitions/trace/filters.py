@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 
 from hypervisor.clock import TICKS_PER_SECOND
-from hypervisor.trace import TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
+from hypervisor.trace import SCHEDULER_EVENTS, TO_CHILD, TO_ROOT, Layer, Level, TraceEvent
 from partitions.logs import ROOT_NAME
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ class Filter:
 
     @property
     def wants_scheduler(self) -> bool:
-        """Whether it names the scheduler's layer, whose events only those get that do."""
-        return self.layers is not None and Layer.SCHEDULER in self.layers
+        """Whether it names the scheduler's layer or events of it, which only those get that do."""
+        if self.layers is not None:
+            return Layer.SCHEDULER in self.layers
+        return not SCHEDULER_EVENTS.isdisjoint(self.event_names)
 
     def wanted(self) -> Wanted:
         """What a reader of recordings may leave out for it; the filter still has to look at the rest."""

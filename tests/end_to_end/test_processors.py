@@ -14,7 +14,8 @@ import trio
 from trio.testing import MockClock
 
 from hypervisor.properties import Property
-from hypervisor.trace import Layer, TraceEvent
+from hypervisor.scheduler.events import LOST
+from hypervisor.trace import SCHEDULER_EVENTS, Layer, TraceEvent
 from partitions import determinism
 from partitions.cli.main import main as partita
 from partitions.host import Host, open_host
@@ -216,8 +217,11 @@ def test_the_schedule_is_seen_by_whom_asks_for_it(tmp_path: Path, capsys: pytest
     for more in ([], ["--sequence"], ["--requests"], ["-o", "json"], ["--filter", "layer=scheduler,event=capped"]):
         partita(["trace", files["t.pcapng"], *more])
     assert "its budget for this period is used up" in capsys.readouterr().out
+    partita([*run, "--trace-filter", "event=capped|vm_state"])
+    assert Path(files["t.jsonl"]).read_text().count('"scheduler"') == len(capped)
     partita(run)
     assert '"scheduler"' not in Path(files["t.jsonl"]).read_text()
+    assert {name for name, _ in LOST.values()} | {"dispatch", "continue"} == SCHEDULER_EVENTS
 
 
 def test_events_have_the_times_of_slices(tmp_path: Path) -> None:
