@@ -141,6 +141,22 @@ async def test_shares_of_the_hosts_storage(folder: Path, autojump_clock: trio.ab
         assert figures["host"].limit == 800
 
 
+async def test_a_capacity_alone_is_shared(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Who says only what the storage can do has it divided evenly; one that comes later gets its part."""
+    text = "[host]\ndisk_iops = 600\n" + vm("a", rest=DEEP) + vm("b", rest=DEEP) + vm("c", rest=DEEP)
+    async with open_host(parse_topology(text, folder)) as host:
+        await host["a"].start()
+        await host["b"].start()
+        await trio.sleep(0.2003)
+        assert await gained(host, "ab", 0.5) == pytest.approx([150, 150], abs=3)
+        await host["c"].start()
+        await trio.sleep(0.3)
+        assert await gained(host, "abc", 0.5) == pytest.approx([100, 100, 100], abs=3)
+        await host["a"].turn_off()
+        await trio.sleep(0.3)
+        assert await gained(host, "bc", 0.5) == pytest.approx([150, 150], abs=3)
+
+
 async def test_a_pool_and_a_move(folder: Path, autojump_clock: trio.abc.Clock) -> None:
     """A pool's limit for both of its VMs; changed live, and left by a VM that is moved out of it."""
     text = '[[pool]]\nname = "low"\ndisk = { limit = 200 }\n'
