@@ -39,6 +39,7 @@ def add_parser(verbs: Verbs) -> None:
         nargs="?",
         help="a running host by name, process number or socket, the only one by default; or a file of samples",
     )
+    parser.add_argument("--host", metavar="NAME|PATH", help="the same as HOST, as other verbs have it")
     parser.add_argument("--view", choices=VIEWS, default="cpu", help="what to begin with")
     parser.add_argument("-l", "--long", action="store_true", help="every counter, by Hyper-V's names where it has one")
     parser.add_argument(
@@ -75,6 +76,10 @@ def _count(text: str) -> int:
 
 def call(options: argparse.Namespace) -> int:
     """Watch, or print."""
+    if options.source is None:
+        options.source = options.host
+    elif options.host is not None and options.host != options.source:
+        raise Refusal(f"{options.source} and --host {options.host}: give one of them")
     batch = options.batch or options.count is not None or options.output != "table" or not _terminal()
     path = _file(options.source)
     if path is not None:

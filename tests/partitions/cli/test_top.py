@@ -91,6 +91,8 @@ def test_a_file_that_breaks_off(file: Path) -> None:
     [
         (["nothing.jsonl"], 2, "there is no such file; `partita run --samples nothing.jsonl` writes one"),
         (["nobody", "-b"], 2, "no host"),
+        (["--host", "nobody", "-b"], 2, "no host"),
+        (["one", "--host", "other"], 2, "one and --host other: give one of them"),
         (["FILE", "-d", "2"], 2, "--delay is for a running host"),
         (["-d", "0"], 2, '"0" must be seconds, 0.05 to 3600'),
         (["-n", "0"], 2, '"0" must be a number of windows'),
