@@ -94,3 +94,38 @@ def test_a_sink_may_stop_itself_while_it_is_called() -> None:
     trace.emit(Layer.STATE, "first", 2)
     trace.emit(Layer.STATE, "second", 2)
     assert [event.event for event in seen] == ["first", "first", "second"]
+
+
+def test_the_schedulers_events_go_to_those_that_ask() -> None:
+    """By the call or by an attribute, which may change; the scheduler hears when the first asks and the last leaves."""
+
+    class Wanting:
+        def __init__(self, wants: bool) -> None:
+            self.wants_scheduler = wants
+            self.seen: list[TraceEvent] = []
+
+        def __call__(self, event: TraceEvent) -> None:
+            self.seen.append(event)
+
+    trace = Trace(lambda: 0)
+    told: list[bool] = []
+    trace.on_scheduler = told.append
+    plain: list[TraceEvent] = []
+    asked: list[TraceEvent] = []
+    wanting, undecided = Wanting(True), Wanting(False)
+    event = TraceEvent(5, Layer.SCHEDULER, "dispatch", 2)
+    removes = [trace.add_sink(plain.append)]
+    trace.emit_scheduler(event)
+    removes.append(trace.add_sink(asked.append, scheduler=True))
+    removes += [trace.add_sink(wanting), trace.add_sink(undecided)]
+    trace.emit_scheduler(event)
+    undecided.wants_scheduler = True
+    trace.review_sinks()
+    trace.emit_scheduler(event)
+    assert [len(seen) for seen in (plain, asked, wanting.seen, undecided.seen)] == [0, 2, 2, 1]
+    assert told == [True]
+    for remove in removes:
+        remove()
+    trace.emit_scheduler(event)
+    assert told == [True, False]
+    assert len(asked) == 2
