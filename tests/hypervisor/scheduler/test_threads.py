@@ -335,6 +335,42 @@ def test_a_thread_that_the_host_does_not_run_costs_few_dispatches() -> None:
     assert machine.threads[vp].clock == pytest.approx(251 * MS + 50 * MS, abs=12 * MS)
 
 
+class Sleeper(Liar):
+    """As a liar, after a second of sleep."""
+
+    def step(self) -> None:
+        if self.machine.now >= 1000 * MS:
+            super().step()
+
+
+def test_who_slept_for_long_has_earned_nothing_by_it() -> None:
+    """What it runs without an LP counts from the present of the others, and not from when it fell asleep."""
+    machine = Machine()
+    sleeper, honest = machine.add(burning(), kind=Sleeper), machine.add(burning(), shares=300)
+    machine.run(1000 * MS)
+    assert machine.threads[honest].clock >= 980 * MS
+    machine.run(1000 * MS)
+    machine.check()
+    assert machine.threads[sleeper].clock <= 350 * MS
+
+
+def test_a_credit_is_for_those_who_work_on() -> None:
+    """What the host owes to a cap's budget is forgotten when nobody wants it for a period."""
+    machine = Machine()
+    vp = machine.add(iter([(1, 0), (100 * MS, 500 * MS), (1 << 60, 0), (1, 1)]), cap=HALF)
+    thread = machine.threads[vp]
+    machine.run(20 * MS)
+    thread.paused = True
+    machine.run(200 * MS)
+    thread.paused = False
+    thread.left = STEP
+    machine.run(300 * MS)
+    before = thread.clock
+    machine.run(400 * MS)
+    machine.check()
+    assert thread.clock - before <= 112 * MS, "it woke after half of that time, and has half a processor"
+
+
 class Sluggish(Thread):
     """It needs a while to get in."""
 
