@@ -111,6 +111,7 @@ class AddDisk(VmRequest, tag="add-disk"):
     block_size: int = 512
     type: Literal["disk", "dvd"] = "disk"
     lun: int | None = None
+    iops: dict[str, int] | None = None
 
 
 class RemoveDisk(VmRequest, tag="remove-disk"):

@@ -38,6 +38,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--block-size", type=int, choices=(512, 4096), default=512, help="bytes in a block (512)")
     parser.add_argument("--type", choices=("disk", "dvd"), default="disk", help="what it is to the guest (disk)")
     parser.add_argument("--lun", type=int, metavar="N", help="by default one that no disk had before")
+    parser.add_argument("--iops-limit", type=int, metavar="N", help="I/Os of 8 KiB a second at most (none)")
     parser.set_defaults(call=call)
 
 
@@ -53,6 +54,7 @@ def call(options: argparse.Namespace) -> int:
         block_size=options.block_size,
         type=options.type,
         lun=options.lun,
+        iops=None if options.iops_limit is None else {"limit": options.iops_limit},
     )
     show([disk], DISK_COLUMNS, chosen(options))
     return OK

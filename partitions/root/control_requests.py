@@ -214,6 +214,7 @@ async def change(vm: Vm, request: protocol.VmRequest) -> Any:
                     block_size=request.block_size,
                     type=request.type,
                     lun=request.lun,
+                    iops=request.iops,
                 )
                 return vm.disks[lun]
             case protocol.RemoveDisk():

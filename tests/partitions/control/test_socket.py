@@ -75,6 +75,9 @@ async def test_disks_come_and_go(tmp_path: Path) -> None:
         disk = await remote.ask("add-disk", vm="web", path="a.img", size="1MiB")
         assert (disk["lun"], disk["size"], disk["read_only"]) == (0, 1 << 20, False)
         assert list(host["web"].disks) == [0]
+        wrong = {"limit": 5, "reserve": 6}
+        kind, words = await denied(remote, "add-disk", vm="web", path="b.img", size="1MiB", iops=wrong)
+        assert (kind, "must not be above its limit of 5 IOPS" in words) == ("refused", True)
         kind, words = await denied(remote, "add-disk", vm="web", path="b.img", lun=0)
         assert (kind, words) == ("refused", "LUN 0 is taken; leave it out, and a free one is used")
         assert (await denied(remote, "add-disk", vm="web", path="b.img", size="1 furlong"))[0] == "refused"
