@@ -1,4 +1,4 @@
-"""Decoders of dynamic memory's bytes."""
+"""Decoders of dynamic memory's bytes, and of resource control's."""
 
 from __future__ import annotations
 
@@ -75,5 +75,8 @@ DECODERS = {
     "vsp_vsc.memory.session.MemorySession._take_pages": Decoder(answer, BALLOON),
     "vsp_vsc.memory.session.MemorySession.load": Decoder(go_on, (agreed().save(), saved())),
 }
-ELSEWHERE = {"vsp_vsc.memory.vsp.MemoryVsp.load": "hands on to its session's own, and looks whose pages they are"}
+ELSEWHERE = {
+    "partitions.root.resources.Resources._parse": "reads a person's path, and raises `ResourceError` for one that is none",
+    "vsp_vsc.memory.vsp.MemoryVsp.load": "hands on to its session's own, and looks whose pages they are",
+}
 ROWS = Rows(DECODERS, ELSEWHERE, {"vsp_vsc.memory.guest": "vsp_vsc/memory/test_guest.py"})
