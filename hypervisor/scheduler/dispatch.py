@@ -249,7 +249,7 @@ class Dispatcher(Slices):
             above = place.above
             tag = place.tag
             heap = above.heap
-            if tag > above.served and heap[0][2] is place:  # out of turn, for a reserve, is not the present
+            if tag > above.served and heap[0][2] is place and heap[0][0] == tag:  # its turn: not for a reserve
                 above.served = tag
             place.tag = paid = tag + (place.step if granted == quantum else (granted << SCALE) // place.weight)
             if place.ready:

@@ -296,3 +296,25 @@ def test_a_batch_processor_leaves_at_once() -> None:
     assert ear.finished_at["vp"] == [4 * MS + 17]
     assert [it.reason for it in ear.stretches] == [Reason.PREEMPTED, Reason.BLOCKED, None]
     assert kernel.lp_times(0).batch == 9 * MS
+
+
+def test_what_was_granted_and_not_used_is_paid_back() -> None:
+    """Who gives its slice up after 1 ms of 10 and goes on at once has paid for 1: by shares, and of its budget."""
+    kernel = CpuKernel(1)
+    short, (whole,) = kernel.add_vp(kernel.root, "short", id=9), busy(kernel, 100)
+    for step in range(400):
+        kernel.stop(short)
+        kernel.work(short, None)
+        kernel.advance((step + 1) * MS)
+    assert abs(kernel.times(short).run - kernel.times(whole).run) <= QUANTUM
+    kernel = CpuKernel(1)
+    (vp,) = busy(kernel, 100, cap=WHOLE // 2)
+    for begin in (0, 4):
+        kernel.advance(begin * MS)
+        kernel.resume(vp)
+        kernel.advance((begin + 2) * MS)
+        kernel.suspend(vp)
+    kernel.advance(7 * MS)
+    kernel.resume(vp)
+    kernel.advance(10 * MS)
+    assert kernel.times(vp)[:4] == (5 * MS, 0, 2 * MS, 3 * MS)
