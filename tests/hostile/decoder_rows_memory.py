@@ -76,7 +76,7 @@ DECODERS = {
     "vsp_vsc.memory.session.MemorySession.load": Decoder(go_on, (agreed().save(), saved())),
 }
 ELSEWHERE = {
-    "partitions.root.resources.Resources._parse": "reads a person's path, and raises `ResourceError` for one that is none",
+    "partitions.root.resources.Resources._parse": "reads a person's path; `ResourceError` for one that is none",
     "vsp_vsc.memory.vsp.MemoryVsp.load": "hands on to its session's own, and looks whose pages they are",
 }
 ROWS = Rows(DECODERS, ELSEWHERE, {"vsp_vsc.memory.guest": "vsp_vsc/memory/test_guest.py"})
