@@ -100,7 +100,7 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
         found.contended[path] = division.state is not State.UNCONTENDED
         yield None
     if batch:
-        _leftover(capacity, batch, found)
+        _leftover(capacity, batch, pools, found)
     yield found
 
 
@@ -119,15 +119,27 @@ def _pool(name: str, pools: Mapping[str, PoolClaim], places: dict[str, Node]) ->
     return places[name]
 
 
-def _leftover(capacity: int, batch: list[LeafClaim], found: Entitled) -> None:
-    """What normal ones leave goes to the batch class by its own weights."""
+def _leftover(capacity: int, batch: list[LeafClaim], pools: Mapping[str, PoolClaim], found: Entitled) -> None:
+    """What normal ones leave goes to the batch class by its own weights, within the limits of the pools around it."""
     left = max(Fraction(0), capacity - found.amounts[HOST])
-    claims = [
-        Claim(0, leaf.demand if leaf.limit is None else min(leaf.demand, leaf.limit), leaf.shares) for leaf in batch
-    ]
+    claims = []
+    for leaf in batch:
+        most = Fraction(leaf.demand if leaf.limit is None else min(leaf.demand, leaf.limit))
+        for name in _upwards(leaf.pool, pools):
+            limit = pools[name].limit
+            if limit is not None:
+                most = min(most, limit - found.amounts[f"pool/{name}"])
+        claims.append(Claim(0, max(0, int(most)), leaf.shares))
     division = divide(left, claims)
     for leaf, amount in zip(batch, division.amounts, strict=True):
-        found.amounts[leaf.owner] = found.amounts.get(leaf.owner, Fraction(0)) + amount
-    found.amounts[HOST] += sum(division.amounts, Fraction(0))
+        for path in (leaf.owner, HOST, *(f"pool/{name}" for name in _upwards(leaf.pool, pools))):
+            found.amounts[path] = found.amounts.get(path, Fraction(0)) + amount
     if division.state is not State.UNCONTENDED:
         found.contended[HOST] = True
+
+
+def _upwards(pool: str, pools: Mapping[str, PoolClaim]) -> Iterator[str]:
+    """A pool and those around it."""
+    while pool:
+        yield pool
+        pool = pools[pool].parent

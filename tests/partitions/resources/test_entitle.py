@@ -80,6 +80,13 @@ def test_batch_gets_what_is_left() -> None:
     assert divided(60, {}, leaves).amounts["vm/b"] == Fraction(0)
 
 
+def test_batch_counts_in_its_pools() -> None:
+    """What is left over is no more than the pools around it may have, and theirs, too."""
+    pools = {"outer": PoolClaim("", 0, 50, 100), "inner": PoolClaim("outer", 0, None, 100)}
+    found = divided(100, pools, [leaf("vm/n", 20, pool="inner"), leaf("vm/b", 100, pool="inner", batch=1)])
+    assert found.amounts == {"host": 50, "pool/outer": 50, "pool/inner": 50, "vm/n": 20, "vm/b": 30}
+
+
 TOPOLOGY = """
 [host]
 logical_processors = 1
