@@ -318,3 +318,41 @@ def test_what_was_granted_and_not_used_is_paid_back() -> None:
     kernel.resume(vp)
     kernel.advance(10 * MS)
     assert kernel.times(vp)[:4] == (5 * MS, 0, 2 * MS, 3 * MS)
+
+
+def test_a_debt_and_what_was_used_stay() -> None:
+    """Charged with four periods' budgets, it waits for four; and a new cap does not give a used budget again."""
+    kernel = CpuKernel(1)
+    (vp,) = busy(kernel, 100, cap=WHOLE // 4)
+    kernel.advance(10 * MS)
+    kernel.charge(vp, 10 * MS)
+    kernel.advance(100 * MS)
+    assert ran(kernel, [vp]) == [25]
+    kernel.advance(106 * MS)
+    kernel.change(vp, cap=WHOLE // 2)
+    kernel.advance(110 * MS)
+    assert ran(kernel, [vp]) == [30], "5 in that period, 2.5 of them before"
+
+
+def test_a_groups_budget_ends_slices_of_all_in_it() -> None:
+    """The reason is the cap, whose budget it ever was; and who waits for a group's budget counts as capped."""
+    kernel = CpuKernel(2)
+    group = kernel.add_group(kernel.root, "g", id=1, cap=WHOLE // 2)
+    vps = busy(kernel, 100, 100, parent=group)
+    ear = listen(kernel)
+    kernel.advance(SECOND)
+    assert {it.reason for it in ear.stretches[:-1]} == {Reason.CAPPED}
+    assert all(kernel.times(vp).ready == 0 for vp in vps)
+    assert kernel.times(group)[:3] == (500 * MS, 0, 1500 * MS)
+
+
+def test_heaps_stay_small_where_many_are_served_out_of_turn() -> None:
+    """A group whose processors are served for their reserves is entered anew each time; the old entries go."""
+    kernel = CpuKernel(1)
+    group = kernel.add_group(kernel.root, "g", id=1, shares=1)
+    for vp in busy(kernel, 1, 1, 1, parent=group):
+        kernel.change(vp, reserve=WHOLE // 10)
+    busy(kernel, 10_000, prefix="heavy")
+    kernel.advance(10 * SECOND)
+    check(kernel)
+    assert len(kernel.root.normal.heap) <= 40
