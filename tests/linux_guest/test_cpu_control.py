@@ -35,7 +35,8 @@ told() {{ dd if=/dev/cpu/0/msr bs=8 count=1 skip={Msr.VP_RUNTIME // 8} 2>/dev/nu
 while :; do echo told $(told) $(cut -d ' ' -f 1 /proc/uptime) $(grep 'cpu ' /proc/stat); sleep 0.5; done
 """
 BURN = "while :; do :; done &\n" + MEASURE
-TOLD = re.compile(r"^told +(\d+) ([\d.]+) cpu +([\d ]+)$", re.MULTILINE)
+TOLD = re.compile(r"^told +(\d+) ([\d.]+) cpu +([\d ]+)(?=\n)", re.MULTILINE)
+"""A whole line; the one that the guest is at ends anywhere."""
 Evidence = Callable[[str, str], None]
 
 
