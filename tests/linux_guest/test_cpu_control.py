@@ -158,7 +158,9 @@ async def test_a_cap_on_an_idle_host(tmp_path: Path, evidence: Evidence) -> None
         got = await burnt(host)
         evidence("cpu cap 50 %", "\n".join(f"{name}: {what}" for name, what in got.items()))
         check(got["half"], 0.5)
-        assert got["half"].capped == pytest.approx(0.5, abs=0.03), got["half"]
+        # What a busy host does not run of its slices is time in which it was ready.
+        assert got["half"].capped + got["half"].ready == pytest.approx(0.5, abs=0.03), got["half"]
+        assert got["half"].capped > got["half"].ready, got["half"]
         assert got["half"].idle < 0.1, "inside nothing is idle"
         assert got["half"].steal == 0
         assert got["free"].halted > 0.5, got["free"]
