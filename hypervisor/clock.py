@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 TICKS_PER_SECOND = 10_000_000
 """The hypervisor's unit of time is 100 ns (TLFS 2.0a, 15.1)."""
+NS_PER_TICK = 100
+"""For those who decide in nanoseconds: who runs, who sends and whose request is next."""
 
 Clock = Callable[[], int]
 """Returns 100 ns units since an arbitrary start; never goes backwards."""

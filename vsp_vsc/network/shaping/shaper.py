@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import attrs
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.timer_queue import Waiting
 from vsp_vsc.network.shaping.bucket import Bucket
 from vsp_vsc.network.shaping.lane import Lane
@@ -23,8 +24,6 @@ from vsp_vsc.network.shaping.settings import DEFAULT_WEIGHT, Bandwidth, LinkSett
 from vsp_vsc.network.shaping.tree import Flow, Group, Tree
 from vsp_vsc.network.switch.ports import Drop, Port
 
-TICK: Final = 100
-"""Nanoseconds in a unit of the hypervisor's clock."""
 MAX_TURNS: Final = 64
 """How often in one call what has arrived may cause more to arrive at once."""
 Sink = Callable[[Sequence[bytes]], None]
@@ -99,7 +98,7 @@ class Shaping:
 
     def time(self) -> int:
         """Nanoseconds. What is passed on late is at its own time, not at that of the clock."""
-        return self._clock() * TICK if self._time is None else self._time
+        return self._clock() * NS_PER_TICK if self._time is None else self._time
 
     def fire(self) -> None:
         """The deadline has passed."""
@@ -147,7 +146,7 @@ class Shaping:
             return
         self._running = True
         outbox = self._outbox
-        now = self._clock() * TICK
+        now = self._clock() * NS_PER_TICK
         try:
             for _ in range(MAX_TURNS):
                 self.collect(now)
@@ -168,7 +167,7 @@ class Shaping:
             following = self._arrivals[0][0]
         if self._outbox:
             following = now
-        deadline = None if following is None else -(-following // TICK)
+        deadline = None if following is None else -(-following // NS_PER_TICK)
         if deadline != self._deadline:
             self._deadline = deadline
             self._timers.set(self, deadline)
@@ -192,11 +191,6 @@ class Shaping:
             known.group.bucket = Bucket(bandwidth, 0, self.tree.now)
         self._refresh()
 
-    def switch_figures(self, name: str) -> tuple[int, int]:
-        """Its bandwidth, and the weight of ports without figures."""
-        known = self._switches.get(name, _Switch())
-        return known.bandwidth, known.default_weight
-
     def set_pool(self, name: str, parent: str, figures: Bandwidth) -> None:
         """A pool, new or with other figures; `parent` is empty for one below the host."""
         self.collect(self.time())
@@ -216,11 +210,6 @@ class Shaping:
         """A pool less; nothing if there is none."""
         if name in self.pools:
             self._replant(without=name)
-
-    def figures_of(self, port: str) -> tuple[Bandwidth | None, LinkSettings | None]:
-        """What a port is set to."""
-        lane = self.lanes.get(port)
-        return (None, None) if lane is None else (lane.bandwidth, lane.link)
 
     # --- ports
 
@@ -377,13 +366,6 @@ class Shaping:
     def _number(self) -> int:
         self._numbers += 1
         return self._numbers
-
-    # --- looking
-
-    def contended(self, port: str) -> bool:
-        """Whether frames of that port wait now."""
-        lane = self.lanes.get(port)
-        return lane is not None and lane.flow is not None and bool(lane.flow.frames)
 
 
 def _switch_of(port: Port) -> str:
