@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.msr import PAGE_ENABLE
 from hypervisor.overlay import OverlayPage
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
 from hypervisor.partition import PartitionState
-from hypervisor.scheduler.settings import NS_PER_TICK
 
 if TYPE_CHECKING:
     from hypervisor.blocks import MemoryBlock

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import attrs
 import trio
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.inspect import Branch
 from hypervisor.machine import VpStopped
 from hypervisor.properties import Property
@@ -25,7 +26,6 @@ from hypervisor.scheduler.settings import (
     DEFAULT_PERIOD,
     DEFAULT_SHARES,
     LAST_GROUP,
-    NS_PER_TICK,
     ROOT_GROUP,
     UNCONTROLLED,
     WHOLE,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.scheduler.kernel import Reason
-from hypervisor.scheduler.settings import NS_PER_TICK
 from hypervisor.trace import Layer, Trace, TraceEvent
 
 if TYPE_CHECKING:

@@ -22,14 +22,12 @@ from typing import Final, TypeAlias
 from hypervisor.scheduler import budgets, counters
 from hypervisor.scheduler.completions import Completions
 from hypervisor.scheduler.counters import LpTimes
-from hypervisor.scheduler.nodes import WHOLE, Domain, Group, Listener, Place, Reason, State, Times, Vp
+from hypervisor.scheduler.nodes import Domain, Group, Listener, Place, Reason, State, Times, Vp
 from hypervisor.scheduler.queues import charge
+from hypervisor.scheduler.settings import DEFAULT_PERIOD, DEFAULT_SHARES, WHOLE
 from hypervisor.scheduler.wiring import Wiring
 
 __all__ = ["CpuKernel", "Group", "Listener", "LpTimes", "Reason", "State", "Times", "Vp"]
-
-PERIOD = 10_000_000
-"""Nanoseconds of a cap's period where nothing else is said."""
 
 
 class _Keep(enum.Enum):
@@ -79,10 +77,10 @@ class CpuKernel(Wiring):
         name: str,
         *,
         id: int,  # noqa: A002 (what it is called)
-        shares: int = 100,
+        shares: int = DEFAULT_SHARES,
         cap: int | None = None,
         reserve: int = 0,
-        period: int = PERIOD,
+        period: int = DEFAULT_PERIOD,
         processors: Iterable[int] | None = None,
     ) -> Group:
         """A group in `parent`. `cap` and `reserve` are for all in it together and may be more than `WHOLE`.
@@ -102,10 +100,10 @@ class CpuKernel(Wiring):
         name: str,
         *,
         id: int,  # noqa: A002
-        shares: int = 100,
+        shares: int = DEFAULT_SHARES,
         cap: int | None = WHOLE,
         reserve: int = 0,
-        period: int = PERIOD,
+        period: int = DEFAULT_PERIOD,
         batch: bool = False,
     ) -> Vp:
         """A virtual processor in `parent`, without work. `id` is its own among those in `parent`."""

@@ -11,8 +11,6 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-WHOLE = 0x10000
-"""One logical processor: caps and reserves are in 1/65536 of one."""
 SCALE = 20
 """Tags are nanoseconds shifted left by so much and divided by the weight: integers, precise to a millionth."""
 NEW = -1

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from hypervisor.scheduler.nodes import NEW, SCALE, WHOLE, Place, Queue, Vp
+from hypervisor.scheduler.nodes import NEW, SCALE, Place, Queue, Vp
+from hypervisor.scheduler.settings import WHOLE
 
 BACKLOG = 100_000_000
 """Nanoseconds of lateness for which a reservation still catches up, and a cap."""

@@ -6,10 +6,10 @@ from typing import Protocol
 
 import attrs
 
-NS_PER_TICK = 100
-"""The hypervisor's clock counts 100 ns, the scheduler nanoseconds."""
+from hypervisor.properties import WHOLE_PROCESSOR
+
 DEFAULT_SHARES = 100
-WHOLE = 0x10000
+WHOLE = WHOLE_PROCESSOR
 """One logical processor: caps and reserves are in 1/65536 of one."""
 DEFAULT_PERIOD = 10_000_000
 """Nanoseconds after which a cap's budget is filled up again."""

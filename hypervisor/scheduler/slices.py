@@ -7,8 +7,9 @@ from typing import assert_never
 
 from hypervisor.scheduler import budgets
 from hypervisor.scheduler.budgets import blocked_for, places
-from hypervisor.scheduler.nodes import WHOLE, Budget, Domain, Group, Listener, Reason, State, Vp
+from hypervisor.scheduler.nodes import Budget, Domain, Group, Listener, Reason, State, Vp
 from hypervisor.scheduler.queues import charge, owe, repay_reserve, run_on, withdraw
+from hypervisor.scheduler.settings import WHOLE
 
 HALTED, READY, CAPPED, RUNNING = State.HALTED, State.READY, State.CAPPED, State.RUNNING
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import attrs
 
-DEFAULT_SHARES = 100
+from hypervisor.scheduler.settings import DEFAULT_SHARES
 
 
 class ResourceError(Exception):

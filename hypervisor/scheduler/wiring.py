@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 from hypervisor.scheduler.budgets import block, places, processors_in, refill, within
 from hypervisor.scheduler.dispatch import Dispatcher
-from hypervisor.scheduler.nodes import NEW, SCALE, WHOLE, Budget, Domain, Group, Place, Queue, Reason, State, Vp
+from hypervisor.scheduler.nodes import NEW, SCALE, Budget, Domain, Group, Place, Queue, Reason, State, Vp
 from hypervisor.scheduler.queues import forget
+from hypervisor.scheduler.settings import WHOLE
 
 Node: TypeAlias = Group | Vp
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network
 from partitions.resources.totals import NOTHING, Totals, Vp, merged
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from partitions.host import Host
     from partitions.root.worker import Worker
     from partitions.topology_schema import VmTable
-
-NS_A_TICK: Final = 100
 
 
 class Source:

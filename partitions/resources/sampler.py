@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import attrs
 import trio
 
-from partitions.resources.collect import NS_A_TICK, Source
+from hypervisor.clock import NS_PER_TICK
+from partitions.resources.collect import Source
 from partitions.resources.nodes import Window, sample_of
 from partitions.resources.sample import FORMAT, Heading, Lp, Sample
 from partitions.resources.totals import NOTHING, Totals, since, together
@@ -74,7 +75,7 @@ class Sampler:
 
     def now(self) -> int:
         """Nanoseconds since the host was opened, on its clock."""
-        return self._host.hypervisor.clock() * NS_A_TICK
+        return self._host.hypervisor.clock() * NS_PER_TICK
 
     def heading(self, *, topology: str, window: int) -> Heading:
         """The first line of a file of samples."""

@@ -25,7 +25,7 @@ from hypervisor.pages import PAGE_SHIFT
 from partitions.root.exits import CannotStart
 from partitions.root.memory_state import CannotResize, MemoryState
 from partitions.root.winhv import HypercallFailed
-from partitions.topology_controls import memory_range
+from partitions.topology_controls import DynamicMemoryTable, memory_range
 from partitions.topology_schema import Backend, VmTable, size_words
 from vsp_vsc.memory.balance import Change, Claim, HostState, Standing, Step, Target, pressure, step
 from vsp_vsc.memory.protocol import BALLOON_UNIT, CHUNK, Pages
@@ -88,8 +88,8 @@ class VmMemory:
         self.dynamic = settings.dynamic_memory is not None
         least, most = memory_range(settings)
         self.minimum, self.maximum = least >> PAGE_SHIFT, most >> PAGE_SHIFT
-        table = settings.dynamic_memory
-        self.buffer, self.weight = (20, 5000) if table is None else (table.buffer, table.weight)
+        table = settings.dynamic_memory or DynamicMemoryTable()
+        self.buffer, self.weight = table.buffer, table.weight
         self.settle: Callable[[Mapping[str, object]], None] | None = None
         """Changes its settings, by keys as in its topology; its desk's. Raises `ResourceError`."""
         self.make_room: Callable[[int], Awaitable[None]] | None = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import msgspec
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.inspect import Branch
 from vsp_vsc.storage.qos.gate import Command, DiskGate
 from vsp_vsc.storage.qos.mclock import MClock, Node
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from hypervisor.timer_queue import TimerQueue
     from vsp_vsc.storage.controller import Unit
 
-_TICK: Final = 100
-"""ns of the hypervisor's unit of time."""
 _SECOND: Final = 1_000_000_000
 
 
@@ -118,7 +117,7 @@ class DiskQos:
 
     def now(self) -> int:
         """ns."""
-        return self._clock() * _TICK
+        return self._clock() * NS_PER_TICK
 
     # --- the tree
 
@@ -206,7 +205,7 @@ class DiskQos:
 
     def _arm(self) -> None:
         moment = self.core.next_time()
-        self._timers.set(self, None if moment is None else -(-moment // _TICK))
+        self._timers.set(self, None if moment is None else -(-moment // NS_PER_TICK))
 
     # --- gates where they are needed
 

@@ -20,8 +20,7 @@ def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Fraction]:
     there = {root: top}
     _copy(root, top, there, delivered)
     amounts = divvy.entitle(top, bound)
-    known: set[Node] = set(there) if root.limit is not None else {node for node in there if _limited(node)}
-    return {node: amounts[there[node]] for node in known}
+    return {node: amounts[copy] for node, copy in there.items() if root.limit is not None or _limited(node)}
 
 
 def _copy(node: Node, made: tree.Node, there: dict[Node, tree.Node], delivered: Mapping[Node, int]) -> None:
