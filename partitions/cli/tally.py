@@ -6,7 +6,7 @@ end of each VM.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from partitions.topology_controls import has_controls
 
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from partitions.root.worker import Worker
     from partitions.topology import Topology
     from partitions.topology_schema import VmTable
-
-NS_A_TICK: Final = 100
-SHORT: Final = 100
-"""A part of a run: who waited for less was two wake-ups at the same moment."""
 
 
 def controlled(topology: Topology) -> bool:
@@ -65,8 +61,8 @@ class Tally:
 
     def whole(self) -> Sample | None:
         """The run as one window, if it is worth a table."""
-        host, sampler = self._host, self._sampler
-        waited = host.hypervisor.scheduler.contended_for * SHORT > host.hypervisor.clock() * NS_A_TICK
-        if sampler is None or not (waited or self._host_is_controlled()):
+        sampler = self._sampler
+        if sampler is None:
             return None
-        return sampler.between(sampler.first, sampler.read(), whole=True)
+        run = sampler.between(sampler.first, sampler.read(), whole=True)
+        return run if run.contended or self._host_is_controlled() else None
