@@ -154,10 +154,11 @@ class Sampler:
         self.last = await _in_turns(self._reading())
 
     async def sample_in_turns(self) -> Sample:
-        """The same, with everybody else's turns in between."""
+        """The same, with everybody else's turns in between. One that is given up leaves its window to the next."""
         reading = await _in_turns(self._reading())
-        before, self.last = self.last, reading
-        return await _in_turns(self._between(before, reading))
+        sample = await _in_turns(self._between(self.last, reading))
+        self.last = reading
+        return sample
 
 
 async def _in_turns(steps: Iterator[T | None]) -> T:

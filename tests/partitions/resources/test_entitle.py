@@ -160,6 +160,34 @@ async def test_many_vms_are_sampled_in_turns(tmp_path: Path, autojump_clock: Moc
             assert await sampler.sample_in_turns() == sampler.between(before, sampler.read())
 
 
+async def test_a_sample_that_is_given_up_loses_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Whoever looks after it has its window, too. A run that ended while a sample was made had lost the time of that."""
+    vms = "".join(f'[[vm]]\nname = "v{number}"\nprogram = "busy.py"\nmemory = "4MiB"\n' for number in range(20))
+    (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(1000)\n")
+
+    async def give_up(scope: trio.CancelScope, turns: int) -> None:
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    given_up = 0
+    async with open_host(parse_topology(f"[host]\nlogical_processors = 2\n{vms}", tmp_path)) as host:
+        with Sampler(host) as sampler:
+            await host.start_all()
+            for turns in range(10):
+                since = sampler.last.time
+                await trio.sleep(0.1)
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(give_up, scope, turns)
+                        since += (await sampler.sample_in_turns()).window
+                given_up += scope.cancelled_caught
+                await trio.sleep(0.1)
+                assert since + sampler.sample().window == sampler.now()
+        host.turn_all_off()
+    assert 3 < given_up < 10
+
+
 async def test_what_is_due_depends_on_what_is_wanted(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Who still has work at the window's end wanted what he waited for; who was done in it wanted what he got."""
     (tmp_path / "long.py").write_text("async def main(guest):\n    await guest.work(1)\n")
