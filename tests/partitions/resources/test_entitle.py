@@ -161,7 +161,7 @@ async def test_many_vms_are_sampled_in_turns(tmp_path: Path, autojump_clock: Moc
 
 
 async def test_a_sample_that_is_given_up_loses_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """Whoever looks after it has its window, too. A run that ended while a sample was made had lost the time of that."""
+    """Whoever looks after it has its window, too: a run that ended while a sample was made had lost that time."""
     vms = "".join(f'[[vm]]\nname = "v{number}"\nprogram = "busy.py"\nmemory = "4MiB"\n' for number in range(20))
     (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(1000)\n")
 
