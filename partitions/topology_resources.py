@@ -15,6 +15,8 @@ from partitions.topology_units import parse_processors, processors_words, rate_w
 if TYPE_CHECKING:
     from partitions.topology_check import Check
 
+MOST_LEVELS: Final = 32
+"""Of pools inside pools."""
 BALLOON_UNIT: Final = 2 << 20
 """Bytes in which a host asks for memory."""
 
@@ -66,9 +68,12 @@ def _pool_tree(check: Check, file: TopologyFile) -> dict[str, int]:
             check.problem(keys, unknown_pool(pool.parent, places, "leave it out for the host"))
             continue
         way, up = [pool.name], pool.parent
-        while up and up not in way and up in places:
+        while up and up not in way and up in places and len(way) <= MOST_LEVELS:
             way.append(up)
             up = file.pool[places[up]].parent
+        if len(way) > MOST_LEVELS:
+            check.problem(keys, f"is pool in pool for more than {MOST_LEVELS} levels: give it one nearer to the host")
+            break  # those below it are so too
         if up == pool.name:
             circle = " in ".join([*way, up])
             check.problem(keys, f"pools must not contain themselves: {circle}; give one of them another parent")

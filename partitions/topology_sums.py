@@ -74,6 +74,7 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> dict[str,
     waiting = list(enumerate(file.pool))
     while waiting:
         ready = [(index, pool) for index, pool in waiting if pool.parent in made]
+        waiting = [(index, pool) for index, pool in waiting if pool.parent not in made]
         for index, pool in ready:
             figures = pool_figures(kind, pool)
             answer = admit(made[pool.parent], figures.reservation)
@@ -90,7 +91,6 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> dict[str,
                 limit=figures.limit,
                 expandable=expandable(kind, pool),
             )
-        waiting = [one for one in waiting if one not in ready]
     return made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -34,6 +35,8 @@ TICK_SECONDS: Final = 1.0
 MAKE_ROOM_SECONDS: Final = 30.0
 """How long others may take to give back what a VM needs to start."""
 _LOOK_SECONDS: Final = 0.25
+_TAX: Final = re.compile(r"[0-9]{1,9}(?:[./][0-9]{1,9})?")
+"""No exponents: of a large one a fraction would be made digit by digit."""
 _PAGE: Final = 1 << PAGE_SHIFT
 
 
@@ -136,10 +139,12 @@ class MemoryDesk:
         if written == "none":
             self.idle_tax = None
             return
+        if _TAX.fullmatch(written) is None:
+            raise ValueError(f'the tax is "none" or a number from 0 to 1, not {written[:40]!r}')
         try:
             tax = Fraction(written)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f'the tax is "none" or a number from 0 to 1, not {written!r}') from None
+        except ZeroDivisionError:
+            raise ValueError(f"the tax is from 0 to 1, not {written}") from None
         if not 0 <= tax <= 1:
             raise ValueError(f"the tax is from 0 to 1, not {written}")
         self.idle_tax = tax

@@ -69,7 +69,7 @@ def _edit_device(vm: VmTable, parts: list[str], value: object, place: _Place) ->
     tables: list[Any] = list(getattr(vm, which))
     numbers = luns_of(vm.disk) if which == "disk" else numbers_of(vm.nic)
     own = "lun" if which == "disk" else "number"
-    if not number.isdigit() or int(number) not in numbers:
+    if number not in map(str, numbers):  # as it is written there: not every digit that there is makes a number
         there = ", ".join(map(str, sorted(numbers))) or "none"
         raise place.error(f"there is no {which} {number}; there are: {there}")
     if rest and rest[0] in ("reserve", "limit", "weight", "burst"):

@@ -97,9 +97,9 @@ class Resources:
         waiting = list(self._declared)
         while waiting:
             ready = [pool for pool in waiting if not pool.parent or pool.parent in self._pools]
+            waiting = [pool for pool in waiting if pool.parent and pool.parent not in self._pools]
             for pool in ready:
                 self._add_pool(pool)
-            waiting = [pool for pool in waiting if pool not in ready]
         for name in self.vms:
             self._nodes(name)
         for name, partition in self._machines.running().items():

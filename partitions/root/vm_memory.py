@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -41,6 +42,8 @@ ANSWER_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 10.0
 """Before a guest is asked again that gave less than was wanted, or could not take more for now."""
 SWEEP_SECONDS: Final = 60.0
+SWEPT_AT_ONCE: Final = 1024
+"""Runs of pages, of which a guest may make very many."""
 LOW_LIMIT: Final = 0xC000_0000 >> PAGE_SHIFT
 HIGH_START: Final = 0x1_0000_0000 >> PAGE_SHIFT
 """Between these two are the windows of devices."""
@@ -114,6 +117,8 @@ class VmMemory:
         self._rest_adding_until = 0
         self._asked_at = 0
         self._swept_at = self._clock()
+        self._sweeps_from = 0
+        """The page at which it goes on in the next second; 0 while nothing is left to do."""
         self._last_short = ""
         self._pressure = _Pressure()
         self.added_total = self.removed_total = 0
@@ -388,10 +393,14 @@ class VmMemory:
 
     def sweep(self, now: int) -> None:
         """Empty the balloon again, once a minute: a guest may have written there."""
-        if self._given and now - self._swept_at >= ticks(SWEEP_SECONDS):
+        if not self._sweeps_from:
+            if not self._given or now - self._swept_at < ticks(SWEEP_SECONDS):
+                return
             self._swept_at = now
-            for run in self.device.ballooned:
-                self._built.partition.memory.discard(run.first, run.count)
+        swept = list(islice(self.device.ballooned.runs_from(self._sweeps_from), SWEPT_AT_ONCE))
+        for run in swept:
+            self._built.partition.memory.discard(run.first, run.count)
+        self._sweeps_from = swept[-1].end if len(swept) == SWEPT_AT_ONCE else 0
 
     def _resting(self) -> bool:
         session = self.device.session

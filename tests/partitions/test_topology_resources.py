@@ -127,6 +127,10 @@ def test_all_keys(folder: Path) -> None:
             'line 6: pool[0] "a".parent: pools must not contain themselves: a in a; give one of them another parent',
         ),
         (
+            VM + pool("p0") + "".join(pool(f"p{at}", f'parent = "p{at - 1}"') for at in range(1, 2000)),
+            'pool[32] "p32".parent: is pool in pool for more than 32 levels: give it one nearer to the host',
+        ),
+        (
             VM + pool("a", 'parent = "aa"'),
             'line 6: pool[0] "a".parent: no [[pool]] is called "aa"; did you mean "a"?',
         ),

@@ -172,6 +172,8 @@ async def test_changes_are_the_topologys(folder: Path, autojump_clock: trio.abc.
             ("vm/a", "name", "c", "name: cannot be changed while the host runs"),
             ("vm/a", "memory.minimum", "2MiB", "memory.minimum: it has no dynamic memory"),
             ("vm/a", "disk.0.iops.limit", 5, "disk.0.iops.limit: there is no disk 0; there are: none"),
+            ("vm/a", "disk.².iops.limit", 5, "there is no disk ²; there are: none"),
+            ("vm/a", f"disk.{'9' * 5000}.limit", 5, "9; there are: none"),
             ("vm/z", "cpu.limit", 40, 'no VM is called "z"; there are: a, b'),
             ("pool/kids", "cpu.limit", 40, 'no pool is called "kids"; did you mean "kid"?'),
             ("pool/mom", "parent", "kid", "parent: pools must not contain themselves: mom in kid in mom"),

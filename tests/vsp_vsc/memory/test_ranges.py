@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import pairwise
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsp_vsc.memory import ranges
 from vsp_vsc.memory.protocol import Pages
 from vsp_vsc.memory.ranges import PageSet
 
@@ -20,6 +22,11 @@ def test_runs_are_a_set_of_pages(steps: list[tuple[bool, int, int]]) -> None:
 
     Runs never touch, so a long one that was made of pieces is one again.
     """
+    with patch.object(ranges, "_MOST", 3):  # so that there are several pieces
+        _try_as_a_set(steps)
+
+
+def _try_as_a_set(steps: list[tuple[bool, int, int]]) -> None:
     runs, pages = PageSet(), set[int]()
     for adds, first, count in steps:
         run, wanted = Pages(first, count), set(range(first, first + count))
@@ -38,6 +45,21 @@ def test_runs_are_a_set_of_pages(steps: list[tuple[bool, int, int]]) -> None:
         assert [page for run in listed for page in range(run.first, run.end)] == sorted(pages)
         assert all(one.end < other.first for one, other in pairwise(listed))
         assert runs.total == len(pages)
+        assert len(runs) == len(listed)
+        assert list(runs.runs_from(first)) == [run for run in listed if run.first >= first]
+
+
+def test_a_guest_of_single_pages_does_not_make_each_change_dearer() -> None:
+    """Each second page in the balloon: a change moves the runs of one piece, however many runs there are."""
+    runs = PageSet()
+    for page in range(0, 20_000, 2):
+        runs.add(Pages(page, 1))
+    for page in range(0, 20_000, 4):
+        runs.remove(Pages(page, 1))
+    for page in range(1, 20_000, 16):
+        runs.add(Pages(page, 1))
+    assert max(len(starts) for starts, _ in runs._pieces) <= 1024
+    assert (len(runs), runs.total) == (5000, 6250)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 6))
