@@ -162,23 +162,20 @@ def test_looking_changes_nothing(looks: int) -> None:
 
 
 def test_hash_seeds_change_nothing() -> None:
-    """I15: two interpreters with other hashes make the same schedule, to the last event."""
+    """I15: an interpreter with other hashes than this one makes the same schedule, to the last event."""
     code = (
         "from tests.hypervisor.scheduler.test_kernel_invariants import program\n"
         "print([program(seed, 120, checked=False)[1].digest() for seed in range(8)])"
     )
-    seen = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
-            cwd=Path(__file__).parents[3],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "4711")
-    }
-    assert len(seen) == 1
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": "."},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert there == f"{[program(seed, 120, checked=False)[1].digest() for seed in range(8)]}\n"
 
 
 @st.composite
