@@ -71,7 +71,7 @@ class DiskGate:
 
     def start(self, nexus: Nexus, cdb: bytes, views: Views, length: int, tag: Tag, done: Done) -> ScsiResult | None:
         """See `CommandGate`."""
-        cost = cost_of(cdb, nexus.unit.block_size)
+        cost = cost_of(cdb, nexus.unit.block_size, length)
         if not cost and (cost is None or not self.node.queue):
             return nexus.carry_out(cdb, views, length, tag, done)
         now = self.arbiter.now()

@@ -46,6 +46,8 @@ _LAG: Final = 8
 _DEBT: Final = _SECOND // 10
 """For how long a reservation may be owed, until all of a node's children forget some of it."""
 _HEAP_ROOM: Final = 64
+_PIECE: Final = 128
+"""Normalized I/Os of one request that are let go at a time: others under the same limit come in between."""
 MAX_RATE: Final = 1_000_000_000
 """The most I/Os a second that a reservation or limit may be."""
 
@@ -70,6 +72,8 @@ class Request:
     """ns."""
     phase: Phase | None = None
     """Set once it goes: by what its disk was picked."""
+    gone: int = 0
+    """Of its cost, while it waits."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -258,7 +262,14 @@ class MClock:
 
     def pull(self, now: int) -> Request | None:
         """The next request that goes at `now` or was to go before; None if there is none yet."""
-        end = now * _SUB
+        while self._turn(now * _SUB):
+            request = self._go()
+            if request is not None:
+                return request
+        return None
+
+    def _turn(self, end: int) -> bool:
+        """Whether something goes until then; `_now` is when."""
         root, events = self.root, self._events
         while events:
             moment = self._next_event()
@@ -272,10 +283,10 @@ class MClock:
             self._wake(node)
         if not root.ready:
             self._now = max(self._now, end)
-            return None
+            return False
         self._now = max(self._now, end - self._slack)
         self._late = max(0, end - self._now)
-        return self._go()
+        return True
 
     def next_time(self) -> int | None:
         """The moment, in ns, before which `pull` gives nothing; None while nothing waits for one."""
@@ -341,17 +352,23 @@ class MClock:
                 if node.ready_children:
                     return
 
-    def _go(self) -> Request:
-        """Serve whoever is next, at this moment."""
+    def _go(self) -> Request | None:
+        """Serve whoever is next, at this moment; None where its request is a large one, and has more to wait for."""
         now = self._now
         path: list[tuple[Node, Phase]] = []
         node = self.root
         while node.children:
             path.append(_pick(node, now))
             node = path[-1][0]
-        _, request = node.queue.popitem(last=False)
-        request.phase = path[-1][1]
-        cost = request.cost
+        request = next(iter(node.queue.values()))
+        cost = request.cost - request.gone
+        ends = cost <= _PIECE
+        if ends:
+            del node.queue[id(request)]
+            request.phase = path[-1][1]
+        else:
+            cost = _PIECE
+            request.gone += cost
         for child, phase in reversed(path):
             parent = child.parent
             assert parent is not None, "the root is nobody's child"
@@ -364,19 +381,19 @@ class MClock:
             if child.weight:
                 step = _SHARE // child.weight
                 child.tag = min(child.tag + cost * step, parent.v + _LAG * child.largest * step)
-            self._served(child, cost)
+            self._served(child, cost, ends)
             if child.ready:
                 _enter(parent, child)
             else:
                 parent.ready_children -= 1
-        self._served(self.root, cost)
-        return request
+        self._served(self.root, cost, ends)
+        return request if ends else None
 
-    def _served(self, node: Node, cost: int) -> None:
+    def _served(self, node: Node, cost: int, ends: bool) -> None:
         """Count it, and see whether the node has more that may go now."""
         now, parent = self._now, node.parent
-        node.waiting -= 1
-        node.requests += 1
+        node.waiting -= ends
+        node.requests += ends
         node.served += cost
         if node.limit is not None:
             step = _interval(cost, node.limit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vsp_vsc.storage.scsi.blocks import MAX_WRITE_SAME_BYTES
 from vsp_vsc.storage.scsi.cdb import Opcode
 
 UNIT: Final = 8 << 10
@@ -29,6 +30,14 @@ _FIELDS: Final = tuple(_COUNT.get(code) for code in range(256))  # type: ignore[
 _SIX: Final = frozenset((int(Opcode.READ_6), int(Opcode.WRITE_6)))
 _BOTH_WAYS: Final = int(Opcode.COMPARE_AND_WRITE)
 _UNMAP: Final = int(Opcode.UNMAP)
+_WITHOUT_DATA: Final = frozenset(
+    map(
+        int,
+        (Opcode.VERIFY_10, Opcode.VERIFY_12, Opcode.VERIFY_16, Opcode.WRITE_SAME_10, Opcode.WRITE_SAME_16),
+    )
+)
+"""What may be of more blocks than it sends."""
+_MOST_WITHOUT_DATA: Final = MAX_WRITE_SAME_BYTES // UNIT
 _ORDERED: Final = frozenset(
     map(int, (Opcode.SYNCHRONIZE_CACHE_10, Opcode.SYNCHRONIZE_CACHE_16, Opcode.START_STOP_UNIT))
 )
@@ -39,10 +48,12 @@ def normalized(size: int) -> int:
     return -(-size // UNIT)
 
 
-def cost_of(cdb: bytes, block_size: int) -> int | None:
+def cost_of(cdb: bytes, block_size: int, length: int | None = None) -> int | None:
     """What a command counts as; `IN_ORDER`, or None for what need not wait for anything.
 
-    COMPARE AND WRITE counts what it compares and what it writes, an UNMAP as one.
+    COMPARE AND WRITE counts what it compares and what it writes, an UNMAP as one. `length`: bytes of the data buffer.
+    What asks for more than that, or for more than a disk does at a time, is going to be refused, and no count of the
+    guest's keeps those waiting who share a limit with it.
     """
     opcode = cdb[0]
     field = _FIELDS[opcode]
@@ -52,7 +63,10 @@ def cost_of(cdb: bytes, block_size: int) -> int | None:
             blocks = 256
         if opcode == _BOTH_WAYS:
             blocks *= 2
-        return normalized(blocks * block_size) or None
+        cost = normalized(blocks * block_size)
+        if opcode in _WITHOUT_DATA:
+            return (cost if cost <= _MOST_WITHOUT_DATA else 1) or None
+        return (cost if length is None else min(cost, normalized(length) or 1)) or None
     if opcode == _UNMAP:
         return 1
     return IN_ORDER if opcode in _ORDERED else None

@@ -28,7 +28,7 @@ PROTECT = 0xE0
 MAX_COMPARE_BYTES = 64 << 10
 """What one COMPARE AND WRITE may compare; its buffer has twice as many, and one SRB moves 256 KiB at most."""
 MAX_WRITE_SAME_BYTES = 64 << 20
-"""What one WRITE SAME may write: some tenths of a second of writes by others wait for it."""
+"""What one WRITE SAME may write, and one VERIFY read: some tenths of a second of writes by others wait for it."""
 _PIECE = 128 << 10
 """Bytes that one step of VERIFY or WRITE SAME moves: the host's own memory, for each command that is under way."""
 
@@ -192,6 +192,8 @@ def verify(disk: ScsiTarget, call: Call) -> ScsiResult | None:
     if call.cdb[1] & PROTECT or check == 2:
         raise Refused(Reason.INVALID_FIELD_IN_CDB, field=1, bit=7 if call.cdb[1] & PROTECT else 2)
     disk.check_range(lba, count)
+    if count > disk.max_write_same:  # a command of hours would be under no limit on I/O, or in everybody's way
+        raise Refused(Reason.INVALID_FIELD_IN_CDB, field=count_field)
     expected = b""
     if check:
         expected = call.parameters((count if check == 1 else min(count, 1)) << disk.shift, field=count_field)

@@ -82,6 +82,25 @@ async def test_a_disk_without_control_has_no_gate() -> None:
         assert (free.gate, pair.vsp.unit(1).nexus.hindered) == (None, False)
 
 
+async def test_a_count_in_a_cdb_is_no_claim_on_others() -> None:
+    """I6: 31 days of I/O by its CDB, and half a minute's worth of zeros; a neighbour under the same limit goes on."""
+    clock = HandClock()
+    async with serving({0: disk(), 1: ScsiTarget(MemoryBackend(64 << 20, identity="b"))}, clock=clock) as pair:
+        qos, _ = limited(pair, clock, IopsPolicy(), IopsPolicy())
+        qos.set_group("vm/web", "", IopsPolicy(limit=200))
+        await ask(pair.guest_end, *handshake())
+        huge = bytes.fromhex("88 00 0000000000000000 FFFFFFFF 00 00")
+        zeros = bytes.fromhex("93 01 0000000000000000 00020000 00 00")
+        await pair.guest_end.send_batch(
+            [command(huge, [4], 512, transaction_id=1, lun=1), command(zeros, transaction_id=2, lun=1), *reads(9, 3)]
+        )
+        assert await numbers(pair) == [1]
+        clock.wait(10)
+        assert sorted(await numbers(pair)) == list(range(3, 12))
+        clock.wait(31.1)
+        assert await numbers(pair) == [2]
+
+
 async def test_what_is_not_io_passes() -> None:
     """A guest may ask what the disk is while its reads wait."""
     clock = HandClock()

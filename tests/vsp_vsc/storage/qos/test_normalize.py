@@ -42,6 +42,18 @@ def test_each_command_by_what_it_moves(cdb: str, block_size: int, count: int | N
     assert cost_of(bytes.fromhex(cdb).ljust(16, b"\0"), block_size) == count
 
 
+def test_what_is_going_to_be_refused_counts_little() -> None:
+    """A count that no buffer stands behind, or of more than a disk does at a time, keeps nobody waiting."""
+    huge = bytes.fromhex("88 00 0000000000000000 FFFFFFFF 00 00")
+    assert cost_of(huge, 512, 512) == 1
+    assert cost_of(huge, 512, 256 * KIB) == 32
+    assert cost_of(huge, 512, 0) == 1
+    for opcode in ("8F", "93"):  # VERIFY(16), WRITE SAME(16)
+        assert cost_of(bytes.fromhex(opcode) + huge[1:], 512, 512) == 1
+        most = bytes.fromhex(opcode) + (128 << 10).to_bytes(13, "big") + bytes(2)
+        assert cost_of(most, 512, 512) == 8192
+
+
 def test_what_is_not_counted() -> None:
     """Questions pass; a flush and a stop keep their place; an UNMAP moves nothing and is one."""
     for cdb in (inquiry_cdb(96), report_luns_cdb(4096), bytes(16)):

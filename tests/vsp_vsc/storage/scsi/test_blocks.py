@@ -116,6 +116,13 @@ def test_verify_goes_in_pieces() -> None:
     assert disk.unit.backend.statistics().bytes_read == size
 
 
+def test_verify_of_more_than_64_mib() -> None:
+    """Is refused as WRITE SAME is: else one command would read for hours, or wait for days under a limit."""
+    disk = Initiator(ScsiTarget(MemoryBackend(65 << 20)))
+    assert disk.good(transfer(0x8F, 0, 128 << 10)) == b""
+    assert disk.sense(transfer(0x8F, 0, (128 << 10) + 1)).field == COUNT_FIELD[0x8F >> 5]
+
+
 def test_verify_of_what_cannot_be_read() -> None:
     """Is what VERIFY is for."""
     slow = SlowBackend(PATTERN)
