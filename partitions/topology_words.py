@@ -81,6 +81,12 @@ def bare_type(kind: Any) -> Any:
     return kind
 
 
+def description(kind: Any) -> str:
+    """What the schema says beside a key of this type; empty if it says nothing."""
+    metas = (meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, msgspec.Meta))
+    return next((meta.description for meta in metas if meta.description), "")
+
+
 def is_table(kind: Any) -> bool:
     """Whether a bare type is one of the schema's tables."""
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 import msgspec
 
 from hypervisor.inspect import Branch, Setting
+from hypervisor.scheduler.tree import ResourceError
+from partitions.root.resource_edits import Place, replaced
 from partitions.topology_check import Check
 from partitions.topology_controls import PoolTable
 from partitions.topology_links import (
@@ -27,7 +29,7 @@ from partitions.topology_links import (
 )
 from partitions.topology_networks import check_controls, check_link, host_port_name
 from partitions.topology_schema import NicTable, SwitchTable
-from partitions.topology_words import bare_type, is_table
+from partitions.topology_words import bare_type, description, is_table
 from vsp_vsc.network.shaping.figures import PortFigures
 from vsp_vsc.network.shaping.lane import Lane
 from vsp_vsc.network.shaping.settings import Bandwidth
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from hypervisor.scheduler.tree import Node
     from partitions.root.host_network import HostNetwork
 
-_POOL = "pool/"
+_POOL: Final = "pool/"
+_ELSEWHERE: Final = "see docs/network-control.md"
+Table = TypeVar("Table", NicTable, SwitchTable)
 
 
 class NetworkControls:
@@ -98,7 +102,7 @@ class NetworkControls:
 
     def set_switch(self, name: str, key: str, written: str) -> None:
         """Change `bandwidth`, `default_weight` or a key of `link` of a switch. Raises `ValueError`."""
-        table = edited(self.switches[name], key.split("."), written)
+        table = _edited(self.switches[name], f"switch/{name}", key, written)
         check = Check({}, Path(), programs=False)
         if table.link is not None:
             check_link(check, table.link, ("link",))
@@ -148,39 +152,22 @@ class Change:
         self.do(self.where, self.key, written)
 
 
-def edited(table: Any, parts: list[str], written: str) -> Any:
-    """A copy of a struct with another value for one key, which may be a table deeper. Raises `ValueError`."""
-    name, *rest = parts
-    fields = {field.encode_name: field for field in msgspec.structs.fields(type(table))}
-    if name not in fields:
-        raise ValueError(f'"{name}" is no key; there are {", ".join(fields)}')
-    bare: Any = bare_type(fields[name].type)
-    if is_table(bare) and rest:
-        inner = getattr(table, name)
-        return msgspec.structs.replace(table, **{name: edited(bare() if inner is None else inner, rest, written)})
-    check = Check({}, Path(), programs=False)
-    value = check.value(fields[name].type, _number(written), ())
-    _refuse(check)
-    return msgspec.structs.replace(table, **{name: value})
+def _edited(table: Table, path: str, key: str, written: str) -> Table:
+    """A copy with another value for one key, which may be a table deeper. Raises `ValueError`."""
+    try:
+        done: Table = replaced(table, key.split("."), written, Place(path, key))
+    except ResourceError as error:
+        raise ValueError(error.reason) from None
+    return done
 
 
-def edited_nic(nic: NicTable, key: str, written: str) -> NicTable:
+def edited_nic(nic: NicTable, port: str, key: str, written: str) -> NicTable:
     """An adapter with another value for `bandwidth.limit` or the like. Raises `ValueError`."""
-    table: NicTable = edited(nic, key.split("."), written)
+    table = _edited(nic, port, key, written)
     check = Check({}, Path(), programs=False)
     check_controls(check, table, ())
     _refuse(check)
     return table
-
-
-def _number(written: str) -> object:
-    text = written.strip()
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _refuse(check: Check) -> None:
@@ -206,18 +193,11 @@ def settings_of(name: str, table: BandwidthTable | LinkTable | BurstLossTable, c
             value = int(value)
         elif value is not None:
             value = str(value)
-        shown[field.encode_name] = Setting(value, change.at(key), _help(field))
+        shown[field.encode_name] = Setting(value, change.at(key), description(field.type) or _ELSEWHERE)
     return Branch(shown)
 
 
-def _help(field: msgspec.structs.FieldInfo) -> str:
-    for meta in getattr(field.type, "__metadata__", ()):
-        if isinstance(meta, msgspec.Meta) and meta.description:
-            return meta.description
-    return "see docs/network-control.md"
-
-
-def switch_settings(table: SwitchTable, change: Change) -> Branch:
+def switch_controls(table: SwitchTable, change: Change) -> Branch:
     """What a switch can be set to."""
     shown: dict[str, object] = {
         "bandwidth": Setting(int(table.bandwidth), change.at("bandwidth"), 'such as "8Mbit"; 0 is any'),
@@ -228,7 +208,7 @@ def switch_settings(table: SwitchTable, change: Change) -> Branch:
     return Branch(shown)
 
 
-def port_settings(nic: NicTable, lane: Lane | None, change: Change) -> Mapping[str, Branch]:
+def port_controls(nic: NicTable, lane: Lane | None, change: Change) -> Mapping[str, Branch]:
     """What the port of an adapter can be set to, and what has happened there."""
     shown = {
         "bandwidth": settings_of("bandwidth", nic.bandwidth or BandwidthTable(), change),

@@ -31,13 +31,13 @@ def edit_pool(table: PoolTable, key: str, value: object) -> PoolTable:
     """Raises `ResourceError`."""
     if value == "host" and key == "parent":
         value = ""
-    done: PoolTable = _replaced(table, key.split("."), value, _Place(f"pool/{table.name}", key), _POOL_KEYS)
+    done: PoolTable = replaced(table, key.split("."), value, Place(f"pool/{table.name}", key), _POOL_KEYS)
     return done
 
 
 def edit_vm(vm: VmTable, key: str, value: object, *, on: bool, resizable: bool) -> VmTable:
     """`resizable`: somebody is there who changes the memory of a VM that is on. Raises `ResourceError`."""
-    place = _Place(f"vm/{vm.name}", key)
+    place = Place(f"vm/{vm.name}", key)
     if value == "host" and key in ("pool", "cpu.pool"):
         value = ""
     parts = _OTHER_NAMES.get(key, key).split(".")
@@ -49,21 +49,23 @@ def edit_vm(vm: VmTable, key: str, value: object, *, on: bool, resizable: bool) 
         raise place.error(f"name one of them and its key, such as {parts[0]}.0.{_DEVICE_KEYS[parts[0]][0]}.limit")
     if parts == ["memory"] and on and not resizable:
         raise place.error("can be changed while it is off")
-    done: VmTable = _replaced(vm, parts, value, place, _VM_KEYS)
+    done: VmTable = replaced(vm, parts, value, place, _VM_KEYS)
     return done
 
 
-class _Place:
+class Place:
     """Where something is changed, for errors."""
 
     def __init__(self, path: str, key: str) -> None:
+        """`path` as of a node, such as "vm/web", and the key as it was given."""
         self.path, self.key = path, key
 
     def error(self, reason: str) -> ResourceError:
+        """Why that cannot be there."""
         return ResourceError(self.path, self.key, reason)
 
 
-def _edit_device(vm: VmTable, parts: list[str], value: object, place: _Place) -> VmTable:
+def _edit_device(vm: VmTable, parts: list[str], value: object, place: Place) -> VmTable:
     """`disk.0.iops.limit`: the disk at LUN 0."""
     which, number, *rest = parts
     tables: list[Any] = list(getattr(vm, which))
@@ -75,14 +77,14 @@ def _edit_device(vm: VmTable, parts: list[str], value: object, place: _Place) ->
     if rest and rest[0] in ("reserve", "limit", "weight", "burst"):
         rest = [_DEVICE_KEYS[which][0], *rest]
     index = numbers.index(int(number))
-    table = _replaced(tables[index], rest or [""], value, place, _DEVICE_KEYS[which])
+    table = replaced(tables[index], rest or [""], value, place, _DEVICE_KEYS[which])
     tables = [msgspec.structs.replace(one, **{own: at}) for one, at in zip(tables, numbers, strict=True)]
     tables[index] = msgspec.structs.replace(table, **{own: int(number)})
     return msgspec.structs.replace(vm, **{which: tables})
 
 
-def _replaced(table: Any, parts: list[str], value: object, place: _Place, known: tuple[str, ...] | None = None) -> Any:
-    """A copy of a struct with the value of one key, which may be a table deeper."""
+def replaced(table: Any, parts: list[str], value: object, place: Place, known: tuple[str, ...] | None = None) -> Any:
+    """A copy of a struct with the value of one key, which may be a table deeper. Raises `ResourceError`."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(type(table))}
     names = [name for name in fields if known is None or name in known]
     name, *rest = parts
@@ -100,7 +102,7 @@ def _replaced(table: Any, parts: list[str], value: object, place: _Place, known:
         if not rest:
             keys = ", ".join(f"{name}.{one.encode_name}" for one in msgspec.structs.fields(bare))
             raise place.error(f"is a table; there are {keys}")
-        return msgspec.structs.replace(table, **{field.name: _replaced(inner, rest, value, place)})
+        return msgspec.structs.replace(table, **{field.name: replaced(inner, rest, value, place)})
     if rest:
         raise place.error(f'"{name}" is a value and has no "{rest[0]}"')
     check = Check({}, Path(), programs=False)

@@ -16,7 +16,7 @@ from partitions.root.resource_figures import KINDS, WORDS
 from partitions.topology_controls import CpuTable, IopsTable, PoolTable
 from partitions.topology_links import BandwidthTable
 from partitions.topology_schema import VmTable, luns_of, numbers_of
-from partitions.topology_words import bare_type
+from partitions.topology_words import bare_type, description
 
 if TYPE_CHECKING:
     from partitions.root.resources import Resources
@@ -185,12 +185,8 @@ def _help(table: Any, key: str) -> str:
             if first in ("disk", "nic"):
                 last = rest.rpartition(".")[2]
                 inner = IopsTable if first == "disk" else BandwidthTable
-                return next(_words(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == last)
+                return next(description(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == last)
             if rest:
-                return next(_words(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == rest)
-            return _words(field.type)
+                return next(description(one.type) for one in msgspec.structs.fields(inner) if one.encode_name == rest)
+            return description(field.type)
     return ""
-
-
-def _words(kind: Any) -> str:
-    return next((meta.description or "" for meta in getattr(kind, "__metadata__", ()) if meta.description), "")

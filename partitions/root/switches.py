@@ -266,24 +266,24 @@ class Switches:
         return plain_figures(self.ports[name]) if controls is None else controls.figures(name)
 
     def _show_controls(self, name: str) -> Mapping[str, Branch]:
-        from partitions.root.network_controls import Change, port_settings
+        from partitions.root.network_controls import Change, port_controls
 
         if name not in self._nics:
             return {}
         nic = self._nics[name][2]
         lane = None if self._controls is None else self._controls.shaping.lanes.get(name)
-        return port_settings(nic, lane, Change(self.set_control, name))
+        return port_controls(nic, lane, Change(self.set_control, name))
 
     def set_control(self, name: str, key: str, written: str) -> None:
         """A key of the adapter at a port, such as `link.delay`, as somebody has written it. Raises `ValueError`."""
-        from partitions.root.network_controls import edited_nic
-
         if name not in self._nics:
             raise ValueError(f"the port {name} is gone")
         vm, number, before = self._nics[name]
-        nic = edited_nic(before, key, written)
         resources = None if self._network is None else self._network.resources
         if resources is None or vm not in resources.machines.tables():
+            from partitions.root.network_controls import edited_nic
+
+            nic = edited_nic(before, name, key, written)
             self._nics[name] = vm, number, nic
             self.controls().change(name, vm, nic)
             return
@@ -324,10 +324,10 @@ class Switches:
         return Branch(seen)
 
     def _show_switch(self, name: str) -> Branch:
-        from partitions.root.network_controls import Change, switch_settings
+        from partitions.root.network_controls import Change, switch_controls
 
         table = self._tables[name] if self._controls is None else self._controls.switches[name]
-        return switch_settings(table, Change(self._set_switch, name))
+        return switch_controls(table, Change(self._set_switch, name))
 
     def _set_switch(self, name: str, key: str, written: str) -> None:
         self.controls().set_switch(name, key, written)
