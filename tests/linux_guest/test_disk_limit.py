@@ -34,18 +34,19 @@ readers $(disk $LUN) $BYTES; sleep 1
 for second in $(seq {SECONDS + 1}); do look $(disk $LUN); sleep 1; done
 kill $pids; wait
 """
-# All that there is, once: how fast this machine is without a limit.
+# The same for three seconds without a limit: how fast this machine is.
 FREE = f"""{LOOK}
-look $(disk 1); (dd if=/dev/$(disk 1) of=/dev/null bs=4096 count=1500 iflag=direct 2>/dev/null); look $(disk 1)
+readers $(disk $LUN) 4096; sleep 1; look $(disk $LUN); sleep 3; look $(disk $LUN)
+kill $pids; wait
 """
 
 STEPS = {
     "load": "all; await 60 test -b /dev/sda -a -b /dev/sdb",
-    "free": FREE,
+    "free": f"LUN=1{FREE}",
     "limited": f"LUN=0; BYTES=4096{MEASURE}",
     "large": f"LUN=0; BYTES=65536{MEASURE}",
     "lowered": f"LUN=0; BYTES=4096{MEASURE}",
-    "lifted": FREE.replace("$(disk 1)", "$(disk 0)"),
+    "lifted": f"LUN=0{FREE}",
     "intact": "dd if=/dev/$(disk 0) bs=64k iflag=direct 2>/dev/null | sha256sum",
     "complaints": "dmesg | grep -iE 'i/o error|timing out|timed out|hung|storvsc.*(error|fail)' || true",
 }
@@ -88,28 +89,44 @@ def rate(evidence: guest.Evidence, step: str) -> float:
 Evidence = Callable[[str, str], None]
 
 
-def test_a_limit_holds_for_linux(boot: tuple[guest.Evidence, bytes], evidence: Evidence) -> None:
-    """200 reads of 4 KiB a second, within 5 %: over eight seconds, and no second far above."""
+@pytest.fixture(scope="module")
+def fast_enough(boot: tuple[guest.Evidence, bytes]) -> float:
+    """Reads a second without a limit, before and after: a machine that hardly does so many is not held back by it."""
+    free = min(rate(boot[0], "free"), rate(boot[0], "lifted"))
+    if free < 1.5 * LIMIT:
+        pytest.skip(f"this machine reads {free:.0f} times a second without a limit: no machine to hold to {LIMIT}")
+    return free
+
+
+def test_no_second_goes_past_the_limit(boot: tuple[guest.Evidence, bytes], evidence: Evidence) -> None:
+    """On any machine, however slow: at most 200 reads of 4 KiB a second and 5 %, and no second far above."""
     seen = boot[0]
-    free, limited = rate(seen, "free"), rate(seen, "limited")
     each = [(later[0] - one[0]) / (later[1] - one[1]) for one, later in pairwise(marks(seen, "limited"))]
-    seconds = " ".join(f"{one:.0f}" for one in each)
-    words = f"without: {free:.0f} a second; with {LIMIT}: {limited:.1f}, second by second {seconds}"
+    limited, seconds = rate(seen, "limited"), " ".join(f"{one:.0f}" for one in each)
+    words = f"without: {rate(seen, 'free'):.0f} a second; with {LIMIT}: {limited:.1f}, second by second {seconds}"
     evidence(f"a limit of {LIMIT} IOPS, by /sys/block/*/stat", words)
-    assert free > 1.2 * LIMIT, "this machine is no faster than the limit"
-    assert limited == pytest.approx(LIMIT, rel=0.05)
+    assert limited < 1.05 * LIMIT
     assert max(each) < 1.15 * LIMIT
+    assert rate(seen, "large") < 1.08 * LIMIT / 8
+    assert rate(seen, "lowered") < 1.05 * LOWER
 
 
+@pytest.mark.usefixtures("fast_enough")
+def test_a_limit_holds_for_linux(boot: tuple[guest.Evidence, bytes]) -> None:
+    """200 reads of 4 KiB a second, within 5 %, over eight seconds."""
+    assert rate(boot[0], "limited") == pytest.approx(LIMIT, rel=0.05)
+
+
+@pytest.mark.usefixtures("fast_enough")
 def test_large_reads_count_for_what_they_are(boot: tuple[guest.Evidence, bytes]) -> None:
     """Reads of 64 KiB are eight normalized I/Os each: 25 a second."""
     assert rate(boot[0], "large") == pytest.approx(LIMIT / 8, rel=0.08)
 
 
-def test_a_limit_is_lowered_while_linux_reads(boot: tuple[guest.Evidence, bytes]) -> None:
+def test_a_limit_is_lowered_while_linux_reads(boot: tuple[guest.Evidence, bytes], fast_enough: float) -> None:
     """It holds from then on; when it is lifted the disk is as fast as the other."""
     assert rate(boot[0], "lowered") == pytest.approx(LOWER, rel=0.05)
-    assert rate(boot[0], "lifted") > 1.2 * LIMIT
+    assert rate(boot[0], "lifted") >= fast_enough > LIMIT
 
 
 def test_linux_noticed_nothing_but_a_slow_disk(boot: tuple[guest.Evidence, bytes]) -> None:
