@@ -99,7 +99,7 @@ def balloon(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> guest.Evide
     steps = {
         "drivers": DRIVERS,
         "before": LOOK,
-        "out": until("pages_ballooned", OUT),
+        "out": until("pages_ballooned", OUT) + "; cut -d. -f1 /proc/uptime >/probed",
         "less": LOOK,
         "back": until("pages_ballooned", 0),
         "whole": LOOK,
@@ -108,7 +108,7 @@ def balloon(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> guest.Evide
         "floor": "sleep 20",
         "least": LOOK,
         "again": until("pages_ballooned", 0),
-        "reports": "sleep 50",
+        "reports": "until [ $(cut -d. -f1 /proc/uptime) -ge $(($(cat /probed) + 50)) ]; do sleep 1; done",
         "complaints": "dmesg | grep -iE 'balloon|hotplug|hot add' | grep -iE 'error|fail|warn|bad|bug' || true",
     }
     during = {
