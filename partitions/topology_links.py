@@ -5,58 +5,17 @@ Everywhere the default means that nothing is done. The names of `link` are tc-ne
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
 from partitions.topology_controls import DEFAULT_WEIGHT, Weight, amount
-from partitions.topology_units import Rate, Size
+from partitions.topology_units import Duration, Rate, Size
 from vsp_vsc.network.switch.kinds import DEFAULT_QUEUE, LinkDirection
 
 if TYPE_CHECKING:
     from vsp_vsc.network.shaping.settings import Bandwidth, LinkSettings
-
-TIME_UNITS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
-LONGEST: Final = 3600 * 10**9
-"""Nanoseconds: an hour."""
-_TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
-
-
-class Duration(int):
-    """Nanoseconds, written in the file with a unit: `"50ms"`."""
-
-    @classmethod
-    def parse(cls, written: object) -> Duration:
-        """Nanoseconds from what stands in the file. Raises `ValueError` with words for people."""
-        if isinstance(written, int) and not isinstance(written, bool) and written == 0:
-            return cls(0)
-        if isinstance(written, int | float) and not isinstance(written, bool):
-            raise ValueError(f'has no unit; write "{written}ms" for milliseconds (known are ns, us, ms, s)')
-        match = _TIME.fullmatch(written.strip()) if isinstance(written, str) else None
-        if match is None:
-            raise ValueError('must be a time such as "50ms"')
-        number, unit = match.groups()
-        if (factor := TIME_UNITS.get(unit.lower())) is None:
-            unknown = f'has the unknown unit "{unit}"' if unit else f'has no unit; write "{number}ms" for milliseconds'
-            raise ValueError(f"{unknown}; known are ns, us, ms, s")
-        exact = Fraction(number) * factor
-        if exact.denominator != 1:
-            raise ValueError(f'must be a whole number of nanoseconds, "{written}" is not')
-        if exact > LONGEST:
-            raise ValueError(f'must be at most an hour, is "{written}"')
-        return cls(int(exact))
-
-
-def duration_words(duration: int) -> str:
-    """Nanoseconds as `Duration` takes them, not rounded."""
-    for unit, factor in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
-        if duration and duration % (factor // 1000) == 0 and duration >= factor:
-            return f"{duration / factor:.10g}{unit}"
-    return f"{duration}ns" if duration else "0ms"
-
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Queue = Annotated[int, Meta(ge=1, le=1_000_000)]

@@ -19,9 +19,9 @@ from partitions.topology_controls import DEFAULT_WEIGHT, MOST_IOPS, MOST_PROCESS
 from partitions.topology_controls import CpuTable as CpuTable
 from partitions.topology_controls import IopsTable as IopsTable
 from partitions.topology_controls import PoolTable as PoolTable
-from partitions.topology_links import BandwidthTable, Duration, LinkTable
+from partitions.topology_links import BandwidthTable, LinkTable
 from partitions.topology_question import QuestionTable
-from partitions.topology_units import Rate
+from partitions.topology_units import Duration, Rate
 from partitions.topology_units import Size as Size
 from partitions.topology_units import size_words as size_words
 from vmbus.protocol.hvsocket import LARGEST_PORT

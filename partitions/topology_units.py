@@ -1,4 +1,4 @@
-"""Amounts as people write them in a topology: sizes in bytes, rates in bits a second, sets of processors. Root side."""
+"""Amounts as people write them in a topology: sizes, rates, times, and sets of processors. Root side."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Final
 
 UNITS: Final = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 RATE_UNITS: Final = {"BIT": 1, "KBIT": 10**3, "MBIT": 10**6, "GBIT": 10**9, "TBIT": 10**12}
+TIME_UNITS: Final = {"NS": 1, "US": 10**3, "MS": 10**6, "S": 10**9}
 LARGEST_SIZE: Final = 1 << 60
 LARGEST_RATE: Final = 10**15
+LONGEST: Final = 3600 * 10**9
+"""Nanoseconds: an hour."""
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)(?:/s)?")
 
 
@@ -59,6 +62,30 @@ class Rate(int):
         return cls(_at_most(whole, LARGEST_RATE, "bits a second"))
 
 
+class Duration(int):
+    """Nanoseconds, written in the file with a unit: `"50ms"`."""
+
+    @classmethod
+    def parse(cls, written: object) -> Duration:
+        """Nanoseconds from what stands in the file. Raises `ValueError` with words for people."""
+        if isinstance(written, int | float) and not isinstance(written, bool):
+            if written == 0 and isinstance(written, int):
+                return cls(0)
+            raise ValueError(f'has no unit; write "{written}ms" for milliseconds (known are ns, us, ms, s)')
+        text = written.strip() if isinstance(written, str) else ""
+        match = _NUMBER.fullmatch(text)
+        if match is None or text.endswith("/s"):
+            raise ValueError('must be a time such as "50ms"')
+        number, unit = match.groups()
+        if (factor := TIME_UNITS.get(unit.upper())) is None:
+            unknown = f'has the unknown unit "{unit}"' if unit else f'has no unit; write "{number}ms" for milliseconds'
+            raise ValueError(f"{unknown}; known are ns, us, ms, s")
+        whole = _whole(number, factor, text, "nanoseconds")
+        if whole > LONGEST:
+            raise ValueError(f'must be at most an hour, is "{written}"')
+        return cls(whole)
+
+
 def _whole(number: str, factor: int, written: str, what: str) -> int:
     """Digits, perhaps with a point, times the factor; exactly."""
     before, _, behind = number.partition(".")
@@ -89,6 +116,14 @@ def rate_words(rate: int) -> str:
         if rate >= factor and rate % (factor // 1000) == 0:
             return f"{rate / factor:.3f}".rstrip("0").rstrip(".") + f" {unit}"
     return f"{rate} bit/s"
+
+
+def duration_words(duration: int) -> str:
+    """Nanoseconds as `Duration` takes them, not rounded."""
+    for unit, factor in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if duration and duration % (factor // 1000) == 0 and duration >= factor:
+            return f"{duration / factor:.10g}{unit}"
+    return f"{duration}ns" if duration else "0ms"
 
 
 def parse_processors(written: str) -> frozenset[int]:

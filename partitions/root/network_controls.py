@@ -21,14 +21,13 @@ from partitions.topology_controls import PoolTable
 from partitions.topology_links import (
     BandwidthTable,
     BurstLossTable,
-    Duration,
     LinkTable,
     bandwidth_of,
-    duration_words,
     link_of,
 )
 from partitions.topology_networks import check_controls, check_link, host_port_name
 from partitions.topology_schema import NicTable, SwitchTable
+from partitions.topology_units import Duration, duration_words
 from partitions.topology_words import bare_type, description, is_table
 from vsp_vsc.network.shaping.figures import PortFigures
 from vsp_vsc.network.shaping.lane import Lane

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from partitions.topology import TopologyError, parse_topology
-from partitions.topology_links import Duration, bandwidth_of, duration_words, link_of
+from partitions.topology_links import bandwidth_of, link_of
 from partitions.topology_networks import port_settings
 from partitions.topology_schema import AclTable, NicTable, numbers_of
+from partitions.topology_units import Duration, duration_words
 from vsp_vsc.network.shaping.settings import CERTAIN, Bandwidth, LinkSettings
 from vsp_vsc.network.switch.kinds import Action, Direction, LinkDirection, Mirroring, SwitchKind
 
