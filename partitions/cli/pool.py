@@ -12,8 +12,7 @@ from partitions.cli.set import pairs
 if TYPE_CHECKING:
     import argparse
 
-WHOLE: Final = 65536
-"""A logical processor in the units of the answer."""
+    from partitions.root.host_resources import Kind
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -57,59 +56,46 @@ def call(options: argparse.Namespace) -> int:
     return OK
 
 
-def _percent(units: int) -> str:
-    return f"{round(units * 100 / WHOLE, 1):g} %"
-
-
-def _processors(row: Row) -> str:
-    return _amount(row, "cpu", _percent)
-
-
-def _memory(row: Row) -> str:
-    from partitions.topology_units import size_words
-
-    return _amount(row, "memory", size_words)
-
-
-def _disk(row: Row) -> str:
-    return _amount(row, "disk", lambda iops: f"{iops} IOPS")
-
-
-def _network(row: Row) -> str:
-    from partitions.topology_units import rate_words
-
-    return _amount(row, "network", rate_words)
-
-
-def _amount(row: Row, kind: str, words: object) -> str:
+def _reserved(row: Row, kind: Kind) -> str:
     """What is reserved in it, and of how much; nothing where nothing is said."""
-    assert callable(words)
+    from partitions.root.resource_figures import WORDS
+
+    words = WORDS[kind]
     used, free = row["reserved"][kind], row["free"].get(kind)
     if not used and not free:
         return ""
     return words(used) if free is None else f"{words(used)} of {words(max(used, used + free))}"
 
 
+def _limits(row: Row) -> str:
+    from partitions.root.resource_figures import KINDS, WORDS
+    from partitions.topology_resources import percent
+
+    limits = {kind: row["controls"].get(f"{kind}.limit") for kind in KINDS}
+    words = {**WORDS, "cpu": percent}  # which stands in its table in percent
+    return ", ".join(f"{kind} {words[kind](limit)}" for kind, limit in limits.items() if limit)
+
+
+def _weights(row: Row) -> str:
+    """Those that are not as everybody's."""
+    from partitions.root.resource_figures import KINDS
+    from partitions.topology_controls import DEFAULT_MEMORY_WEIGHT, DEFAULT_WEIGHT
+
+    usual = {"memory": DEFAULT_MEMORY_WEIGHT}
+    weights = {kind: row["controls"].get(f"{kind}.weight") for kind in KINDS}
+    return ", ".join(
+        f"{kind} {weight}" for kind, weight in weights.items() if weight not in (None, usual.get(kind, DEFAULT_WEIGHT))
+    )
+
+
 COLUMNS: Final[list[Column]] = [
     ("POOL", lambda row: str(row["node"])),
     ("IN", lambda row: str(row["parent"])),
-    ("CPU RESERVED", _processors),
-    ("MEMORY RESERVED", _memory),
-    ("DISK RESERVED", _disk),
-    ("NETWORK RESERVED", _network),
-    ("LIMIT", lambda row: _words_of(row, "limit")),
-    ("WEIGHT", lambda row: _words_of(row, "weight")),
+    ("CPU RESERVED", lambda row: _reserved(row, "cpu")),
+    ("MEMORY RESERVED", lambda row: _reserved(row, "memory")),
+    ("DISK RESERVED", lambda row: _reserved(row, "disk")),
+    ("NETWORK RESERVED", lambda row: _reserved(row, "network")),
+    ("LIMIT", _limits),
+    ("WEIGHT", _weights),
     ("HAS", lambda row: " ".join(row["inside"])),
 ]
-
-
-def _words_of(row: Row, which: str) -> str:
-    """The limits or weights that are not as everybody's."""
-    default = {"memory.weight": 5000}.get
-    found = []
-    for kind in ("cpu", "memory", "disk", "network"):
-        key = f"{kind}.{which}"
-        value = row["controls"].get(key)
-        if value not in (None, 0, 0.0) and (which == "limit" or value != default(key, 100)):
-            found.append(f"{kind} {value:g}")
-    return ", ".join(found)
