@@ -661,34 +661,4 @@ ELSEWHERE: Final = (
         "SUCCESS after them; they end with BUS_RESET",
         "tests/hostile/test_storage.py::test_91_resets_while_much_is_under_way",
     ),
-    Elsewhere(
-        107,
-        "pages in the balloon that the guest has not, half has, names twice, or was not asked for",
-        "stopped; the guest has its pages again, and whoever asked is told",
-        "tests/hostile/test_memory.py::test_107_lies_about_pages",
-    ),
-    Elsewhere(
-        107,
-        "pages that are in the balloon already",
-        "stopped; what was given before comes back empty",
-        "tests/hostile/test_memory.py::test_107_pages_in_the_balloon_again",
-    ),
-    Elsewhere(
-        107,
-        "no answer to a balloon request, or a late one",
-        "nothing else is asked; whoever asked gives up; a late answer counts",
-        "tests/hostile/test_memory.py::test_107_a_guest_that_does_not_answer",
-    ),
-    Elsewhere(
-        107,
-        "a status report with all bits set; more memory taken than was added",
-        "the demand is cut to what can be; stopped",
-        "tests/hostile/test_memory.py::test_107_a_status_that_cannot_be",
-    ),
-    Elsewhere(
-        107,
-        "added memory that is taken in part, not now, or never",
-        "the rest is the host's again at once; not offered again where it said never",
-        "tests/hostile/test_memory.py::test_107_memory_that_it_does_not_take",
-    ),
 )

@@ -17,6 +17,7 @@ from tests.doubles.boundary_guest import MESSAGE_PAGE, SINT, BoundaryGuest, boun
 from tests.doubles.root import topology, vm_table
 from tests.hostile import cases_bus, cases_traps
 from tests.hostile.case_table import CASES, ELSEWHERE, MEMORY, NOT_HERE, Case
+from tests.hostile.cases_memory import MEMORY_CASES
 from tests.hostile.invariants import (
     all_is_given_back,
     check,
@@ -86,14 +87,14 @@ def test_the_table_is_the_document() -> None:
 
 
 def test_the_tests_that_the_table_names_exist() -> None:
-    for entry in ELSEWHERE:
+    for entry in (*ELSEWHERE, *MEMORY_CASES):
         file, _, name = entry.test.partition("::")
         assert re.search(rf"def {name}\b", (ROOT / file).read_text()), entry.test
 
 
 def test_no_case_is_missing() -> None:
     """Each of the 106, and of ours, has an answer, or a reason why it has none here; never both."""
-    answered = {entry.number for entry in (*CASES, *ELSEWHERE)}
+    answered = {entry.number for entry in (*CASES, *ELSEWHERE, *MEMORY_CASES)}
     absent = [number for entry in NOT_HERE for number in range(entry.first, entry.last + 1)]
     assert sorted([*answered, *absent]) == list(range(1, 108))
 
@@ -106,7 +107,7 @@ def document() -> str:
     for place, case in enumerate(CASES):
         answer = f"{case.answer}; the VM ends: {case.ends}" if case.ends else case.answer
         lines.append((case.number, place, (case.number, case.what, answer, here)))
-    for place, other in enumerate(ELSEWHERE, len(CASES)):
+    for place, other in enumerate((*ELSEWHERE, *MEMORY_CASES), len(CASES)):
         file, _, name = other.test.partition("::")
         test = f"`{file.partition('/')[2]}` {name}"
         lines.append((other.number, place, (other.number, other.what, other.answer, test)))

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from hypervisor.msr import Msr
 from partitions.host import Host, VmState
 from partitions.root.memory_state import CannotResize
 from partitions.topology_controls import DynamicMemoryTable
@@ -200,5 +201,82 @@ def test_107_memory_that_it_does_not_take(taken: int, result: int) -> None:
             assert "its guest took" in wish.why
             assert guest.host.vid.vm_memory_used == used + (taken << 12)
             assert guest.host["evil"].memory.added == taken << 12  # type: ignore[union-attr]
+
+    run(session)
+
+
+def test_107_pages_that_the_bus_itself_uses() -> None:
+    """Rings, message page and hypercall page in the balloon: what the guest hears is its own affair."""
+
+    async def session() -> None:
+        async with evil() as guest:
+            rings = await ready(guest)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Wish().want, guest.host, "2MiB", 5.0)
+                await trio.testing.wait_all_tasks_blocked()
+                assert await heard(rings) == [(6, struct.pack("<II", 1536, 0))]
+                await rings.send(balloon_response((0, 1536)).payload, flags=0)
+                await trio.testing.wait_all_tasks_blocked()
+                state = guest.host["evil"].memory
+                assert state is not None
+                assert (state.removed_memory, state.ballooned) == (6 * MIB, 0), "its ring was in it, and is no ring now"
+                assert state.driver == "stopped after a mistake of the guest's"
+                for msr in (Msr.SIMP, Msr.SIEFP, Msr.HYPERCALL):
+                    assert await guest.wrmsr(msr, 0) == "ok"
+                nursery.cancel_scope.cancel()
+            guest.host.vid.desk.balance()
+            assert guest.host["evil"].state is VmState.RUNNING
+
+    run(session)
+
+
+@pytest.mark.parametrize("taken", [0, 512, PAGES])
+def test_107_added_memory_with_pages_of_the_bus_in_it(taken: int) -> None:
+    """Overlay pages and a ring in memory that is offered, and then perhaps not taken: it goes, and they with it."""
+
+    async def session() -> None:
+        async with evil() as guest:
+            rings = await ready(guest)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Wish().want, guest.host, "16MiB", 5.0)
+                await trio.testing.wait_all_tasks_blocked()
+                assert await heard(rings) == [(10, ranges((PAGES, PAGES)))]
+                for at, msr in enumerate((Msr.SIMP, Msr.SIEFP, Msr.HYPERCALL)):
+                    assert await guest.wrmsr(msr, PAGES + 1000 + at << 12 | 1) == "ok"
+                await guest.gpadl(1, 0x77, range(PAGES + 1010, PAGES + 1020))
+                await rings.send(packet(11, struct.pack("<II", taken, 0)).payload, flags=0)
+                await trio.testing.wait_all_tasks_blocked()
+                for msr in (Msr.SIMP, Msr.SIEFP, Msr.HYPERCALL):
+                    assert await guest.wrmsr(msr, 0) == "ok"
+                nursery.cancel_scope.cancel()
+            assert guest.host["evil"].memory.added == taken << 12  # type: ignore[union-attr]
+
+    run(session)
+
+
+def test_107_single_pages_and_what_is_written_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A balloon of many runs is emptied again after a minute, so many of them a second."""
+    monkeypatch.setattr("partitions.root.vm_memory.SWEPT_AT_ONCE", 2)
+
+    async def session() -> None:
+        async with evil() as guest:
+            rings = await ready(guest)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Wish().want, guest.host, "6MiB", 5.0)
+                await trio.testing.wait_all_tasks_blocked()
+                await heard(rings)
+                pages = [1001, 1003, 1005, 1007, 1009]
+                assert await say(rings, balloon_response(*[(page, 1) for page in pages], more=True).payload) == []
+                nursery.cancel_scope.cancel()
+            for page in pages:
+                await guest.write(page << 12, b"mine")
+            now = guest.host.hypervisor.clock()
+            device = guest.host.vmms.vms["evil"].worker.movable_memory()  # type: ignore[union-attr]
+            device.sweep(now)
+            assert [await guest.read(page << 12, 4) for page in pages] == [b"mine"] * 5
+            for second, empty in enumerate((2, 4, 5, 5)):
+                device.sweep(now + (60 + second) * 10_000_000)
+                found = [await guest.read(page << 12, 4) for page in pages]
+                assert found == [bytes(4)] * empty + [b"mine"] * (5 - empty)
 
     run(session)
