@@ -1,14 +1,15 @@
-"""Rests at first, then works all the time, and looks each 0.2 s what it got of a processor."""
+"""Rests at first, then works all the time, and looks after each step what it got of a processor."""
 
-STEP, END = 0.2, 0.6
+STEP, STEPS = 0.2, 3
+"""Seconds, and how many of them."""
 
 
 async def main(guest):
     rests = guest.args["rests"]
-    await guest.sleep(rests - guest.time())
-    guest.start_soon(guest.cpu.run, 10)
+    await guest.sleep(rests * STEP - guest.time())
+    guest.start_soon(guest.cpu.run, STEPS * STEP)
     before = guest.cpu.times()
-    for step in range(round(rests / STEP), round(END / STEP)):
+    for step in range(rests, STEPS):
         await guest.sleep((step + 1) * STEP - guest.time())
         now = guest.cpu.times()
         share = (now.run - before.run) / (now.wall - before.wall)

@@ -1,15 +1,16 @@
-"""Works for a while, and looks each 0.2 s what it got of a processor."""
+"""Works for a while, and looks after each step what it got of a processor."""
 
 import trio
 
 STEP = 0.2
+"""Seconds."""
 
 
 async def main(guest):
-    first, last = round(guest.args["from"] / STEP), round(guest.args["to"] / STEP)
+    first, last = guest.args["from"], guest.args["to"]
     await guest.sleep(first * STEP - guest.time())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(guest.cpu.run, 10)
+        nursery.start_soon(guest.cpu.run, last * STEP)
         before = guest.cpu.times()
         for step in range(first, last):
             await guest.sleep((step + 1) * STEP - guest.time())
