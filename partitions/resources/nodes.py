@@ -14,7 +14,7 @@ from partitions.resources.entitle import HOST, Entitled, LeafClaim, PoolClaim, e
 from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network, Node, Sample
 from partitions.resources.totals import Totals, add_counts
 from partitions.root.resource_figures import cpu_figures, pool_figures, vm_pool
-from partitions.topology_controls import CpuClass, PoolTable
+from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, PoolTable
 
 if TYPE_CHECKING:
     from partitions.host import Host
@@ -193,7 +193,7 @@ class _Tree:
                 demand=self._percent(self.wanted.get(path)),
                 entitled=self._percent(self.due.amounts.get(path)),
             )
-        controls: dict[str, Any] = {"weight": 100 if table.cpu is None else table.cpu.weight}
+        controls: dict[str, Any] = {"weight": DEFAULT_WEIGHT if table.cpu is None else table.cpu.weight}
         if table.cpu is not None:
             controls["reserve"] = table.cpu.reserve * table.processors or None
             controls["limit"] = table.cpu.limit * table.processors if table.cpu.limit < 100 else None
@@ -222,7 +222,7 @@ class _Tree:
         reserve, limit = flow.reserve, flow.limit
         if path.startswith("vm/"):  # whose disks have them
             own = self.flows.get(path, [])
-            reserve, limit = sum([one.reserve for one in own]), sum([one.limit for one in own])
+            reserve, limit = sum([one.reserve for one in own]), _together([one.limit for one in own])
         return msgspec.structs.replace(
             disk,
             elapsed=elapsed,
@@ -305,6 +305,11 @@ def _sum_known(values: list[int | None]) -> int | None:
     return sum(known) if known else None
 
 
+def _together(limits: list[int]) -> int:
+    """The limit of several; none, which is 0, where one of them has none."""
+    return sum(limits) if all(limits) else 0
+
+
 def _host_memory(host: Host, memory: Memory) -> Memory:
     """With what is left, and how short it is."""
     vid = host.vid
@@ -320,7 +325,7 @@ def _host_memory(host: Host, memory: Memory) -> Memory:
 def _pool_cpu(table: PoolTable) -> dict[str, Any]:
     cpu = table.cpu
     if cpu is None:
-        return {"weight": 100}
+        return {"weight": DEFAULT_WEIGHT}
     return {"reserve": cpu.reserve or None, "limit": cpu.limit or None, "weight": cpu.weight}
 
 
@@ -331,7 +336,7 @@ def _pool_controls(table: Any) -> dict[str, Any]:
 
 
 def _controlled_network(network: Network, table: VmTable, length: int) -> Network:
-    """With what its adapters' tables say, all together; those that say nothing have no part in it."""
+    """With what its adapters' tables say, all together."""
     bands = [nic.bandwidth for nic in table.nic if nic.bandwidth is not None]
     if not bands:
         return msgspec.structs.replace(network, elapsed=length)
@@ -339,6 +344,6 @@ def _controlled_network(network: Network, table: VmTable, length: int) -> Networ
         network,
         elapsed=length,
         reserve=sum([int(band.reserve) for band in bands]) or None,
-        limit=sum([int(band.limit) for band in bands]) or None,
+        limit=_together([0 if nic.bandwidth is None else int(nic.bandwidth.limit) for nic in table.nic]) or None,
         weight=sum([band.weight for band in bands]),
     )

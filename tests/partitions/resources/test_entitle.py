@@ -209,6 +209,31 @@ async def test_what_is_due_depends_on_what_is_wanted(tmp_path: Path, autojump_cl
     assert found["host"] == (210.0, 100.0)
 
 
+async def test_the_limit_of_several_devices(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The sum of theirs; one of them without a limit can have whatever there is, and so can the VM."""
+    (tmp_path / "idle.py").write_text("async def main(guest):\n    await guest.sleep(10)\n")
+    text = '[[switch]]\nname = "lan"\n'
+    for name, second in (("both", 200), ("one", 0)):
+        text += f'[[vm]]\nname = "{name}"\nprogram = "idle.py"\nmemory = "16MiB"\n'
+        for number, limit in enumerate((100, second)):
+            text += f'[[vm.disk]]\npath = "{name}{number}.img"\nsize = "1MiB"\n'
+            text += f"iops = {{ limit = {limit}, reserve = 7 }}\n"
+            text += f'[[vm.nic]]\nswitch = "lan"\nbandwidth = {{ limit = {limit * 1000} }}\n'
+    async with open_host(parse_topology(text, tmp_path)) as host:
+        with Sampler(host) as sampler:
+            await host.start_all()
+            await trio.sleep(1)
+            both, one = map(sampler.sample().node, ("vm/both", "vm/one"))
+        host.turn_all_off()
+    for node in (both, one):
+        assert node is not None
+        assert node.disk is not None
+        assert node.network is not None
+        assert node.disk.reserve == 14
+        limits = (300, 300_000) if node is both else (None, None)
+        assert (node.disk.limit, node.network.limit) == limits
+
+
 async def test_a_vm_that_leaves_is_counted_once(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Also by who looks while it goes."""
     (tmp_path / "busy.py").write_text("async def main(guest):\n    await guest.work(0.3)\n")
