@@ -155,7 +155,6 @@ class Worker:
         self._resets_itself = False
         self.resets = 0
         self.started_at = host.hypervisor.clock()
-
         self._exit_code = ExitCode()
         self._power = PowerControl(lambda: self.end(ExitReason.POWERED_OFF))
         self._built: VmPartition | None = None
@@ -170,9 +169,9 @@ class Worker:
         """Memory that comes and goes, while there is a partition that has that."""
         self._memory_stack = contextlib.ExitStack()
         self._devices: list[CountedDevice] = []
+        """All that there are in this run, for the statistics."""
         self._left = ChannelStatistics()
         """What went through the channels of devices that are there no more."""
-        """All that there were in this run, for the statistics."""
         self.hotplug: HotPlug | None = None
         """Devices on the bus, and the way to change them, while there is one."""
         self._last_statistics = VmStatistics()
