@@ -11,8 +11,11 @@ from hypervisor.scheduler.queues import BACKLOG
 def refill(budget: Budget, now: int) -> None:
     """Begin the period that `now` is in. What slices of before still run is paid by it; a debt stays one."""
     begin = now // budget.period * budget.period
+    place = places(budget.node)[0]
     still = budget.ends - budget.running * begin
-    debt = min(0, budget.left + still)
+    unused = budget.left + still
+    budget.short = unused > 0 and place.busy > 0 and place.idle_since < budget.until - budget.period
+    debt = min(0, unused)
     periods = (begin - budget.until) // budget.period
     if debt and periods > 0:
         debt = min(0, debt + periods * budget.full)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from heapq import heappop, heappush, heapreplace
 
 from hypervisor.scheduler import budgets
-from hypervisor.scheduler.budgets import blocked_for
-from hypervisor.scheduler.nodes import SCALE, Domain, Queue, Reason, Vp
-from hypervisor.scheduler.queues import charge, due, first, insert, pay_reserve, run_on, sweep, withdraw
+from hypervisor.scheduler.budgets import blocked_for, places
+from hypervisor.scheduler.nodes import SCALE, Budget, Domain, Queue, Reason, Vp
+from hypervisor.scheduler.queues import charge, due, first, insert, keeps, pay_reserve, run_on, sweep, withdraw
 from hypervisor.scheduler.slices import READY, RUNNING, Slices
 
 FOREVER = 1 << 80
@@ -94,6 +94,9 @@ class Dispatcher(Slices):
 
     def _give_out(self, domain: Domain) -> None:
         normal, batch = domain.normal, domain.batch
+        if domain.spare and self._budgets:
+            domain.spare_at = self.now
+            normal.lenient = True
         root, low = normal.root, batch.root
         while normal.arrivals or (root.ready and domain.free | domain.batch_lps and not root.throttled):
             self._admit(normal, domain.free | domain.batch_lps)
@@ -101,6 +104,7 @@ class Dispatcher(Slices):
         if batch.arrivals or low.ready:
             self._admit(batch, domain.free)
             self._serve(batch, domain.free)
+        domain.spare = (domain.free | domain.batch_lps) != 0
         contended = (root.ready > 0 and not root.throttled) or (low.ready > 0 and not low.throttled)
         if contended is not domain.contended:
             domain.contended = contended
@@ -112,12 +116,16 @@ class Dispatcher(Slices):
     def _serve(self, queue: Queue, mask: int) -> None:
         """Serve one class on the logical processors of `mask`."""
         root, now = queue.root, self.now
+        if queue.ended:
+            ended, queue.ended = queue.ended, []
+            queue.keepers = [vp for vp in ended[::-1] if vp.queue is queue and keeps(vp, now - self.patience)]
         # All will get one, and nobody waits behind them: no slice needs an end.
         alone = queue.waiting <= mask.bit_count()
         while mask and root.ready and not root.throttled:
             lp = self._place(queue, mask, now, alone)
             if lp >= 0:
                 mask &= ~(1 << lp)
+        queue.keepers = []
 
     def _admit(self, queue: Queue, mask: int) -> None:
         """Queue who has become ready. If that are more than there is room for, open slices get an end."""
@@ -140,19 +148,22 @@ class Dispatcher(Slices):
 
     def _close(self, vp: Vp) -> None:
         """Somebody else is ready: the open slice of `vp` ends where it would have ended among slices of a quantum."""
-        now, quantum, lp, left = self.now, self.quantum, vp.lp, vp.left
+        now, lp, left = self.now, vp.lp, vp.left
+        quantum = vp.queue.domain.length or self.quantum
+        longest = quantum + self.min_run
         ran = max(0, now - vp.start)
         whole = ran // quantum * quantum
-        if left is not None and whole and left - whole <= self.longest - quantum:
+        if left is not None and whole and left - whole <= longest - quantum:
             whole -= quantum
         if whole and whole == ran:
             self._slice_over(lp)
             return
-        granted = quantum if left is None or left - whole > self.longest else left - whole
+        granted = quantum if left is None or left - whole > longest else left - whole
         del vp.queue.open[vp]
         run_on(vp.path, whole, quantum)
         for place in vp.path:
-            place.above.served = max(place.above.served, place.tag)
+            if place.tag > place.above.served:
+                place.above.served, place.above.reach = place.tag, place.step
         charge(vp.path, granted)
         for place in vp.reserved:
             place.due = max(place.due, now)
@@ -170,9 +181,18 @@ class Dispatcher(Slices):
             self._in.append((vp, lp, granted))
 
     def _place(self, queue: Queue, mask: int, now: int, alone: bool) -> int:
-        """Serve one: who is owed for its reserve, or whose turn it is. Returns where, or -1 if there was no budget."""
+        """Serve one: who is owed for its reserve, who goes on, or whose turn it is.
+
+        Returns where, or -1 if there was no budget.
+        """
         owing = due(queue, now) if queue.owed or queue.urgent else None
-        vp = first(queue.root) if owing is None else owing if isinstance(owing, Vp) else first(owing)
+        if owing is not None:
+            vp = owing if isinstance(owing, Vp) else first(owing)
+        else:
+            keepers = queue.keepers
+            while keepers and not all(place.queued for place in keepers[-1].path):
+                keepers.pop()
+            vp = keepers.pop() if keepers else first(queue.root)
         quantum = self.quantum
         left = vp.left
         granted = FOREVER if left is None else left
@@ -183,18 +203,21 @@ class Dispatcher(Slices):
                     budgets.refill(budget, now)
                 if budget.left < granted:
                     granted = budget.left
+                if budget.short and not queue.batch:
+                    self._tighten(budget, queue.domain)
             if granted <= 0:
                 for budget in caps:
                     if budget.left <= 0:
                         self._throttle(budget)
                 return -1
-        if granted > self.longest:
-            granted = quantum
+        domain = queue.domain
+        length = domain.length or quantum
+        if granted > length + self.min_run:
+            granted = length
         # Where: its last one if that is free, else the lowest.
         lp = vp.lp
         if lp < 0 or not mask >> lp & 1:
             lp = (mask & -mask).bit_length() - 1
-        domain = queue.domain
         bit = 1 << lp
         if not domain.free & bit:
             loser = self.running_on[lp]
@@ -217,6 +240,9 @@ class Dispatcher(Slices):
                 vp.capped += blocked
                 waited -= blocked
             vp.waited += waited
+            if waited:
+                for place in vp.path:
+                    place.hungry = True
         waited = start - vp.waiting_since
         if waited:
             vp.wait_total += waited
@@ -250,7 +276,7 @@ class Dispatcher(Slices):
             tag = place.tag
             heap = above.heap
             if tag > above.served and heap[0][2] is place and heap[0][0] == tag:  # its turn: not for a reserve
-                above.served = tag
+                above.served, above.reach = tag, place.step
             place.tag = paid = tag + (place.step if granted == quantum else (granted << SCALE) // place.weight)
             if place.ready:
                 if heap[0][2] is place:
@@ -274,6 +300,18 @@ class Dispatcher(Slices):
             if budget.left <= 0:
                 self._throttle(budget)
         return lp
+
+    def _tighten(self, budget: Budget, domain: Domain) -> None:
+        """Shorter slices for the sake of a cap: who is capped had less than that in the last period, and is behind.
+
+        A budget that was not used is gone, so a turn that comes too late for it cannot be made up for. It stays so as
+        long as somebody under that cap is busy, and until controls change.
+        """
+        place = places(budget.node)[0]
+        budget.short = False
+        if place is not place.queue.root and place.tag < place.above.served:
+            domain.tight[budget] = min(self.quantum, max(self.min_run, budget.period // 10, 1))
+            domain.length = min(domain.tight.values())
 
     @staticmethod
     def _is_last(vp: Vp) -> bool:

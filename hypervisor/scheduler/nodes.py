@@ -98,6 +98,8 @@ class Budget:
     running: int = 0
     """...and their number: together what they will still run, at any time."""
     throttled: bool = False
+    short: bool = False
+    """The period before ended with some of it unused, although somebody in it was busy all the time."""
     fill_at: int = -1
     """For when its next fill is an event."""
 
@@ -126,10 +128,22 @@ class Place:
     """When it had none last."""
     woken: bool = False
     """It was idle, and has not been queued since."""
+    hungry: bool = False
+    """It had to wait for others since it was queued last."""
+    paused: bool = False
+    """It had no budget, and has not been queued since."""
+    spared: int = 0
+    """Arrears that it was not queued with, since it has never waited: only good for not beginning to wait..."""
+    era: int = 0
+    """...until somebody comes to its siblings: what `above.eras` was when it got them."""
+    eras: int = 0
+    """How often one of its children was new, or had been idle."""
     heap: list[tuple[int, int, Place]] = attrs.Factory(list)
     """Who may be served, least tag first; always empty in a virtual processor."""
     served: int = 0
     """The highest tag of those that were served: the present of its children."""
+    reach: int = 0
+    """The step of who had that."""
     ready: int = 0
     """How many of them are queued."""
     crowd: int = 32
@@ -236,6 +250,12 @@ class Queue:
     batch: bool
     waiting: int = 0
     """Virtual processors that stand in the queues of their groups."""
+    lenient: bool = False
+    """Who ends a slice may go on, if it deserves to: somebody was spared arrears, or there was an LP to spare."""
+    ended: list[Vp] = attrs.Factory(list)
+    """Whose slices have ended at this moment, if so."""
+    keepers: list[Vp] = attrs.Factory(list)
+    """Those of them that go on, the first one last."""
     arrivals: list[Place] = attrs.Factory(list)
     """Who has become ready and is queued when time leaves this moment."""
     open: dict[Vp, None] = attrs.Factory(dict)
@@ -259,6 +279,14 @@ class Domain:
     """Those where a batch processor runs."""
     normal: Queue = attrs.field(init=False)
     batch: Queue = attrs.field(init=False)
+    spare: bool = False
+    """One of them was free when time left the last moment."""
+    spare_at: int = -1
+    """When that was so last, while there were caps."""
+    tight: dict[Budget, int] = attrs.Factory(dict)
+    """Caps that slices of a quantum do not leave enough turns for, and how long slices may be for their sake."""
+    length: int = 0
+    """The least of these; 0: a quantum."""
     contended: bool = False
     """Somebody with work and budget waits for a logical processor."""
     contended_since: int = 0

@@ -15,6 +15,12 @@ from hypervisor.scheduler.settings import WHOLE
 BACKLOG = 100_000_000
 """Nanoseconds of lateness for which a reservation still catches up, and a cap."""
 
+SPARED = 2
+"""Quanta of arrears that are spared at most."""
+
+ASTRAY = 2
+"""Quanta by which a group may be ahead of its siblings while somebody in it goes on."""
+
 LEAD = 4
 """Quanta by which somebody can be ahead of its siblings."""
 
@@ -22,8 +28,10 @@ LEAD = 4
 def insert(place: Place) -> None:
     """Queue `place`, which is not, and every group above that becomes ready by that.
 
-    Who was idle begins at the present of its siblings: idleness earns nothing. Who was not keeps its tag, but for at
-    most a quantum of arrears: who could not use its share, since it has fewer processors than that, may not save it up.
+    Who was idle begins at the present of its siblings: idleness earns nothing. Who has waited for others keeps its
+    arrears, a quantum of the lightest at most: so far behind is who was served while that one was. Who could not use
+    its share, by a cap or since one processor is less than that, may not save it up: it has a quantum of arrears at
+    most, and what is above that is good for going on, and not for getting in front of who waits.
     Who is new pays for its first quantum in advance, as in stride scheduling.
     """
     while True:
@@ -32,11 +40,28 @@ def insert(place: Place) -> None:
         if tag == NEW:
             tag = above.served + place.step
             place.woken = False
+            above.eras += 1
         elif place.woken:
             tag = max(tag, above.served)
             place.woken = False
-        else:
+            above.eras += 1
+        elif place.paused:
             tag = max(tag, above.served - place.step)
+        elif place.hungry:
+            tag = max(tag, above.served - max(place.step, above.reach))
+        else:
+            most = above.served - place.step
+            spared = place.spared if place.era == above.eras else 0
+            if tag < most:
+                place.spared = min(spared + most - tag, SPARED * max(place.step, above.reach))
+                place.era = above.eras
+                tag = most
+                place.queue.lenient = True
+            elif spared and tag > most:
+                back = min(spared, tag - most)
+                place.spared = spared - back
+                tag -= back
+        place.hungry = place.paused = False
         place.tag = tag
         place.queued = True
         heap = above.heap
@@ -152,6 +177,26 @@ def first(place: Place) -> Vp:
         place = below
 
 
+def keeps(vp: Vp, since: int) -> bool:
+    """Whether `vp`, whose slice has ended, goes on although others may be next.
+
+    On several logical processors who is due a whole one must never wait, since it cannot make up for that. It is known
+    by arrears although it never waited; or, where nobody has a cap but others do, by a logical processor that was free
+    since `since`: then there is enough for all, and others need not have theirs at the beginning of a period.
+    """
+    if not all(place.queued for place in vp.path):
+        return False
+    if not vp.budgets and vp.queue.domain.spare_at >= since:
+        return True
+    keen = False
+    for place in vp.path:
+        if place.spared and place.era == place.above.eras:
+            keen = True
+        elif place.tag > place.above.served + ASTRAY * max(place.step, place.above.reach):
+            return False
+    return keen
+
+
 def charge(path: tuple[Place, ...], ns: int, instead_of: int = 0) -> None:
     """Charge everybody on `path` with `ns`, in place of what was paid in advance. Who is queued moves."""
     for place in path:
@@ -175,7 +220,8 @@ def run_on(path: tuple[Place, ...], ns: int, quantum: int) -> None:
     for place in path:
         above = place.above
         last = place.tag + (whole << SCALE) // place.weight
-        above.served = max(above.served, last)
+        if last > above.served:
+            above.served, above.reach = last, place.step
         place.tag += (ns << SCALE) // place.weight
         if place.queued:
             move(place)

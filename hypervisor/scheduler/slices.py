@@ -22,8 +22,8 @@ class Slices:
         """Nanoseconds."""
         self.lps = logical_processors
         self.quantum = quantum
-        self.longest = quantum + min_run
-        """A slice that would leave less than `min_run` behind takes that along."""
+        self.min_run = min_run
+        """A slice that would leave less than that behind takes it along."""
         self.switch_cost = switch_cost
         self.listener: Listener | None = None
         self.running_on: list[Vp | None] = [None] * logical_processors
@@ -37,6 +37,8 @@ class Slices:
         self._events: list[tuple[int, int, int]] = []
         """When, which (a logical processor, or behind them all a budget), and for a slice its number."""
         self._tokens = [0] * logical_processors
+        self.patience = quantum
+        """For so long it counts that there were logical processors to spare: the longest of the caps' periods."""
         self._budgets: dict[int, Budget] = {}
         self._undecided = False
         """Something has happened at `now`, and nobody has been dispatched since."""
@@ -128,7 +130,10 @@ class Slices:
                 vp.mark = blocked_for(vp.group, now)
                 if vp.group.blocked and reason is Reason.SLICE_END:
                     reason = Reason.CAPPED
-            vp.queue.arrivals.append(vp)
+            queue = vp.queue
+            queue.arrivals.append(vp)
+            if queue.lenient:
+                queue.ended.append(vp)
         listener = self.listener
         if listener is not None:
             self._out[lp] = vp, reason
@@ -143,6 +148,11 @@ class Slices:
             place.busy -= 1
             if not place.busy:
                 place.idle_since = self.now
+        domain = vp.queue.domain
+        if domain.tight:
+            for budget in vp.budgets:
+                if not places(budget.node)[0].busy and domain.tight.pop(budget, 0):
+                    domain.length = min(domain.tight.values(), default=0)
 
     def wake(self, vp: Vp) -> None:
         """`vp`, which is halted, has work."""
@@ -208,7 +218,7 @@ class Slices:
         budget.throttled = True
         node = budget.node
         for place in places(node):
-            place.throttled = True
+            place.throttled = place.paused = True
             if isinstance(place, Vp):
                 if place.state is READY:
                     self.account(place)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from hypervisor.scheduler.budgets import block, places, processors_in, refill, within
 from hypervisor.scheduler.dispatch import Dispatcher
 from hypervisor.scheduler.nodes import NEW, SCALE, Budget, Domain, Group, Place, Queue, Reason, State, Vp
-from hypervisor.scheduler.queues import forget
+from hypervisor.scheduler.queues import BACKLOG, forget
 from hypervisor.scheduler.settings import WHOLE
 
 Node: TypeAlias = Group | Vp
@@ -133,10 +133,15 @@ class Wiring(Dispatcher):
                 if vp.gone:
                     continue
                 self._wire_vp(vp)
+                for place in vp.path:
+                    place.paused, place.spared = True, 0
                 if vp.state is not State.HALTED:
                     for place in vp.path:
                         place.busy += 1
                     self.line_up(vp)
+            for domain in self.domains:
+                domain.tight.clear()
+                domain.length = 0
             self._undecided = True
 
     def _wire_vp(self, vp: Vp) -> None:
@@ -360,6 +365,7 @@ class Wiring(Dispatcher):
                 del self._budgets[old.serial]
                 node.budget = None
             return
+        self.patience = min(max(self.patience, period), BACKLOG)
         full = cap * period // WHOLE
         until = (now // period + 1) * period
         if old is None:
