@@ -58,7 +58,7 @@ def call(options: argparse.Namespace) -> int:
             raise Refusal(f"--vm: {unknown_vm(options.vm, names)}")
         topology = msgspec.structs.replace(topology, vm=[vm for vm in topology.vm if vm.name == options.vm])
     outcome = run.run(options, topology)
-    from partitions.cli.session import Ending
+    from partitions.cli.viewer import Ending
 
     if outcome.ending is Ending.INTERRUPTED:
         return INTERRUPTED

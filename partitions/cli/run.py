@@ -23,7 +23,7 @@ from partitions.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from partitions.cli.session import Outcome
+    from partitions.cli.viewer import Outcome
     from partitions.topology import Topology
 
 
@@ -220,7 +220,7 @@ def call(options: argparse.Namespace) -> int:
         if sys.stdout.isatty():
             raise Refusal("-w -: a recording is bytes and no text; name a file, or a reader: -w - | tshark -r -")
     outcome = run(options, topology)
-    from partitions.cli.session import Ending
+    from partitions.cli.viewer import Ending
 
     match outcome.ending:
         case Ending.INTERRUPTED:
@@ -277,12 +277,13 @@ def run(options: argparse.Namespace, topology: Topology) -> Outcome:
     """Run it and show it, as the options say."""
     from partitions import determinism
     from partitions.cli import session
+    from partitions.cli.viewer import Viewer
 
     seed = topology.host.seed if options.seed is None else options.seed
     boundary = boundary_runs.boundary_run(options, topology, seed)
     if boundary is not None:
         options.seed = seed = boundary.seed
-    with session.Viewer(options, [vm.name for vm in topology.vm]) as viewer:
+    with Viewer(options, [vm.name for vm in topology.vm]) as viewer:
         try:
             outcome = determinism.run(
                 session.run,

@@ -12,7 +12,7 @@ import trio
 
 from hypervisor.trace import TraceEvent
 from partitions.backends import refuse_threads
-from partitions.cli.session import _mistakes
+from partitions.cli.viewer import mistakes
 from partitions.host import Host, SocketRefused, StartFailed, Vm, open_host
 from partitions.remote import RequestDenied, connect
 from partitions.root.control_socket import open_control_socket
@@ -188,7 +188,7 @@ async def test_traces_call_them_sockets(tmp_path: Path, autojump_clock: trio.abc
     assert {event.fields["device"] for event in packets} == {"hv-socket"}
     (refused,) = [event for event in events if event.event == "socket_refused"]
     assert refused.words == "port 8: nothing in its guest listens there"
-    assert _mistakes(host) == 0, "who asks at a port where nobody listens has made none"
+    assert mistakes(host) == 0, "who asks at a port where nobody listens has made none"
 
 
 # --- the control socket
