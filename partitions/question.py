@@ -22,7 +22,7 @@ import msgspec
 if TYPE_CHECKING:
     from partitions.topology_question import QuestionTable
 
-_ANSWER: Final = re.compile(r"([-+]?\d[\d_]*(?:,\d{3})*(?:\.\d+)?|[-+]?\.\d+)\s*(.*)")
+_ANSWER: Final = re.compile(r"([-+]?\d[\d_]*(?:,\d{3})*(?:\.\d+)?|[-+]?\.\d+)\s*((?!e[-+]?\d)[^\W\d].*|[^\w,.].*|)")
 
 
 class AnswerError(ValueError):

@@ -130,7 +130,9 @@ def _from_trace(options: argparse.Namespace, pictures: Any, path: Path, end: flo
     try:
         slices: list[Slice] = slices_of(events(), begin=options.begin, end=end)
     except RecordingError as error:
-        raise Refusal(f"{path.name} is neither a file of samples nor a trace: {error}", FAILED) from None
+        raise Refusal(
+            f"{path.name} is neither a file of samples (partita run --samples) nor a trace (--trace): {error}", FAILED
+        ) from None
     if len(slices) > MOST_SLICES:
         raise Refusal(
             f"{path.name} has {len(slices):,} slices, more than a picture can show: give a span, such as --from "

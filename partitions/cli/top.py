@@ -124,6 +124,8 @@ def _from_file(options: argparse.Namespace, path: Path, batch: bool) -> int:
             kept = list(samples)
     except SamplesError as error:
         raise Refusal(str(error), FAILED) from None
+    except BrokenPipeError:
+        raise  # of standard output, whose reader has seen enough
     except OSError as error:
         raise Refusal(f"{path}: {error.strerror}") from None
     from partitions.cli import top_screen

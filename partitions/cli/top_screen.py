@@ -264,6 +264,7 @@ class _Browse(_Watch):
         self.place = max(0, min(self.place + self.chosen.step, len(self.samples) - 1))
         self.chosen.step = 0
         self.sample = self.samples[self.place]
+        self.keys = f"window {self.place + 1} of {len(self.samples)}  {FILE_KEYS}"
 
 
 async def browse(heading: Heading, samples: Sequence[Sample], chosen: Chosen) -> None:
@@ -271,6 +272,7 @@ async def browse(heading: Heading, samples: Sequence[Sample], chosen: Chosen) ->
     if not samples:
         print("no window is in it")
         return
-    at = _Browse(heading, chosen, FILE_KEYS, samples=samples, place=len(samples) - 1, sample=samples[-1])
+    at = _Browse(heading, chosen, FILE_KEYS, samples=samples, place=len(samples) - 1)
+    at.pressed()
     with at.screen.opened():
         await at.typing()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from partitions.resources.series import MIB, Curves, Series
 
@@ -31,6 +31,8 @@ PANEL: Final = 1.55
 MOST_PANELS: Final = 12
 """VMs or pools in one picture; those with the most to show."""
 MOST_LPS: Final = 64
+MOST_APART: Final = 20
+"""How many times the least may go into the greatest of panels with one scale."""
 STATES: Final = (("soft", 0.04, PURPLE), ("hard", 0.02, RED), ("low", 0.01, BLACK))
 """Of the host's memory: where a state begins, as a part of all memory that is free (ESX Server's thresholds)."""
 
@@ -54,7 +56,7 @@ def _figure(panels: int, height: float = PANEL, title: str = "") -> tuple[Figure
         one.tick_params(labelsize=8)
         one.grid(axis="y", color="#E5E5E5", linewidth=0.6)
         one.set_axisbelow(True)
-        one.yaxis.set_major_locator(MaxNLocator(4, integer=False))
+        one.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes[-1].set_xlabel("seconds", fontsize=9)
     return made, list(axes)
 
@@ -153,6 +155,7 @@ def entitlement(series: Series) -> Figure | None:
         _title(panel, f"pool {node.name}" if node.kind == "pool" else node.name)
         panel.set_ylim(0, _room([*values["run"], *values["entitled"], *values["limit"], *values["reserve"]], 10))
         panel.set_ylabel("% of an LP", fontsize=8)
+    _same_scale(shown, axes)
     axes[0].set_xlim(series.edges[0], series.edges[-1])
     _legend_of_all(axes, made)
     return made
@@ -178,6 +181,16 @@ def _legend_of_all(axes: Sequence[Axes], made: Figure) -> None:
 
 def _room(values: Sequence[float], least: float) -> float:
     return 1.08 * max([least, *(value for value in values if value == value)])
+
+
+def _same_scale(nodes: Sequence[Curves], axes: Sequence[Axes]) -> None:
+    """One for pools and one for VMs: what is as high is as much. Not where the small ones would be flat lines."""
+    for kind in {node.kind for node in nodes}:
+        panels = [panel for node, panel in zip(nodes, axes, strict=True) if node.kind == kind]
+        tops = [panel.get_ylim()[1] for panel in panels]
+        if max(tops) <= MOST_APART * min(tops):
+            for panel in panels:
+                panel.set_ylim(0, max(tops))
 
 
 def logical_processors(series: Series) -> Figure | None:
@@ -369,6 +382,7 @@ def iops(series: Series) -> Figure | None:
         _title(panel, f"pool {node.name}" if node.kind == "pool" else node.name)
         panel.set_ylim(0, _room([*values["iops"], *values["iops_limit"], *values["iops_reserve"]], 1))
         panel.set_ylabel("IOPS", fontsize=8)
+    _same_scale(shown, axes)
     axes[0].set_xlim(series.edges[0], series.edges[-1])
     _legend_of_all(axes, made)
     return made
@@ -399,7 +413,10 @@ def latency(series: Series) -> Figure | None:
             markersize=2.5,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bounds = sorted({bound / 1000 for node in shown for bound, _ in node.latency})
+    axes.xaxis.set_major_locator(FixedLocator(bounds[:: 1 + len(bounds) // 12]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 100 else f"{value:,.0f}"))
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     axes.set_ylim(0, 102)
     axes.set_yticks([0, 25, 50, 75, 100])
@@ -443,6 +460,7 @@ def network(series: Series) -> Figure | None:
         _title(panel, node.name + (f", {dropped:,.0f} frames dropped" if dropped else ""))
         panel.set_ylim(0, _room([*values["sent"], *values["received"]], 0.001))
         panel.set_ylabel("Mbit/s", fontsize=8)
+    _same_scale(shown, axes)
     axes[0].set_xlim(series.edges[0], series.edges[-1])
     _legend_of_all(axes, made)
     return made

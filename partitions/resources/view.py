@@ -169,7 +169,8 @@ def summary_words(sample: Sample) -> str:
     if host is None or not host.cpu.run:
         return "resources:"
     if not sample.contended_for:
-        return "resources: nobody waited for a processor, so shares of processors had no effect"
+        why = "only limits held anybody back" if host.cpu.capped else "nobody waited for a processor"
+        return f"resources: {why}, so shares of processors had no effect"
     part = 100 * sample.contended_for / max(1, sample.window)
     waited = f"{sample.contended_for / 1e9:.3f} s ({part:.0f} % of the time)"
     rest = "" if part >= 99.5 else "; in the rest shares had no effect"
@@ -185,7 +186,12 @@ def headline(sample: Sample, heading: Heading) -> str:
     vms = sum(node.kind == "vm" for node in sample.nodes)
     clock = " (virtual)" if heading.clock == "virtual" else ""
     name = heading.topology.rstrip("/").rpartition("/")[2]
-    return f"{name}: {sample.time:.3f} s{clock}, window {sample.window / 1e6:g} ms, {on} of {vms} VMs on"
+    return f"{name}: {sample.time:.3f} s{clock}, window {_window(sample.window)} ms, {on} of {vms} VMs on"
+
+
+def _window(length: int) -> str:
+    """Milliseconds; on the real clock a window is never to the microsecond what was asked for."""
+    return f"{length / 1e6:.0f}" if length >= 100_000_000 else f"{length / 1e6:.3g}"
 
 
 def state_words(sample: Sample, heading: Heading, view: View) -> list[str]:

@@ -29,7 +29,8 @@ def test_numbers(text: str, value: float) -> None:
         ("", "it is a number in %"),
         ("70 ms", 'is in "ms"; the answer to "How much?" is a number in %'),
         ("nan", "it is a number in %"),
-        ("1e999", "is a number in %"),
+        ("1e999", '"1e999" is no answer to'),
+        ("7,5 %", '"7,5 %" is no answer to'),
         ("7 0", "is a number in %"),
     ],
 )

@@ -48,7 +48,7 @@ def test_control_makes_a_table(topology: MakeTopology, capsys: Capture) -> None:
     """Without contention it says that shares had no effect."""
     lines = run(capsys, topology("cpu = { limit = 50 }", a=WORK))
     assert lines[3:] == [
-        "resources: nobody waited for a processor, so shares of processors had no effect",
+        "resources: only limits held anybody back, so shares of processors had no effect",
         "NODE  LIMIT  WEIGHT  RUN/S  %RUN  %RDY  %MLMTD  LONGEST/MS",
         "host      -       -  1.000  50.1  49.9    49.9         5.0",
         "  a    50.0     100  1.000  50.1  49.9    49.9         5.0",

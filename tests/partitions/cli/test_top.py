@@ -207,8 +207,19 @@ def test_a_terminal(file: Path, environment: dict[str, str], colored: bool) -> N
     text = shown.decode()
     assert text.startswith("\033[?1049h")
     assert text.rstrip().endswith("\033[?1049l")
-    assert "12.400 s" in text
+    assert text.index("12.400 s") < text.index("window 2 of 2")
     assert ("\033[7m" in text) is colored
+
+
+def test_whoever_reads_has_seen_enough(file: Path) -> None:
+    """`partita top FILE | head` says nothing of pipes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "partitions.cli.main", "top", str(file)], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_samples_of_json_are_samples(file: Path) -> None:

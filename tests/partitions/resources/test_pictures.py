@@ -107,6 +107,25 @@ def test_a_picture_is_the_same_each_time(run: list[Sample], tmp_path: Path) -> N
     assert made[0] == made[1]
 
 
+def test_what_is_as_high_is_as_much(run: list[Sample]) -> None:
+    """VMs have one scale, unless the small ones would be flat lines; latency is in plain numbers."""
+    small = [window(0, 50)]
+    small[0].nodes[2] = msgspec.structs.replace(
+        small[0].nodes[2], cpu=Cpu(vps=1, elapsed=100 * MS, run=MS, entitled=9.0)
+    )
+    figure = pictures.entitlement(series.read(HEADING, small))
+    assert figure is not None
+    assert [panel.get_ylim()[1] for panel in figure.axes] == [pytest.approx(1.08 * 80)] * 2
+    small[0].nodes[2] = msgspec.structs.replace(small[0].nodes[2], disk=Disk(normalized=1, elapsed=100 * MS))
+    figure = pictures.iops(series.read(HEADING, small))
+    assert figure is not None
+    assert [round(panel.get_ylim()[1]) for panel in figure.axes] == [324, 11]
+    figure = pictures.latency(series.read(HEADING, run))
+    assert figure is not None
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1.02", "2.05"]
+
+
 def test_the_busiest_of_many() -> None:
     """A picture has room for twelve, and says of how many."""
     figure = pictures.entitlement(series.read(HEADING, [window(0, 50, vms=40)]))
@@ -161,7 +180,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     ("arguments", "status", "words"),
     [
         (["nothing"], 1, "nothing: No such file"),
-        (["text"], 1, "text is neither a file of samples nor a trace"),
+        (["text"], 1, "text is neither a file of samples (partita run --samples) nor a trace"),
         (["empty"], 1, "there is no data for a picture in empty"),
         (["empty", "--from", "2", "--to", "1"], 2, "the first before the second"),
         (["empty", "--only", "sound"], 2, "invalid choice"),
