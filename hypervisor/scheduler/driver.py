@@ -11,11 +11,9 @@ that compute is the same on either clock.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import attrs
 import trio
 
 from hypervisor.clock import NS_PER_TICK
@@ -34,17 +32,15 @@ from hypervisor.scheduler.settings import (
     GroupSettings,
     PartitionSettings,
 )
+from hypervisor.scheduler.work import Notes, VpWork
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
     from hypervisor.hypervisor import Hypervisor
     from hypervisor.partition import Partition
-    from hypervisor.scheduler.events import SchedulerTrace
-    from hypervisor.scheduler.kernel import CpuKernel, Entry, Group, LpTimes, Reason, Vp
+    from hypervisor.scheduler.kernel import CpuKernel, Entry, Group, LpTimes, Vp
     from hypervisor.scheduler.threads import ThreadVps
     from hypervisor.vp import VirtualProcessor
-
-__all__ = ["CpuScheduler", "Gate", "GroupSettings", "PartitionSettings"]
 
 LAG = 100_000_000
 """Nanoseconds that the scheduler's time may be behind the clock for the sake of those that were told late."""
@@ -54,60 +50,6 @@ TURNS = 3
 """Turns of Trio's loop in which who was told late goes on."""
 PATIENCE = 8
 """How often new work lets others go on from an earlier time."""
-
-
-@attrs.define(eq=False)
-class VpWork:
-    """One virtual processor that has worked before: its node, and what it is at."""
-
-    vp: VirtualProcessor
-    node: Vp
-    halted_before: int
-    """Nanoseconds of its life before its first work."""
-    owner: trio.lowlevel.Task | None = None
-    """Whose work it does; others of its software wait their turn."""
-    waiting: deque[trio.lowlevel.Task] = attrs.field(factory=deque)
-    parked: trio.lowlevel.Task | None = None
-    """The owner, until its work is done."""
-    ticks: int = 0
-    """Of the work under way; 0 while there is none."""
-    base: int = 0
-    """What the node had run before it."""
-    residue: int = 0
-    """Nanoseconds that it has run and that are no whole tick yet."""
-    told_at: int = -1
-    """The scheduler's time when work of it was done last."""
-
-
-class _Notes:
-    """What the kernel says within a call; taken up when the call has returned."""
-
-    __slots__ = ("done", "moved", "threads", "timely", "trace")
-
-    def __init__(self) -> None:
-        self.done: deque[Vp] = deque()
-        self.timely = False
-        """Whether somebody wants each slice at its time."""
-        self.trace: SchedulerTrace | None = None
-        self.threads: ThreadVps[Vp] | None = None
-
-    def dispatched(self, vp: Vp, lp: int, slice_ns: int) -> None:
-        """`vp` has got a logical processor."""
-        if self.threads is not None:
-            self.threads.touched(vp)
-        if self.trace is not None:
-            self.trace.dispatched(vp, lp, slice_ns)
-
-    def descheduled(self, vp: Vp, lp: int, reason: Reason) -> None:
-        """It has lost it."""
-        if self.threads is not None:
-            self.threads.touched(vp)
-        if self.trace is not None:
-            self.trace.descheduled(vp, lp, reason)
-
-    def finished(self, vp: Vp) -> None:
-        """Its work is done."""
-        self.done.append(vp)
 
 
 class _Turn(NamedTuple):
@@ -128,7 +70,7 @@ class CpuScheduler:
         self.groups: dict[int, GroupSettings] = {}
         self._kernel: CpuKernel | None = None
         """Made by the first work, and nodes by the first work in them: who never works costs nothing."""
-        self._notes = _Notes()
+        self._notes = Notes()
         self._group_nodes: dict[int, Group] = {}
         self._extras: dict[int, tuple[int, bool]] = {}
         """Period and class of the partitions that differ in them from others, by partition ID."""

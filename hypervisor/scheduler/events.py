@@ -13,8 +13,8 @@ from hypervisor.scheduler.kernel import Reason
 from hypervisor.trace import Layer, Trace, TraceEvent
 
 if TYPE_CHECKING:
-    from hypervisor.scheduler.driver import VpWork
     from hypervisor.scheduler.kernel import Vp
+    from hypervisor.scheduler.work import VpWork
 
 LOST: dict[Reason, tuple[str, str]] = {
     Reason.SLICE_END: ("slice_end", "its slice is over"),
