@@ -150,6 +150,7 @@ async def followed(source: str | None, delay: float) -> AsyncIterator[tuple[Head
     """A host's samples from now on. Raises as `partitions.remote` does."""
     import msgspec
 
+    from partitions.logs import printable
     from partitions.remote import connect
     from partitions.resources.sample import Heading
 
@@ -161,7 +162,7 @@ async def followed(source: str | None, delay: float) -> AsyncIterator[tuple[Head
                 heading = msgspec.json.decode(first, type=Heading)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise host.no_host() from None
-            yield msgspec.structs.replace(heading, topology=name), stream
+            yield msgspec.structs.replace(heading, topology=printable(name)), stream
 
 
 async def _print_host(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import IO, Final
 
 import msgspec
 
+from partitions.logs import printable, short_name
 from partitions.resources.sample import FORMAT, Heading, Sample
 
 _HEADING: Final = msgspec.json.Decoder(Heading)
@@ -29,13 +30,13 @@ def read_samples(file: IO[bytes], name: str) -> tuple[Heading, Iterator[Sample]]
         raise SamplesError(f"{name} is no file of samples; write one with: partita run TOPOLOGY --samples FILE")
     if heading.partita_samples != FORMAT:
         raise SamplesError(f"{name} has samples of format {heading.partita_samples}, and this version reads {FORMAT}")
-    return heading, _samples(file, name)
+    return msgspec.structs.replace(heading, topology=short_name(heading.topology)), _samples(file, name)
 
 
 def _samples(file: IO[bytes], name: str) -> Iterator[Sample]:
     for number, line in enumerate(file, 2):
         try:
-            yield _SAMPLE.decode(line)
+            yield _decode(line)
         except _BAD as error:
             if not line.endswith(b"\n"):
                 return
@@ -53,6 +54,16 @@ def is_samples(file: IO[bytes]) -> bool:
 def decode_sample(line: bytes) -> Sample:
     """One line. Raises `SamplesError`."""
     try:
-        return _SAMPLE.decode(line)
+        return _decode(line)
     except _BAD as error:
         raise SamplesError(f"no sample: {error}") from None
+
+
+def _decode(line: bytes) -> Sample:
+    """Raises `_BAD`, also for names that would drive the terminal that shows them."""
+    sample = _SAMPLE.decode(line)
+    for node in sample.nodes:
+        words = f"{node.path}{node.state}{node.backend}{node.cpu_pool}{node.memory.state or ''}"
+        if not words.isprintable():
+            raise msgspec.DecodeError(f"control characters in the words of {printable(node.path)}")
+    return sample

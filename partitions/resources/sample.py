@@ -7,48 +7,53 @@ processor, so a VM with two virtual processors may have 200. What is None is not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 FORMAT = 1
 """Of the lines of a file of samples, as its heading has it."""
 
 Kind = Literal["host", "pool", "vm"]
+MOST_DEPTH = 100
+Whole = Annotated[int, Meta(ge=-(2**61), le=2**61)]
+Real = Annotated[float, Meta(ge=-1e18, le=1e18)]
+"""What a file may have: more nobody has measured, and who draws it need not be able to. 2**61 ns are 73 years."""
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Processor time. `run + ready + capped + halted` of a VM is the time that it was on, times its processors."""
 
-    vps: int = 0
+    vps: Annotated[int, Meta(ge=0, le=10**6)] = 0
     """Virtual processors."""
-    elapsed: int = 0
+    elapsed: Whole = 0
     """Nanoseconds that one virtual processor was on; for a pool and the host the window."""
-    run: int = 0
+    run: Whole = 0
     """Nanoseconds on a logical processor. In esxtop %RUN, in Hyper-V "% Guest Run Time"."""
-    ready: int = 0
+    ready: Whole = 0
     """Nanoseconds of waiting for a logical processor: others had it. In esxtop %RDY without %MLMTD."""
-    capped: int = 0
+    capped: Whole = 0
     """Nanoseconds of waiting for the next period, a limit being used up. In esxtop %MLMTD."""
-    halted: int = 0
+    halted: Whole = 0
     """Nanoseconds without anything to do. In esxtop %WAIT."""
-    dispatches: int = 0
+    dispatches: Whole = 0
     """Times that a virtual processor got a logical one."""
-    waited: int = 0
+    waited: Whole = 0
     """Nanoseconds from ready to dispatched, all waits together that have ended."""
-    longest_wait: int = 0
+    longest_wait: Whole = 0
     """Nanoseconds of the longest wait since its start: what averages hide."""
-    delivered: float = 0.0
+    delivered: Real = 0.0
     """Percent that it got: `run` in words of `entitled`."""
-    demand: float | None = None
+    demand: Real | None = None
     """Percent that it would have used, had nothing been in its way."""
-    entitled: float | None = None
+    entitled: Real | None = None
     """Percent that is its due by reservations, limits and shares, given what all others wanted."""
-    reserve: float | None = None
+    reserve: Real | None = None
     """Percent, all processors together."""
-    limit: float | None = None
+    limit: Real | None = None
     """Percent, all processors together; none is none."""
-    weight: int | None = None
+    weight: Whole | None = None
     contended: bool | None = None
     """Whether those directly below it wanted more than it had for them: only then do their weights matter."""
 
@@ -111,26 +116,26 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
 class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Memory, in bytes."""
 
-    assigned: int = 0
+    assigned: Whole = 0
     """What it has: in Hyper-V "Physical Memory"."""
-    demand: int | None = None
+    demand: Whole | None = None
     """What its guest says that it has committed."""
-    target: int | None = None
+    target: Whole | None = None
     """What the host wants it to have."""
-    ballooned: int | None = None
+    ballooned: Whole | None = None
     """What its balloon holds: in esxtop MCTLSZ."""
-    added: int | None = None
+    added: Whole | None = None
     """What was added while it ran: in Hyper-V "Added Memory"."""
-    pressure: float | None = None
+    pressure: Real | None = None
     """100 x demand / assigned: in Hyper-V "Current Pressure"."""
-    minimum: int | None = None
-    maximum: int | None = None
-    reserve: int | None = None
-    limit: int | None = None
-    weight: int | None = None
-    free: int | None = None
+    minimum: Whole | None = None
+    maximum: Whole | None = None
+    reserve: Whole | None = None
+    limit: Whole | None = None
+    weight: Whole | None = None
+    free: Whole | None = None
     """Of the host: what no VM has."""
-    capacity: int | None = None
+    capacity: Whole | None = None
     """Of the host."""
     state: str | None = None
     """Of the host: high, soft, hard, low."""
@@ -154,25 +159,25 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Requests to disks, in normalized operations: one for each 8 KiB that is begun."""
 
-    requests: int = 0
+    requests: Whole = 0
     """Completed in the window, as they came."""
-    normalized: int = 0
+    normalized: Whole = 0
     """The same in normalized operations."""
-    bytes: int = 0
-    elapsed: int = 0
+    bytes: Whole = 0
+    elapsed: Whole = 0
     """Nanoseconds that the figures are of."""
-    waited: int = 0
+    waited: Whole = 0
     """Nanoseconds that its requests were held back, all together."""
-    busy: int = 0
+    busy: Whole = 0
     """Nanoseconds from a request's arrival to its completion, all together."""
-    entitled: float | None = None
+    entitled: Real | None = None
     """Normalized operations a second that are its due."""
-    reserve: int | None = None
-    limit: int | None = None
-    weight: int | None = None
+    reserve: Whole | None = None
+    limit: Whole | None = None
+    weight: Whole | None = None
     contended: bool | None = None
     """As of processors; None where the host's storage has no capacity to contend for."""
-    latency: list[tuple[int, int]] = []
+    latency: list[tuple[Whole, Whole]] = []
     """Requests by latency: upper bounds in microseconds and how many were at most that, and above the bound before."""
 
     @property
@@ -204,21 +209,21 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 class Network(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Frames through ports of switches, as the VM sees them."""
 
-    sent_bits: int = 0
-    received_bits: int = 0
-    sent: int = 0
+    sent_bits: Whole = 0
+    received_bits: Whole = 0
+    sent: Whole = 0
     """Frames."""
-    received: int = 0
-    dropped: int = 0
+    received: Whole = 0
+    dropped: Whole = 0
     """Frames that a limit, a full queue or the link's loss took, either way."""
-    elapsed: int = 0
+    elapsed: Whole = 0
     """Nanoseconds that the figures are of."""
-    entitled: float | None = None
+    entitled: Real | None = None
     """Bits a second that are its due for sending."""
-    reserve: int | None = None
-    limit: int | None = None
+    reserve: Whole | None = None
+    limit: Whole | None = None
     """Bits a second."""
-    weight: int | None = None
+    weight: Whole | None = None
     contended: bool | None = None
 
     @property
@@ -238,14 +243,14 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     path: str
     """`host`, `pool/prod`, `vm/web`."""
     kind: Kind
-    depth: int = 0
+    depth: Annotated[int, Meta(ge=0, le=MOST_DEPTH)] = 0
     """Pools above it; nodes stand in the tree's order, each below its pool."""
     state: str = ""
     """Of a VM: off, running, ..."""
     backend: str = ""
-    uptime: float | None = None
+    uptime: Real | None = None
     """Of a VM: seconds since its start, or of its last run."""
-    exit_code: int | None = None
+    exit_code: Whole | None = None
     cpu_pool: str = ""
     """Of a VM: the pool of its processors, where that is another."""
     cpu: Cpu = Cpu()
@@ -262,23 +267,23 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 class Lp(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One logical processor in the window, in nanoseconds."""
 
-    run: int = 0
-    idle: int = 0
+    run: Whole = 0
+    idle: Whole = 0
     """In Hyper-V "% Idle Run Time"."""
-    batch: int = 0
+    batch: Whole = 0
     """Of `run`, what the batch class had."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One window."""
 
-    time: float
+    time: Real
     """Seconds from the host's opening to the window's end, on its clock."""
-    window: int
+    window: Whole
     """Nanoseconds."""
     contended: bool | None = None
     """Whether processors were waited for, so that weights had an effect."""
-    contended_for: int = 0
+    contended_for: Whole = 0
     """Nanoseconds of the window in which they were."""
     lps: list[Lp] = []
     nodes: list[Node] = []
@@ -291,14 +296,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Heading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The first line of a file of samples."""
 
-    partita_samples: int = 0
+    partita_samples: Whole = 0
     """`FORMAT`: what tells such a file from others."""
     topology: str = ""
     clock: str = ""
-    window: int = 0
+    window: Whole = 0
     """Nanoseconds."""
-    logical_processors: int = 0
-    memory: int = 0
+    logical_processors: Whole = 0
+    memory: Whole = 0
     """Bytes for VMs."""
 
 
