@@ -129,10 +129,13 @@ class Lane:
         if into is not None and self.into is None:
             self.into = self._shaping.new_link(port.name, "in", into)
             self._received_before = port.received_bytes
+        now = self._shaping.time()
         if self.out is not None:
-            self.out.settings = out or good
+            self.out.change(now, out or good)
+            self._shaping.travels(self.out, self._to_switch)
         if self.into is not None:
-            self.into.settings = into or good
+            self.into.change(now, into or good)
+            self._shaping.travels(self.into, self._to_adapter)
         in_the_way = self.flow is not None or self.out is not None
         port.shape(self if in_the_way else None, None if self.into is None else self)
 

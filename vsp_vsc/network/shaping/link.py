@@ -85,6 +85,25 @@ class Link:
             self._put(arrival, frame)
         return Fate.ARRIVES
 
+    def change(self, now: int, settings: LinkSettings) -> None:
+        """Other settings. With another rate, what had to wait for the old one waits for the new one where that is less.
+
+        So a cable that was slow, or that lost all of the much that was sent, is of use at once.
+        """
+        before, self.settings = self.settings, settings
+        if settings.rate == before.rate:
+            return
+        free, latest, way = now, 0, []
+        for arrival, serial, frame in sorted(self._on_the_way, key=lambda entry: entry[1]):
+            if settings.rate:
+                free -= -8 * len(frame) * SECOND // settings.rate
+            arrival = min(arrival, free + before.delay + before.jitter)
+            latest = max(latest, arrival)
+            way.append((arrival, serial, frame))
+        heapq.heapify(way)
+        self._on_the_way = way
+        self._free_at, self._last = min(self._free_at, free), min(self._last, latest)
+
     def _is_lost(self, settings: LinkSettings, drawn: int) -> bool:
         if not settings.to_bad:
             return drawn & _WORD < settings.loss

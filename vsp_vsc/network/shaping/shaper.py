@@ -163,6 +163,8 @@ class Shaping:
 
     def _arm(self, now: int) -> None:
         following = self.tree.next_time
+        while self._arrivals and self._arrivals[0][2].scheduled != self._arrivals[0][0]:
+            heapq.heappop(self._arrivals)  # it arrives earlier than that now
         if self._arrivals and (following is None or self._arrivals[0][0] < following):
             following = self._arrivals[0][0]
         if self._outbox:

@@ -236,6 +236,24 @@ def test_a_change_holds_at_once_for_what_waits_too() -> None:
     assert lan.timers.deadline() is None
 
 
+def test_a_slow_cable_is_of_use_at_once_when_it_is_made_fast() -> None:
+    """Ten frames of 12 s each wait for 1 kbit/s, and a thousand that it lost; at 12 Mbit/s each takes its 1 ms."""
+    lan = Slow()
+    out = LinkDirection.OUT
+    a, b = lan.shaped(1, None, LinkSettings(rate=1000, delay=50 * MS, direction=out)), lan.shaped(2)
+    a.port.transmit([full(2, 1, number) for number in range(10)])
+    lan.shaping.change("vm1/0", None, LinkSettings(rate=1000, delay=50 * MS, loss=CERTAIN, direction=out), "")
+    a.port.transmit([full(2, 1, number) for number in range(1000)])
+    lan.until(12_051)
+    assert len(b.got) == 1
+    lan.shaping.change("vm1/0", None, LinkSettings(rate=12 * MBIT, delay=50 * MS, direction=out), "")
+    a.port.transmit([full(2, 1, 10)])
+    lan.until(13_000)
+    assert lan.times(b.port.name)[1:] == [12_051 + 50 + number for number in range(1, 11)]
+    assert [int.from_bytes(frame[14:18], "big") for frame in b.got] == list(range(11))
+    assert len(lan.timers) == 0
+
+
 def test_pools_and_switches_change_under_waiting_frames() -> None:
     """Into another pool, a pool into another, a switch that gets a capacity and loses it: all arrive, in order."""
     lan = Slow()
