@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from partitions.topology_controls import CpuClass, IopsTable, PoolTable, memory_range
+from partitions.topology_figures import WORDS, Kind
 from partitions.topology_schema import TopologyFile, VmTable
 from partitions.topology_source import KeyPath, nearest
-from partitions.topology_units import parse_processors, processors_words, rate_words, size_words
+from partitions.topology_units import parse_processors, processors_words, size_words
 
 if TYPE_CHECKING:
     from partitions.topology_check import Check
@@ -91,18 +92,14 @@ def unknown_pool(name: str, known: dict[str, int], remedy: str) -> str:
 
 def _pool(check: Check, pool: PoolTable, keys: KeyPath) -> None:
     """Nothing is reserved above a limit."""
-    for name, words in _WORDS.items():
+    for name, words in TABLE_WORDS.items():
         table = getattr(pool, name)
         if table is not None:
             _reserve_and_limit(check, table.reserve, table.limit, words, (*keys, name))
 
 
-_WORDS: Final[dict[str, Callable[[int], str]]] = {
-    "cpu": percent,
-    "memory": size_words,
-    "disk": lambda iops: f"{iops} IOPS",
-    "network": rate_words,
-}
+TABLE_WORDS: Final[dict[Kind, Callable[[Any], str]]] = {**WORDS, "cpu": percent}
+"""For what stands in tables, where processors are in percent."""
 
 
 def _reserve_and_limit(check: Check, reserve: int, limit: int, words: Callable[[int], str], keys: KeyPath) -> None:
@@ -138,7 +135,7 @@ def _vm(check: Check, vm: VmTable, keys: KeyPath, pools: dict[str, int]) -> None
 
 def check_iops(check: Check, iops: IopsTable, keys: KeyPath) -> None:
     """The rules of one disk's table."""
-    _reserve_and_limit(check, iops.reserve, iops.limit, _WORDS["disk"], keys)
+    _reserve_and_limit(check, iops.reserve, iops.limit, WORDS["disk"], keys)
 
 
 def _dynamic_memory(check: Check, vm: VmTable, keys: KeyPath) -> None:

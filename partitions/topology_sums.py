@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from hypervisor.scheduler.admission import Refused, admit
 from hypervisor.scheduler.tree import Node
-from partitions.root.host_resources import Kind
-from partitions.root.resource_figures import (
+from partitions.topology_figures import (
     KINDS,
     WORDS,
+    Kind,
     capacities,
     expandable,
     leaves_of,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from hypervisor.scheduler.divvy import entitle
 from hypervisor.scheduler.tree import Node
-from partitions.root.resource_figures import (
+from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, IopsTable
+from partitions.topology_figures import (
     KINDS,
     WORDS,
     capacities,
@@ -18,11 +19,10 @@ from partitions.root.resource_figures import (
     processor_words,
     vm_pool,
 )
-from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, IopsTable
 from partitions.topology_words import spell
 
 if TYPE_CHECKING:
-    from partitions.root.host_resources import Kind
+    from partitions.topology_figures import Kind
     from partitions.topology_schema import Topology
     from partitions.topology_source import KeyPath
 

@@ -12,7 +12,7 @@ from partitions.cli.set import pairs
 if TYPE_CHECKING:
     import argparse
 
-    from partitions.root.host_resources import Kind
+    from partitions.topology_figures import Kind
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -58,7 +58,7 @@ def call(options: argparse.Namespace) -> int:
 
 def _reserved(row: Row, kind: Kind) -> str:
     """What is reserved in it, and of how much; nothing where nothing is said."""
-    from partitions.root.resource_figures import WORDS
+    from partitions.topology_figures import WORDS
 
     words = WORDS[kind]
     used, free = row["reserved"][kind], row["free"].get(kind)
@@ -68,18 +68,17 @@ def _reserved(row: Row, kind: Kind) -> str:
 
 
 def _limits(row: Row) -> str:
-    from partitions.root.resource_figures import KINDS, WORDS
-    from partitions.topology_resources import percent
+    from partitions.topology_figures import KINDS
+    from partitions.topology_resources import TABLE_WORDS
 
     limits = {kind: row["controls"].get(f"{kind}.limit") for kind in KINDS}
-    words = {**WORDS, "cpu": percent}  # which stands in its table in percent
-    return ", ".join(f"{kind} {words[kind](limit)}" for kind, limit in limits.items() if limit)
+    return ", ".join(f"{kind} {TABLE_WORDS[kind](limit)}" for kind, limit in limits.items() if limit)
 
 
 def _weights(row: Row) -> str:
     """Those that are not as everybody's."""
-    from partitions.root.resource_figures import KINDS
     from partitions.topology_controls import DEFAULT_MEMORY_WEIGHT, DEFAULT_WEIGHT
+    from partitions.topology_figures import KINDS
 
     usual = {"memory": DEFAULT_MEMORY_WEIGHT}
     weights = {kind: row["controls"].get(f"{kind}.weight") for kind in KINDS}

@@ -13,8 +13,8 @@ from hypervisor.scheduler.settings import WHOLE
 from partitions.resources.entitle import HOST, Entitled, LeafClaim, PoolClaim, entitled
 from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network, Node, Sample
 from partitions.resources.totals import Totals, add_counts
-from partitions.root.resource_figures import cpu_figures, pool_figures, vm_pool
 from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, PoolTable
+from partitions.topology_figures import cpu_figures, pool_figures, vm_pool
 
 if TYPE_CHECKING:
     from partitions.host import Host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from partitions.root.disk_controls import DiskControls
     from partitions.root.management import Vmms
     from partitions.root.resources import Resources
+    from partitions.topology_figures import Kind
 
-Kind: TypeAlias = Literal["cpu", "memory", "disk", "network"]
 OnChange: TypeAlias = "Callable[[Node], None]"
 """Hears of a node whose figures or whose place in the tree have changed, when they have."""
 

@@ -11,9 +11,8 @@ import msgspec
 from hypervisor.inspect import Branch, Setting
 from hypervisor.scheduler.divvy import State
 from hypervisor.scheduler.tree import Node, ResourceError
-from partitions.root.host_resources import Kind
-from partitions.root.resource_figures import KINDS, WORDS
 from partitions.topology_controls import CpuTable, IopsTable, PoolTable
+from partitions.topology_figures import KINDS, WORDS, Kind
 from partitions.topology_links import BandwidthTable
 from partitions.topology_schema import VmTable, luns_of, numbers_of
 from partitions.topology_words import bare_type, description
@@ -34,7 +33,7 @@ class Row(msgspec.Struct, kw_only=True):
     controls: dict[str, Any]
     """Its tables' keys and values, such as `cpu.limit`."""
     reserved: dict[str, int]
-    """Of each resource, what those in it that are on have reserved, in `resource_figures`'s units."""
+    """Of each resource, what those in it that are on have reserved, in `topology_figures`'s units."""
     free: dict[str, int | None]
     """What could be reserved in it without asking its parent; None where there is no bound."""
 

@@ -20,13 +20,15 @@ from hypervisor.scheduler.admission import Refused
 from hypervisor.scheduler.divvy import Division, entitlements
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.root.exits import CannotStart
-from partitions.root.host_resources import Kind, Machines, OnChange
+from partitions.root.host_resources import Machines, OnChange
 from partitions.root.resource_edits import edit_pool, edit_vm
-from partitions.root.resource_figures import (
+from partitions.topology_controls import CpuClass, CpuTable, PoolCpuTable, PoolTable
+from partitions.topology_figures import (
     KINDS,
     RESERVES,
     WORDS,
     Figures,
+    Kind,
     cap_units,
     capacities,
     devices_figures,
@@ -36,7 +38,6 @@ from partitions.root.resource_figures import (
     vm_figures,
     vm_pool,
 )
-from partitions.topology_controls import CpuClass, CpuTable, PoolCpuTable, PoolTable
 from partitions.topology_resources import new_problems
 from partitions.topology_schema import Topology, TopologyFile, VmTable
 from partitions.topology_source import nearest
@@ -256,7 +257,13 @@ class Resources:
         inside = [f"vm/{vm}" for vm in self.vms_of(name)]
         inside += [f"pool/{other}" for other, one in self._pools.items() if one.table.parent == name]
         if inside:
-            remedy = "move them first, such as by: partita set NODE pool=OTHER"
+            # A pool in it is moved by another verb than a VM.
+            how = (
+                f"partita set {inside[0][3:]} pool=OTHER"
+                if self.vms_of(name)
+                else f"partita pool move {inside[0][5:]} OTHER"
+            )
+            remedy = f"move them first, such as by: {how}"
             raise ResourceError(f"pool/{name}", "", f"still has {', '.join(inside)} in it: {remedy}")
         del self._pools[name]
         for kind, node in pool.nodes.items():

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from partitions.cli.set import KEYS
-from partitions.root.host_resources import Kind, OnChange
+from partitions.cli.set import POOL_KEYS, VM_KEYS
+from partitions.root.host_resources import OnChange
 from partitions.root.resource_edits import edit_pool, edit_vm
 from partitions.root.resources import ResourceError, Resources
 from partitions.topology import parse_topology
+from partitions.topology_figures import Kind
 from partitions.topology_schema import Topology, VmTable
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "resources.md").read_text()
@@ -64,23 +65,24 @@ def test_the_worked_tree(tmp_path: Path) -> None:
 
 
 def test_what_is_offered_can_be_set(tmp_path: Path) -> None:
-    """Each key that `partita set` completes is one of a VM's or a pool's, by its own name."""
+    """Each key that `partita set` completes is one of a VM's, or of a pool's, by its own name."""
     (tmp_path / "busy.py").write_text("async def main(guest):\n    pass\n")
-    dynamic = '[[vm]]\nname = "a"\nprogram = "busy.py"\n[vm.dynamic_memory]\n[[pool]]\nname = "p"\n'
-    topology = parse_topology(dynamic, tmp_path)
-    for key in KEYS:
-        taken = 0
-        for value in ("1", "4MiB", "host", "true", "batch"):
-            for edit in (
-                lambda key, value: edit_pool(topology.pool[0], key, value),
-                lambda key, value: edit_vm(topology.vm[0], key, value, on=True, resizable=True),
-            ):
+    (tmp_path / "d.img").write_bytes(bytes(4096))
+    dynamic = '[[vm]]\nname = "a"\nprogram = "busy.py"\n[vm.dynamic_memory]\n[[vm.disk]]\npath = "d.img"\n[[vm.nic]]\n'
+    topology = parse_topology(f'{dynamic}[[pool]]\nname = "p"\n', tmp_path)
+    for keys, edit in (
+        (POOL_KEYS, lambda key, value: edit_pool(topology.pool[0], key, value)),
+        (VM_KEYS, lambda key, value: edit_vm(topology.vm[0], key, value, on=True, resizable=True)),
+    ):
+        for key in keys:
+            taken = 0
+            for value in ("1", "4MiB", "host", "true", "batch"):
                 try:
                     edit(key, value)
                     taken += 1
                 except ResourceError:
                     continue
-        assert taken, key
+            assert taken, key
 
 
 def test_every_key_is_named() -> None:

@@ -15,8 +15,8 @@ from hypervisor.backend.task import TaskBackend
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.host import Host, StartFailed, open_host
-from partitions.root.resource_figures import KINDS
 from partitions.topology import parse_topology
+from partitions.topology_figures import KINDS
 from partitions.topology_schema import CpuTable, DiskTable, IopsTable, Size, Topology, VmTable
 from tests.doubles.root import idle
 

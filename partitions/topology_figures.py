@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
 from hypervisor.scheduler.settings import WHOLE
-from partitions.root.host_resources import Kind
 from partitions.topology_controls import DEFAULT_MEMORY_WEIGHT, DEFAULT_WEIGHT, PoolCpuTable, PoolTable, memory_range
 from partitions.topology_schema import HostTable, VmTable, luns_of, numbers_of
 from partitions.topology_units import parse_processors, rate_words, size_words
 
+Kind: TypeAlias = Literal["cpu", "memory", "disk", "network"]
 KINDS: Final[tuple[Kind, ...]] = ("cpu", "memory", "disk", "network")
 
 
