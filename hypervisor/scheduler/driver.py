@@ -235,6 +235,9 @@ class CpuScheduler:
 
         Work that is cancelled was done until then. Raises `VpStopped` where the processor is no more.
         """
+        if ticks <= 0:  # a program that does nothing again and again lets others go on all the same
+            await trio.lowlevel.checkpoint()
+            return
         await trio.lowlevel.checkpoint_if_cancelled()
         work = self._work_of(vp)
         task = trio.lowlevel.current_task()

@@ -469,3 +469,22 @@ async def test_counters_are_what_was_dispatched(autojump_clock: MockClock) -> No
         assert counters(machine.times("a"))["% Guest Run Time"] == pytest.approx(50, abs=1)
         assert counters(machine.times("a"))["CPU Wait Time Per Dispatch"] == pytest.approx(10_000_000, rel=0.05)
         assert counters(machine.times("c"))["%WAIT"] == 70
+
+
+@pytest.mark.parametrize("ticks", [0, -1, -(2**63)])
+async def test_no_work_keeps_nobody_from_running(autojump_clock: MockClock, ticks: int) -> None:
+    """A program that works for no time at all, again and again, lets the host go on between."""
+    machine = Computers(1)
+    machine.partition("a")
+    with trio.CancelScope() as scope:
+        async with computing(machine) as nursery:
+            nursery.start_soon(_cancel, scope)
+            for _ in range(1000):
+                await machine.scheduler.run(machine.vp("a"), ticks)
+    assert scope.cancelled_caught
+    assert machine.times("a").run == 0
+
+
+async def _cancel(scope: trio.CancelScope) -> None:
+    await trio.lowlevel.checkpoint()
+    scope.cancel()
