@@ -138,9 +138,10 @@ def _values(action: argparse.Action, verb: str, given: Sequence[str], start: str
             host = _host_in(given)
             offered = [*_vms(host), *((f"pool/{name}", "") for name in _pools(host))]
         case "values" if verb == "set":
-            from partitions.cli.set import KEYS
+            from partitions.cli.set import POOL_KEYS, VM_KEYS
 
-            yield from _matching([(f"{key}=", about) for key, about in KEYS.items()], start)
+            keys = POOL_KEYS if any(word.startswith("pool/") for word in given) else VM_KEYS
+            yield from _matching([(f"{key}=", about) for key, about in keys.items()], start)
             return
         case "pool" if verb == "pool":
             offered = [(name, "") for name in _pools(_host_in(given)) if "add" not in given]
@@ -264,11 +265,11 @@ def _pools(host: str | None) -> Iterator[str]:
 
 def _of_a_pool(given: Sequence[str]) -> list[Candidate]:
     """What follows the name of a pool: a parent to move it to, or controls of a new one."""
-    from partitions.cli.set import KEYS
+    from partitions.cli.set import POOL_KEYS
 
     if "move" in given:
         return [("host", ""), *((name, "") for name in _pools(_host_in(given)) if name not in given)]
-    return [(f"{key}=", about) for key, about in KEYS.items()] if "add" in given else []
+    return [(f"{key}=", about) for key, about in POOL_KEYS.items()] if "add" in given else []
 
 
 def _ports(host: str | None) -> Iterator[str]:

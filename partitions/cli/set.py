@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from partitions.cli.common import OK, Refusal, Verbs
 from partitions.cli.hosts import add_host_option, ask
@@ -12,29 +12,42 @@ from partitions.cli.output import Row, add_output_option, chosen, show
 if TYPE_CHECKING:
     import argparse
 
-KEYS: Final = {
-    "cpu.reserve": "percent of one logical processor, for each virtual one; of a pool for all together",
-    "cpu.limit": "the same; 100 is none, of a pool 0",
+VM_KEYS: Final = {
+    "cpu.reserve": "percent of one logical processor, for each virtual one",
+    "cpu.limit": "the same; 100 is none",
+    "cpu.weight": "1 to 10000, each virtual processor's",
+    "cpu.period_ms": "milliseconds in which the limit is counted",
+    "cpu.class": '"normal" or "batch"',
+    "cpu.pool": "a pool for its processors alone",
+    "pool": 'where it is; "host" for no pool',
+    "memory": "such as 1GiB; of dynamic memory what it starts with",
+    "dynamic_memory.minimum": "such as 512MiB; reserved",
+    "dynamic_memory.maximum": "such as 2GiB",
+    "dynamic_memory.buffer": "percent of its demand on top",
+    "dynamic_memory.weight": "1 to 10000",
+    "disk.0.iops.reserve": "normalized IOPS, of the disk at LUN 0",
+    "disk.0.iops.limit": "the same; 0 is none",
+    "disk.0.iops.weight": "1 to 10000",
+    "nic.0.bandwidth.reserve": "such as 8Mbit, of adapter 0",
+    "nic.0.bandwidth.limit": "the same; 0 is none",
+    "nic.0.bandwidth.weight": "1 to 10000",
+}
+POOL_KEYS: Final = {
+    "cpu.reserve": "percent of one logical processor, for all in it together",
+    "cpu.limit": "the same; 0 is none",
     "cpu.weight": "1 to 10000",
     "cpu.period_ms": "milliseconds in which the limit is counted",
-    "cpu.class": '"normal" or "batch", of a VM',
-    "cpu.pool": "a pool for its processors alone, of a VM",
-    "pool": 'where a VM is; "host" for no pool',
-    "memory": "of a VM without dynamic memory",
-    "memory.minimum": "of dynamic memory",
-    "memory.maximum": "of dynamic memory",
-    "memory.buffer": "percent, of dynamic memory",
-    "memory.weight": "1 to 10000",
     "memory.reserve": "such as 1GiB",
-    "memory.limit": "such as 1GiB; 0 is none, of a pool",
-    "disk.reserve": "normalized IOPS, of a pool; of a VM's disk at LUN 0 it is disk.0.iops.reserve",
+    "memory.limit": "such as 1GiB; 0 is none",
+    "memory.weight": "1 to 10000",
+    "disk.reserve": "normalized IOPS",
     "disk.limit": "normalized IOPS; 0 is none",
     "disk.weight": "1 to 10000",
-    "network.reserve": "such as 8Mbit, of a pool; of a VM's adapter 0 it is nic.0.bandwidth.reserve",
+    "network.reserve": "such as 8Mbit",
     "network.limit": "such as 8Mbit; 0 is none",
     "network.weight": "1 to 10000",
-    "parent": 'where a pool is; "host" for none',
-    "expandable": "true or false, of a pool",
+    "parent": 'the pool that it is in; "host" for none',
+    "expandable": "true or false",
     "processors": "logical processors such as 0-3, of a pool without parent",
 }
 """What can be set, with a word on it; the host has the last word."""
@@ -84,7 +97,17 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
 
 
 def _value(row: Row) -> str:
-    value: Any = row["value"]
+    from partitions.topology_units import rate_words, size_words
+
+    key, value = row["key"], row["value"]
+    if key in ("pool", "parent"):
+        return value or "host"
+    if key == "memory" or (
+        key.startswith(("memory.", "dynamic_memory.")) and key.endswith(("reserve", "limit", "imum"))
+    ):
+        return size_words(value) if value else "0"
+    if value and (key.startswith("network.") or ".bandwidth." in key) and key.endswith(("reserve", "limit")):
+        return rate_words(value)
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)

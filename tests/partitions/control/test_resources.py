@@ -115,7 +115,7 @@ async def test_verbs(tmp_path: Path, capsys: Capture) -> None:
         table = (await run("set", "pool/prod", "cpu.limit=200", "expandable=false", "-o", "table"))[0].splitlines()
         assert [line.split() for line in table[:5]] == [
             ["KEY", "VALUE"],
-            ["parent"],
+            ["parent", "host"],
             ["expandable", "false"],
             ["processors"],
             ["cpu.reserve", "150"],
@@ -158,10 +158,13 @@ async def test_completion(tmp_path: Path) -> None:
     async with asked(tmp_path) as (_, _, where):
         assert await offered("set", "") == ["web", "pool/prod"]
         assert await offered("set", "web", "cpu.l") == ["cpu.limit="]
+        assert await offered("set", "web", "m") == ["memory="]
+        assert "expandable=" in await offered("set", "pool/prod", "")
         assert await offered("pool", "m") == ["move"]
         assert await offered("pool", "move", "") == ["prod"]
         assert await offered("pool", "move", "prod", "") == ["host"]
         assert await offered("pool", "add", "lab", "disk.w") == ["disk.weight="]
+        assert await offered("pool", "add", "lab", "cpu.c") == []
 
 
 async def test_the_tree(tmp_path: Path) -> None:
