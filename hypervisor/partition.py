@@ -356,7 +356,10 @@ class Partition:
             in_all = self.hypervisor.reserved_processors(self) + reserve * len(self.vps)
             if in_all > self.hypervisor.logical_processors * WHOLE_PROCESSOR:
                 raise HvError(HvStatus.PROPERTY_VALUE_OUT_OF_RANGE)
-        if group and group not in self.hypervisor.scheduler.groups:
+        scheduler = self.hypervisor.scheduler
+        if group and group not in scheduler.groups:
+            raise HvError(HvStatus.INVALID_CPU_GROUP_ID)
+        if Property.CPU_GROUP_ID in wanted and not scheduler.has_processors(group):
             raise HvError(HvStatus.INVALID_CPU_GROUP_ID)
 
     def _sensible(self, code: Property, value: int) -> bool:

@@ -140,6 +140,16 @@ class CpuScheduler:
             self._settle()
         self._review_threads()
 
+    def has_processors(self, group_id: int) -> bool:
+        """Whether there is a logical processor for who is in a group, or in the machine (0): others may have all."""
+        while group_id != ROOT_GROUP:
+            group = self.groups[group_id]
+            if group.processors is not None:
+                return True
+            group_id = group.parent
+        taken = {lp for group in self.groups.values() for lp in group.processors or ()}
+        return len(taken) < self._hypervisor.logical_processors
+
     def set_partition(
         self,
         partition_id: int,

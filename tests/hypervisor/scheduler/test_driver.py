@@ -488,3 +488,22 @@ async def test_no_work_keeps_nobody_from_running(autojump_clock: MockClock, tick
 async def _cancel(scope: trio.CancelScope) -> None:
     await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+async def test_nobody_goes_where_no_processor_is_left(autojump_clock: MockClock) -> None:
+    """With all of them in groups, the machine itself has none: refused as a group that is not there, nothing changed."""
+    machine = Computers(2)
+    machine.scheduler.set_group(1, name="all", processors=(0, 1))
+    machine.scheduler.set_group(2, 1, "inside")
+    machine.partition("a", cpu_group_id=1)
+    partition = machine.partitions["a"]
+    async with computing(machine) as nursery:
+        nursery.start_soon(busy, machine, "a")
+        await trio.sleep(0.1)
+        with pytest.raises(HvError) as refused:
+            partition.set_property(Property.CPU_GROUP_ID, 0)
+        assert refused.value.status is HvStatus.INVALID_CPU_GROUP_ID
+        assert partition.properties[Property.CPU_GROUP_ID] == 1
+        partition.set_property(Property.CPU_GROUP_ID, 2)
+        await trio.sleep(0.1)
+        assert machine.shares() == {"a": 100.0}
