@@ -76,7 +76,7 @@ class Source:
             demand=state.demand,
             target=state.target,
             ballooned=state.ballooned,
-            added=state.added_memory,
+            added=state.added,
             pressure=None if state.pressure is None else float(state.pressure),
             minimum=state.minimum,
             maximum=state.maximum,

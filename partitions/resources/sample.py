@@ -125,7 +125,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     ballooned: Whole | None = None
     """What its balloon holds: in esxtop MCTLSZ."""
     added: Whole | None = None
-    """What was added while it ran: in Hyper-V "Added Memory"."""
+    """What was added to what it was built with, and is there."""
     pressure: Real | None = None
     """100 x demand / assigned: in Hyper-V "Current Pressure"."""
     minimum: Whole | None = None

@@ -331,7 +331,7 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
         (rf"{_VM_MEMORY}\Physical Memory", lambda node: f"{mib(node.memory.assigned)} MB"),
         (rf"{_VM_MEMORY}\Guest Visible Physical Memory", lambda node: _visible(node)),
         (rf"{_VM_MEMORY}\Current Pressure", lambda node: _maybe(count(node.memory.pressure))),
-        (rf"{_VM_MEMORY}\Added Memory", lambda node: _with(_maybe(mib(node.memory.added)), "MB")),
+        ("added", lambda node: _with(_maybe(mib(node.memory.added)), "MB")),
         ("MCTLSZ", lambda node: _with(_maybe(mib(node.memory.ballooned)), "MB")),
         ("demand", lambda node: _with(_maybe(mib(node.memory.demand)), "MB")),
         ("target", lambda node: _with(_maybe(mib(node.memory.target)), "MB")),

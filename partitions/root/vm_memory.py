@@ -212,11 +212,14 @@ class VmMemory:
 
     def state(self) -> MemoryState:
         """As of now."""
+        least, most = self.minimum, self.maximum
+        if not self.dynamic and self.pinned is not None:
+            least = most = self.pinned  # a person has given it another size
         return MemoryState(
             dynamic=self.dynamic,
             startup=self.startup * _PAGE,
-            minimum=self.minimum * _PAGE,
-            maximum=self.maximum * _PAGE,
+            minimum=least * _PAGE,
+            maximum=most * _PAGE,
             buffer=self.buffer,
             weight=self.weight,
             assigned=self.assigned * _PAGE,

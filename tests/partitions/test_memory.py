@@ -153,6 +153,7 @@ async def test_a_fixed_vm_is_resized_by_its_settings(autojump_clock: trio.abc.Cl
         host.resources.set("vm/web", "memory", "192MiB")
         await trio.sleep(5)
         assert (state(vm).assigned, state(vm).added) == (192 * MIB, 96 * MIB)
+        assert state(vm).minimum == state(vm).maximum == 192 * MIB
         assert host.vid.vm_memory_free == 0
         await vm.reset()
         await trio.sleep(5)
