@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hypervisor.scheduler.divvy import entitle
 from hypervisor.scheduler.tree import Node
-from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, IopsTable
+from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass
 from partitions.topology_figures import (
     KINDS,
     WORDS,
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from partitions.topology_schema import Topology
     from partitions.topology_source import KeyPath
 
+    _Parts = tuple[KeyPath, Any, str]
+    """Where a table of reserve, limit and weight is, the table, and the pool around it."""
+
 MOST_ALIKE: Final = 3
 """Warnings of one kind; who has that many has understood."""
 
@@ -37,7 +40,13 @@ def control_warnings(topology: Topology) -> list[str]:
         "pool": [{"name": pool.name} for pool in topology.pool],
     }
     found: list[str] = []
-    for rule in (_more_processors_than_there_are, _limits_without_effect, _iops_of_nothing, _light_and_heavy):
+    for rule in (
+        _more_processors_than_there_are,
+        _limits_without_effect,
+        _iops_of_nothing,
+        _bandwidth_of_nothing,
+        _light_and_heavy,
+    ):
         told = [f"{spell(raw, keys)}: {reason}" for keys, reason in rule(topology)]
         found += told[:MOST_ALIKE]
         if len(told) > MOST_ALIKE:
@@ -50,14 +59,16 @@ def _more_processors_than_there_are(topology: Topology) -> Iterator[tuple[KeyPat
     there = topology.host.logical_processors
     for index, vm in enumerate(topology.vm):
         if vm.cpu is not None and vm.cpu.reserve and vm.processors > there:
+            ones = "one" if there == 1 else "ones"
             reason = (
-                f"counts as 0: its {vm.processors} virtual processors cannot all run at once on {there} logical ones"
+                f"counts as 0: its {vm.processors} virtual processors cannot all run at once on {there} logical {ones}"
             )
             yield ("vm", index, "cpu", "reserve"), reason
 
 
 def _limits_without_effect(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
-    """A limit that is above one around it: the lower one holds."""
+    """A limit that is above one around it, or above all that there is: the lower one holds."""
+    there = capacities(topology.host)
     for kind in KINDS:
         for index, pool in enumerate(topology.pool):
             own = pool_figures(kind, pool).limit
@@ -65,6 +76,8 @@ def _limits_without_effect(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
             if own is not None and around is not None and own > around[1]:
                 reason = f"has no effect: pool/{around[0]} around it may have {WORDS[kind](around[1])}"
                 yield ("pool", index, kind, "limit"), reason
+            elif own is not None and (all_of_it := there[kind]) is not None and own > all_of_it:
+                yield ("pool", index, kind, "limit"), f"has no effect: the host has {WORDS[kind](all_of_it)}"
     for index, vm in enumerate(topology.vm):
         own = cpu_figures(vm, topology.host).limit
         around = _around(topology, "cpu", vm_pool("cpu", vm))
@@ -89,16 +102,42 @@ def _iops_of_nothing(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
     """Parts of a storage whose speed nobody has said."""
     if topology.host.disk_iops:
         return
-    tables: list[tuple[KeyPath, IopsTable | None]] = [
-        (("vm", index, "disk", place, "iops"), disk.iops)
+    tables: list[_Parts] = [
+        (("vm", index, "disk", place, "iops"), disk.iops, vm.pool)
         for index, vm in enumerate(topology.vm)
         for place, disk in enumerate(vm.disk)
     ]
-    tables += [(("pool", index, "disk"), pool.disk) for index, pool in enumerate(topology.pool)]
-    for keys, table in tables:
-        if table is not None and (table.reserve or table.weight != DEFAULT_WEIGHT):
-            which = "reserve" if table.reserve else "weight"
-            yield (*keys, which), "means nothing as long as [host] disk_iops does not say what the storage can do"
+    tables += [(("pool", index, "disk"), pool.disk, pool.parent) for index, pool in enumerate(topology.pool)]
+    for keys in _of_nothing(topology, "disk", tables):
+        yield keys, "means nothing as long as [host] disk_iops does not say what the storage can do"
+
+
+def _bandwidth_of_nothing(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """The same of networks: a switch or the host has to say how much there is."""
+    if topology.host.bandwidth:
+        return
+    known = {switch.name for switch in topology.switch if switch.bandwidth}
+    tables: list[_Parts] = [
+        (("vm", index, "nic", place, "bandwidth"), nic.bandwidth, vm.pool)
+        for index, vm in enumerate(topology.vm)
+        for place, nic in enumerate(vm.nic)
+        if nic.switch not in known
+    ]
+    if not known:
+        tables += [(("pool", index, "network"), pool.network, pool.parent) for index, pool in enumerate(topology.pool)]
+    for keys in _of_nothing(topology, "network", tables):
+        yield keys, "means nothing as long as neither its [[switch]] nor [host] has a bandwidth"
+
+
+def _of_nothing(topology: Topology, kind: Kind, tables: Iterable[_Parts]) -> Iterator[KeyPath]:
+    """Reserves and weights in no pool with a limit, which would be short of what is divided."""
+    for keys, table, pool in tables:
+        if (
+            table is not None
+            and (table.reserve or table.weight != DEFAULT_WEIGHT)
+            and not _around(topology, kind, pool)
+        ):
+            yield (*keys, "reserve" if table.reserve else "weight")
 
 
 def _light_and_heavy(topology: Topology) -> Iterator[tuple[KeyPath, str]]:

@@ -245,6 +245,24 @@ def test_what_pools_reserve_is_enough_for_those_in_them(folder: Path) -> None:
             ['pool[0] "a".disk.weight: means nothing as long as [host] disk_iops does not say what the storage can do'],
         ),
         ("host = { disk_iops = 9 }\n" + pool("a", "disk = { weight = 200 }") + VM, []),
+        (
+            HOST + VM + pool("a", "cpu = { limit = 900 }"),
+            ['pool[0] "a".cpu.limit: has no effect: the host has 400 %'],
+        ),
+        (pool("a", "disk = { limit = 9 }") + pool("b", 'parent = "a"\ndisk = { weight = 200 }') + VM, []),
+        (
+            pool("a", "network = { weight = 200 }") + VM + 'nic = [{ switch = "s", bandwidth = { reserve = 9 } }]\n'
+            '[[switch]]\nname = "s"\n',
+            [
+                f"{place}: means nothing as long as neither its [[switch]] nor [host] has a bandwidth"
+                for place in ('vm[0] "web".nic[0].bandwidth.reserve', 'pool[0] "a".network.weight')
+            ],
+        ),
+        (
+            pool("a", "network = { weight = 200 }") + VM + 'nic = [{ switch = "s", bandwidth = { reserve = 9 } }]\n'
+            '[[switch]]\nname = "s"\nbandwidth = 99\n',
+            [],
+        ),
     ],
 )
 def test_what_is_worth_a_warning(folder: Path, text: str, expected: list[str]) -> None:
