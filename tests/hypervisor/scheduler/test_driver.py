@@ -491,7 +491,7 @@ async def _cancel(scope: trio.CancelScope) -> None:
 
 
 async def test_nobody_goes_where_no_processor_is_left(autojump_clock: MockClock) -> None:
-    """With all of them in groups, the machine itself has none: refused as a group that is not there, nothing changed."""
+    """With all of them in groups the machine itself has none: refused as an unknown group, nothing changed."""
     machine = Computers(2)
     machine.scheduler.set_group(1, name="all", processors=(0, 1))
     machine.scheduler.set_group(2, 1, "inside")
