@@ -33,6 +33,7 @@ from partitions.topology_words import (
     copy_hint,
     error_words,
     is_table,
+    meant,
     reason_words,
     siblings,
     spell,
@@ -115,7 +116,7 @@ class Check:
             raw = {}
         for key in raw:
             if key not in fields:
-                near = nearest(key, fields)
+                near = meant(key, fields) or nearest(key, fields)
                 hint = f'did you mean "{near}"?' if near else f"known are {', '.join(fields)}"
                 self.problem((*keys, key), f"unknown key; {hint}")
         for name, field in fields.items():

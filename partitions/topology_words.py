@@ -6,6 +6,7 @@ import enum
 import re
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,31 @@ _TYPES = {
     "object": "a table",
     "null": "nothing",
 }
+
+
+_OTHER_NAMES = {
+    "share": "weight",
+    "shares": "weight",
+    "priority": "weight",
+    "reservation": "reserve",
+    "min": "reserve",
+    "cap": "limit",
+    "max": "limit",
+    "latency": "delay",
+    "vcpus": "processors",
+    "cpus": "processors",
+}
+"""What lectures and other hosts call it."""
+_CONTROLS = ("reserve", "limit", "weight")
+
+
+def meant(key: str, known: Collection[str]) -> str | None:
+    """The key of another name, or the table around it, for one that is unknown here."""
+    name = _OTHER_NAMES.get(key.lower(), key)
+    if name in known:
+        return name
+    around = next((table for table in ("iops", "bandwidth") if table in known and name in _CONTROLS), None)
+    return None if around is None else f"{around} = {{ {name} = ... }}"
 
 
 def what(raw: object) -> str:

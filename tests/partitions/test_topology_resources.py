@@ -227,6 +227,20 @@ def test_what_pools_reserve_is_enough_for_those_in_them(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("cpu = { shares = 10 }", 'cpu.shares: unknown key; did you mean "weight"?'),
+        ("cpu = { cap = 10 }", 'cpu.cap: unknown key; did you mean "limit"?'),
+        ('disk = [{ path = "d", limit = 9 }]', 'disk[0].limit: unknown key; did you mean "iops = { limit = ... }"?'),
+        ("nic = [{ shares = 9 }]", 'nic[0].shares: unknown key; did you mean "bandwidth = { weight = ... }"?'),
+    ],
+)
+def test_names_of_other_hosts(folder: Path, text: str, expected: str) -> None:
+    """Who has heard of shares, caps and reservations is told what they are called here, and where they stand."""
+    assert expected in "\n".join(problems(folder, VM + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         (HOST + VM + "cpu = { reserve = 20 }\n", []),
         (
             HOST + VM + "processors = 5\ncpu = { reserve = 90 }\n",
