@@ -42,6 +42,8 @@ ANSWER_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 10.0
 """Before a guest is asked again that gave less than was wanted, or could not take more for now."""
 SWEEP_SECONDS: Final = 60.0
+MOST_RUNS: Final = 1 << 17
+"""Of pages in a balloon, from which on nothing more is asked for: each of them costs the host some memory and time."""
 SWEPT_AT_ONCE: Final = 1024
 """Runs of pages, of which a guest may make very many."""
 LOW_LIMIT: Final = 0xC000_0000 >> PAGE_SHIFT
@@ -407,7 +409,9 @@ class VmMemory:
 
     def _resting(self) -> bool:
         session = self.device.session
-        return self._clock() < self._rest_until or session is None or not session.capabilities.balloon
+        if session is None or not session.capabilities.balloon or len(session.ballooned) >= MOST_RUNS:
+            return True
+        return self._clock() < self._rest_until
 
     def _free_pages(self) -> int:
         return self._vid.vm_memory_free >> PAGE_SHIFT

@@ -55,4 +55,10 @@ MEMORY_CASES: Final = (
         "each message costs the same; what is written there is gone a minute later, so many runs a second",
         "tests/hostile/test_memory.py::test_107_single_pages_and_what_is_written_there",
     ),
+    Elsewhere(
+        107,
+        "a balloon of more than 131,072 runs of pages",
+        "nothing more is asked for",
+        "tests/hostile/test_memory.py::test_107_a_balloon_of_very_many_runs",
+    ),
 )

@@ -280,3 +280,26 @@ def test_107_single_pages_and_what_is_written_there(monkeypatch: pytest.MonkeyPa
                 assert found == [bytes(4)] * empty + [b"mine"] * (5 - empty)
 
     run(session)
+
+
+def test_107_a_balloon_of_very_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I8: what the host keeps of a balloon is bounded: nothing more is asked for, and whoever wants it is told."""
+    monkeypatch.setattr("partitions.root.vm_memory.MOST_RUNS", 3)
+
+    async def session() -> None:
+        async with evil() as guest:
+            rings = await ready(guest)
+            wish = Wish()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wish.want, guest.host, "4MiB", 30.0)
+                await trio.testing.wait_all_tasks_blocked()
+                assert await heard(rings) == [(6, struct.pack("<II", 1024, 0))]
+                pages = [1001, 1003, 1005, 1007]
+                assert await say(rings, balloon_response(*[(page, 1) for page in pages]).payload) == []
+            assert wish.why is not None
+            assert "has no more to give" in wish.why
+            await guest.do("advance", ticks=60 * 10_000_000)
+            guest.host.vid.desk.balance()
+            assert await heard(rings) == []
+
+    run(session)
