@@ -302,14 +302,18 @@ class Dispatcher(Slices):
         return lp
 
     def _tighten(self, budget: Budget, domain: Domain) -> None:
-        """Shorter slices for the sake of a cap: who is capped had less than that in the last period, and is behind.
+        """Shorter slices for the sake of a cap: who is capped had less than that in the last period, and is behind, or
+        a group that it is in.
 
         A budget that was not used is gone, so a turn that comes too late for it cannot be made up for. It stays so as
         long as somebody under that cap is busy, and until controls change.
         """
         place = places(budget.node)[0]
         budget.short = False
-        if place is not place.queue.root and place.tag < place.above.served:
+        root = place.queue.root
+        while place is not root and place.tag >= place.above.served:
+            place = place.above
+        if place is not root:
             domain.tight[budget] = min(self.quantum, max(self.min_run, budget.period // 10, 1))
             domain.length = min(domain.tight.values())
 

@@ -186,9 +186,7 @@ def keeps(vp: Vp, since: int) -> bool:
     """
     if not all(place.queued for place in vp.path):
         return False
-    if not vp.budgets and vp.queue.domain.spare_at >= since:
-        return True
-    keen = False
+    keen = not vp.budgets and vp.queue.domain.spare_at >= since
     for place in vp.path:
         if place.spared and place.era == place.above.eras:
             keen = True

@@ -262,6 +262,43 @@ def test_a_capped_one_has_its_turn_in_each_period() -> None:
             assert abs(ms - second * part) <= 40
 
 
+@pytest.mark.parametrize("quantum", [MS, QUANTUM, 2 * QUANTUM, 10 * QUANTUM])
+def test_a_capped_one_has_its_turn_where_it_is_alone_in_its_group(quantum: int) -> None:
+    """I5: by weight 80 % of an LP, its cap is 75: it gets that, though nobody beside it in its group is ahead of it."""
+    kernel = CpuKernel(1, quantum=quantum)
+    (other,) = busy(kernel, 100)
+    group = kernel.add_group(kernel.root, "group", id=9, shares=400)
+    busy(kernel, 100, parent=group, cap=WHOLE * 3 // 4)
+    kernel.advance(2 * SECOND)
+    before = ran(kernel, [group, other])
+    kernel.advance(4 * SECOND)
+    for ms, old, part in zip(ran(kernel, [group, other]), before, (1500, 500), strict=True):
+        assert abs(ms - old - part) <= Fraction(quantum, MS)
+
+
+def test_going_on_does_not_go_too_far() -> None:
+    """I5: an LP that is free for a moment, when budgets are used up, does not let two who have no cap run on until all
+    others' budgets are lost, which makes it free again: 1.03, 0.985 and 0.985 on three LPs, and not 0.88, 0.25, 1.86.
+    """
+    kernel = CpuKernel(3, quantum=MS)
+    first = kernel.add_group(kernel.root, "first", id=1, shares=700, cap=WHOLE * 103 // 100)
+    busy(kernel, 100, 400, 100, parent=first)
+    busy(kernel, 700, 200, parent=kernel.add_group(first, "in first", id=9))
+    second = kernel.add_group(kernel.root, "second", id=2, cap=WHOLE * 14 // 10)
+    group = kernel.add_group(second, "one", id=1, shares=700)
+    busy(kernel, 400, parent=group)
+    busy(kernel, 100, parent=group, cap=WHOLE * 83 // 100)
+    busy(kernel, 100, parent=group, cap=WHOLE * 85 // 100, period=10 * QUANTUM)
+    busy(kernel, 400, 400, parent=kernel.add_group(second, "two", id=2, shares=400, cap=WHOLE * 73 // 100))
+    third = kernel.add_group(kernel.root, "third", id=3)
+    busy(kernel, 200, 200, parent=third)
+    kernel.advance(2 * SECOND)
+    before = ran(kernel, [first, second, third])
+    kernel.advance(4 * SECOND)
+    for ms, old, part in zip(ran(kernel, [first, second, third]), before, (2060, 1970, 1970), strict=True):
+        assert abs(ms - old - part) <= 10
+
+
 def test_a_quota_of_fifty_in_a_hundred_milliseconds() -> None:
     """E33: in any k periods at most 50k ms, and all of it where the LP is free."""
     kernel = CpuKernel(1)
