@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -284,6 +285,35 @@ def test_delivered_is_entitled(kernel: CpuKernel) -> None:
             off = kernel.times(vp).run - part * kernel.now
             assert abs(off) <= 4 * QUANTUM * len(vp.path), (vp, float(off / QUANTUM))
     check(kernel)
+
+
+Shape = list[Any]
+"""Weights; of a group with those in it."""
+
+
+@pytest.mark.parametrize(
+    ("lps", "shape"),
+    [
+        (4, [200, (200, [400]), 100, (700, [400, (200, [400, 100])])]),
+        (4, [(50, [50]), (100, [50, (50, [200, 700, 100]), 300]), 100, (100, [50])]),
+        (3, [(10, [(100, [10, 1])]), (100, [10, 10, (1000, [1, 1, 100]), (1000, [1, 1])]), 10]),
+    ],
+)
+def test_whole_processors_deep_in_trees(lps: int, shape: Shape) -> None:
+    """I5: the same where who is due a whole LP could get two thirds of it, and a neighbour twice what it is due."""
+    kernel = CpuKernel(lps)
+
+    def fill(group: Group, shape: Shape) -> None:
+        for number, it in enumerate(shape):
+            if isinstance(it, tuple):
+                fill(kernel.add_group(group, "group", id=number, shares=it[0]), it[1])
+            else:
+                kernel.work(kernel.add_vp(group, f"{group.name}.{number}", id=number, shares=it), None)
+
+    fill(kernel.root, shape)
+    due = entitled(kernel)
+    kernel.advance(500 * QUANTUM)
+    assert all(abs(kernel.times(vp).run - part * kernel.now) <= 4 * QUANTUM * len(vp.path) for vp, part in due.items())
 
 
 @settings(max_examples=40)
