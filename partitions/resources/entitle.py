@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 from hypervisor.scheduler.divvy import Claim, State, divide, wishes
 from hypervisor.scheduler.tree import Node
+from partitions.resources.sample import HOST
 
 AT_ONCE: Final = 64
 """Leaves that are made before others get their turn."""
-HOST: Final = "host"
 
 
 class PoolClaim(NamedTuple):

@@ -10,8 +10,8 @@ import attrs
 import msgspec
 
 from hypervisor.scheduler.settings import WHOLE
-from partitions.resources.entitle import HOST, Entitled, LeafClaim, PoolClaim, entitled
-from partitions.resources.sample import Cpu, Disk, Lp, Memory, Network, Node, Sample
+from partitions.resources.entitle import Entitled, LeafClaim, PoolClaim, entitled
+from partitions.resources.sample import HOST, SHORTEST_CONTENTION, Cpu, Disk, Lp, Memory, Network, Node, Sample
 from partitions.resources.totals import Totals, add_counts
 from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, PoolTable
 from partitions.topology_figures import cpu_figures, pool_figures, vm_pool
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 ROWS_AT_ONCE: Final = 64
-SHORTEST_CONTENTION: Final = 100
-"""A hundredth of the window: less waiting than that is two wake-ups at the same moment."""
 
 
 @attrs.frozen

@@ -15,6 +15,10 @@ from msgspec import Meta
 FORMAT = 1
 """Of the lines of a file of samples, as its heading has it."""
 
+HOST = "host"
+"""The host's path."""
+SHORTEST_CONTENTION = 100
+"""A hundredth of a window: less waiting than that is two wake-ups at the same moment."""
 Kind = Literal["host", "pool", "vm"]
 MOST_DEPTH = 100
 Whole = Annotated[int, Meta(ge=-(2**61), le=2**61)]

@@ -13,13 +13,10 @@ from typing import Final
 
 import msgspec
 
-from partitions.resources.sample import Disk, Heading, Network, Node, Sample
+from partitions.resources.sample import HOST, SHORTEST_CONTENTION, Disk, Heading, Network, Node, Sample
 
-HOST: Final = "host"
 READY_ALARM: Final = 10.0
 """%RDY without %MLMTD, for each virtual processor, from which on people look closer."""
-SHORTEST_CONTENTION: Final = 1.0
-"""Percent of a processor; less waiting than that is two wake-ups at the same moment."""
 
 
 class View(enum.StrEnum):
@@ -266,7 +263,7 @@ def _upside_down(sample: Sample) -> tuple[Node, Node] | None:
         if node.kind != "vm":
             way.append(node.path)
         elif (
-            node.cpu.ready_percent > SHORTEST_CONTENTION
+            node.cpu.ready * SHORTEST_CONTENTION > node.cpu.elapsed
             and node.cpu.weight is not None
             and node.cpu.entitled is not None
             and not node.cpu.capped
