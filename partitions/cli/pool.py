@@ -26,7 +26,14 @@ def add_parser(verbs: Verbs) -> None:
         "VMs are moved by `partita set VM pool=NAME`.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", metavar="ACTION", choices=("list", "add", "remove", "move"), help="what to do")
+    parser.add_argument(
+        "action",
+        metavar="ACTION",
+        nargs="?",
+        choices=("list", "add", "remove", "move"),
+        default="list",
+        help="what to do; list by default",
+    )
     parser.add_argument("pool", metavar="NAME", nargs="?", help="the pool")
     parser.add_argument("values", metavar="KEY=VALUE|PARENT", nargs="*", help="its controls, or where it goes")
     add_host_option(parser)

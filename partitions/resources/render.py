@@ -26,6 +26,8 @@ INDENT: Final = "  "
 LEAST_NAME: Final = 10
 """Characters that names keep in a narrow terminal."""
 MOST_NAME: Final = 40
+LEAST_VALUE: Final = 12
+"""Characters that a value has in the long form."""
 _ALARM, _STRONG, _DIM, _PLAIN = "\033[33m", "\033[1m", "\033[2m", "\033[0m"
 
 
@@ -53,7 +55,7 @@ def above(sample: Sample, heading: Heading, look: Look) -> list[str]:
 def rows(sample: Sample, look: Look) -> list[str]:
     """The tree: columns with their headings first, or all counters one below the other."""
     if look.long:
-        return [_cut(line, look.width) for line in _long(sample, look.view)]
+        return [_cut(line, look.width) for line in _long(sample, look)]
     return _table(sample.nodes, COLUMNS[look.view], look)
 
 
@@ -74,14 +76,19 @@ def _label(node: Node, *, ended: bool = False) -> str:
     return f"{INDENT * node.depth}{name}"
 
 
-def _long(sample: Sample, view: View) -> list[str]:
+def _long(sample: Sample, look: Look) -> list[str]:
+    """Where there is no room, a counter's name is cut from the left, where all begin with what they count."""
     lines = []
     for node in sample.nodes:
-        pairs = [(name, cell(node)) for name, cell in LONG[view]]
+        pairs = [(name, cell(node)) for name, cell in LONG[look.view]]
         shown = [(name, value) for name, value in pairs if value is not None]
         lines.append(_label(node))
-        width = max((len(name) for name, _ in shown), default=0)
-        lines += [f"{INDENT * (node.depth + 1)}{name:<{width}}  {value:>12}" for name, value in shown]
+        indent, width = INDENT * (node.depth + 1), max((len(name) for name, _ in shown), default=0)
+        if look.width is not None:
+            width = max(1, min(width, look.width - len(indent) - 2 - LEAST_VALUE))
+        for name, value in shown:
+            known = name if len(name) <= width else f"…{name[1 - width :]}" if width > 1 else "…"
+            lines.append(f"{indent}{known:<{width}}  {value:>{LEAST_VALUE}}")
     return lines
 
 

@@ -122,6 +122,7 @@ async def test_verbs(tmp_path: Path, capsys: Capture) -> None:
         ]
         await run("pool", "add", "lab", "parent=prod", "cpu.weight=400")
         lines = (await run("pool", "list", "-o", "table"))[0].splitlines()
+        assert (await run("pool", "-o", "table"))[0].splitlines() == lines
         assert [line.split()[:2] for line in lines] == [
             ["POOL", "IN"],
             ["host", "150"],

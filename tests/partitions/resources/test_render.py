@@ -84,6 +84,8 @@ def test_long_names() -> None:
     ]
     assert any(line.split() == ["limit", "40.0"] for line in lines[place:])
     assert not any("entitled" in line for line in lines[place:])
+    narrow = rows(FARM, Look(long=True, width=40))
+    assert [line.split()[-1] for line in narrow] == [line.split()[-1] for line in lines], "values stay, names are cut"
     pressure = [line for line in rows(FARM, Look(long=True, view=View.MEMORY)) if "Current Pressure" in line]
     assert pressure[0].split() == ["Hyper-V", "Dynamic", "Memory", "VM\\Current", "Pressure", "50"]
 
