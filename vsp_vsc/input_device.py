@@ -128,6 +128,7 @@ class InputVsp(Generic[S]):
                 try:
                     while True:
                         self._take(session, await channel.receive())
+                        await trio.lowlevel.checkpoint()  # a packet of 510 runs of pages costs milliseconds
                         while len(session.outbox) >= MAX_UNSENT:
                             await self._room()
                 except WireError as fault:
