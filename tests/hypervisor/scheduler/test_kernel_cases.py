@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
 
 from hypervisor.scheduler.kernel import CpuKernel, Group, Reason, Vp
-from tests.hypervisor.scheduler.kernels import MS, QUANTUM, SECOND, WHOLE, busy, check, listen, ran
+from tests.hypervisor.scheduler.kernels import MS, QUANTUM, SECOND, WHOLE, busy, check, entitled, listen, ran
 
 
 def test_weights_of_three_on_one_processor() -> None:
@@ -274,6 +275,41 @@ def test_a_capped_one_has_its_turn_where_it_is_alone_in_its_group(quantum: int) 
     kernel.advance(4 * SECOND)
     for ms, old, part in zip(ran(kernel, [group, other]), before, (1500, 500), strict=True):
         assert abs(ms - old - part) <= Fraction(quantum, MS)
+
+
+def draw_capped(seed: int) -> CpuKernel:
+    """On one LP, in groups in groups, half of all with caps; all want all."""
+    draw = random.Random(seed)
+    kernel = CpuKernel(1, quantum=draw.choice((2, 5, 10)) * MS)
+    period = draw.choice((10, 20, 30, 100)) * MS
+    numbers = iter(range(1000))
+
+    def fill(group: Group, levels: int) -> None:
+        for _ in range(draw.randint(1, 3)):
+            number = next(numbers)
+            shares, cap = draw.choice((100, 200, 400, 700)), draw.choice((None, draw.randint(WHOLE // 20, WHOLE)))
+            if levels and draw.random() < 0.5:
+                fill(
+                    kernel.add_group(group, f"g{number}", id=number, shares=shares, cap=cap, period=period), levels - 1
+                )
+            else:
+                vp = kernel.add_vp(group, f"v{number}", id=number, shares=shares, cap=cap, period=period)
+                kernel.work(vp, None)
+
+    fill(kernel.root, 2)
+    return kernel
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_with_caps_delivered_is_entitled(seed: int) -> None:
+    """I5: whatever quantum, caps and their period, on one LP: what the water-fill says, to 4 quanta a level."""
+    kernel = draw_capped(seed)
+    kernel.advance(2 * SECOND)
+    before = {vp: kernel.times(vp).run for vp in entitled(kernel)}
+    kernel.advance(5 * SECOND)
+    for vp, part in entitled(kernel).items():
+        off = kernel.times(vp).run - before[vp] - part * 3 * SECOND
+        assert abs(off) <= 4 * kernel.quantum * len(vp.path), (vp, float(off / MS))
 
 
 def test_going_on_does_not_go_too_far() -> None:
