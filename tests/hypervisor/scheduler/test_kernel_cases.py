@@ -244,7 +244,7 @@ def test_a_whole_processor_in_a_group(quantum: int) -> None:
         kernel.work(vp, None)
     for second in range(1, 4):
         kernel.advance(second * SECOND)
-        due = [1000, 1000, Fraction(800 * 300, 350), Fraction(800 * 50, 350), 800, 400]
+        due: list[int | Fraction] = [1000, 1000, Fraction(800 * 300, 350), Fraction(800 * 50, 350), 800, 400]
         for ms, part in zip(ran(kernel, [*vps, *others]), due, strict=True):
             assert abs(ms - second * part) <= 8 * quantum / MS, "4 quanta a level"
 
