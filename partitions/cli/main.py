@@ -136,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         parsers()[0].print_help()
         return USAGE
-    # Modules make objects that stay: looking for garbage among them again and again is a tenth of a verb's start.
-    kept = gc.get_freeze_count()  # by a program that calls this and had reasons of its own
-    gc.disable()
+    if arguments is None:
+        # Modules make objects that stay: looking for garbage among them again and again is a tenth of a verb's start.
+        # In the process of somebody who calls this with arguments the collector is theirs.
+        gc.disable()
     try:
         if given[0] == "__complete":
             from partitions.cli.completing import complete
@@ -159,10 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except KeyboardInterrupt:
         return INTERRUPTED
-    finally:
-        gc.enable()
-        if not kept:
-            gc.unfreeze()
 
 
 if __name__ == "__main__":
