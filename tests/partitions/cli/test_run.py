@@ -230,7 +230,9 @@ SHUTS_DOWN = "print('up')\ntry:\n    await guest.sleep(1000)\nfinally:\n    prin
 STUBBORN = (
     "print('up')\nwith trio.CancelScope(shield=True):\n    while await guest.sleep(0.01) is None:\n        print()"
 )
-DEAF = "print('up')\nwith trio.CancelScope(shield=True):\n    await trio.sleep_forever()"
+DEAF = (
+    "print('up')\nwhile True:\n    try:\n        await trio.sleep_forever()\n    except trio.Cancelled:\n        pass"
+)
 SAID = (
     "shutting down; once more to turn off\n",
     "turning off; once more to leave at once\n",
