@@ -19,8 +19,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## boot two children, give them disks, show their traffic
 	$(BIN)/partita run 03-disk -vv --trace-filter 'layer=state|control|device'
 
+# One more than there are processors: some tests wait for other programs.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+
 test: $(READY) ## the fast test suite, on all processors
-	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 LINUX_TESTS ?= tests/linux_guest
 
