@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.doubles.campaign import SHORT
+from tests.doubles.campaign import LONG, SHORT
 
 # No deadlines: how long one example takes says how busy the machine is, and the suite has a limit of its own.
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=SHORT)
-settings.register_profile("long", deadline=None, max_examples=100 * SHORT)
+settings.register_profile("long", deadline=None, max_examples=LONG)
 settings.load_profile("short")
 
 

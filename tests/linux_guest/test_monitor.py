@@ -100,7 +100,7 @@ def test_linux_sets_triggers(tmp_path: Path, evidence: Callable[[str, str], None
         assert shown["server_monitor_conn_id"] >= 0x1000
     assert beat.state is HeartbeatState.OK
     assert beat.beats >= 2
-    assert beat.missed <= 1, "an emulated machine beside others may be late once"
+    assert beat.missed == 0
     assert child["monitor_signals"] >= beat.beats
     assert root["monitor_signals"] >= beat.beats
     evidence(
