@@ -76,7 +76,7 @@ class CpuKernel(Wiring):
         parent: Group,
         name: str,
         *,
-        id: int,  # noqa: A002 (what it is called)
+        id: int,  # noqa: A002 - the number that others know it by, as `Node.id`
         shares: int = DEFAULT_SHARES,
         cap: int | None = None,
         reserve: int = 0,
@@ -99,7 +99,7 @@ class CpuKernel(Wiring):
         parent: Group,
         name: str,
         *,
-        id: int,  # noqa: A002
+        id: int,  # noqa: A002 - as above
         shares: int = DEFAULT_SHARES,
         cap: int | None = WHOLE,
         reserve: int = 0,

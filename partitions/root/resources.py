@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -426,7 +427,7 @@ class Resources:
             if was_on:
                 gone.switch(on=False)
             gone.remove()
-            undo.append(lambda gone=gone, was_on=was_on: _put_back(node, gone, was_on))  # type: ignore[misc]
+            undo.append(partial(_put_back, node, gone, was_on))
             changed.append((kind, gone))
         for name, figures in wanted.items():
             child = node.children.get(name)
@@ -437,7 +438,7 @@ class Resources:
             child = node.add(
                 name, reservation=figures.reservation, limit=figures.limit, shares=figures.shares, demand=figures.demand
             )
-            undo.append(lambda child=child: _take_out(child))  # type: ignore[misc]
+            undo.append(partial(_take_out, child))
             if on:
                 answer = admission.commit(child)
                 if isinstance(answer, Refused):

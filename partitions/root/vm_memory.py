@@ -598,7 +598,7 @@ async def change_memory(
         await memory.resize(size, patience)
     except CannotResize:
         if memory.settle is not None and not memory.dynamic:  # its settings say what it has
-            with contextlib.suppress(ResourceError):
+            with contextlib.suppress(ResourceError):  # why it has not the size asked for is what the caller is told
                 memory.settle({"memory": memory.assigned * _PAGE})
         raise
     return memory.state()

@@ -17,7 +17,7 @@ UNIT: Final = 8 << 10
 IN_ORDER: Final = 0
 """The cost of what is not counted and yet has to wait for what came before it, as a flush for writes."""
 
-_COUNT: Final = {
+_COUNT: Final[dict[int, tuple[int, int]]] = {
     Opcode.READ_6: (4, 5),
     Opcode.WRITE_6: (4, 5),
     **dict.fromkeys((Opcode.READ_10, Opcode.WRITE_10, Opcode.VERIFY_10, Opcode.WRITE_SAME_10), (7, 9)),
@@ -26,7 +26,7 @@ _COUNT: Final = {
     Opcode.COMPARE_AND_WRITE: (13, 14),
 }
 """Where the CDB of a command that moves blocks says how many."""
-_FIELDS: Final = tuple(_COUNT.get(code) for code in range(256))  # type: ignore[call-overload]
+_FIELDS: Final = tuple(_COUNT.get(code) for code in range(256))
 _SIX: Final = frozenset((int(Opcode.READ_6), int(Opcode.WRITE_6)))
 _BOTH_WAYS: Final = int(Opcode.COMPARE_AND_WRITE)
 _UNMAP: Final = int(Opcode.UNMAP)

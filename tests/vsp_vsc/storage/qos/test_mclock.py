@@ -334,6 +334,11 @@ def test_figures_that_cannot_be() -> None:
     clock.add_node(clock.root, "a")
     with pytest.raises(ValueError, match="a is there already"):
         clock.add_node(clock.root, "a")
-    for controls in ({"weight": -1}, {"limit": 0}, {"reserve": -1}, {"weight": 0}):
-        with pytest.raises(ValueError):  # noqa: PT011
+    for controls, words in (
+        ({"weight": -1}, "weight -1"),
+        ({"limit": 0}, "limit 0"),
+        ({"reserve": -1}, "reserve -1"),
+        ({"weight": 0}, "neither reserve nor weight"),
+    ):
+        with pytest.raises(ValueError, match=words):
             clock.add_node(clock.root, "b", **controls)
