@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
+import tempfile
 from pathlib import Path
 
 from hypervisor.trace import Layer, TraceEvent
 from partitions import determinism
+from partitions.examples import examples
 from partitions.host import open_host
 from partitions.logs import vm_name
 from partitions.topology import load_topology
@@ -16,6 +18,7 @@ from partitions.trace.sequence_mermaid import mermaid
 from partitions.trace.sequence_svg import svg
 from partitions.trace.timeline import Timeline
 from tests.doubles import trace_events_checker
+from tests.partitions.copies import copied_example
 from tests.partitions.trace.timeline_picture import draw
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -23,17 +26,22 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 @functools.cache
 def events_of(example: str) -> tuple[tuple[TraceEvent, str], ...]:
-    """All events of an example on the virtual clock, with the names of their VMs."""
+    """All events of an example on the virtual clock, with the names of their VMs. It runs as a copy: its images are
+    locked, and another worker may run it too.
+    """
+    name = next(known.name for known in examples() if known.name.startswith(example))
     events: list[tuple[TraceEvent, str]] = []
 
     async def run() -> None:
-        async with open_host(load_topology(example), clock="virtual", seed=1) as host:
+        async with open_host(load_topology(place), clock="virtual", seed=1) as host:
             host.trace.add_sink(lambda event: events.append((event, vm_name(host.trace.names, event))))
             for vm in host.values():
                 await vm.start()
             await host.wait_all()
 
-    determinism.run(run, clock="virtual", seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        place = copied_example(name, Path(folder))
+        determinism.run(run, clock="virtual", seed=1)
     return tuple(events)
 
 

@@ -69,7 +69,7 @@ async def test_a_host_while_it_runs(browser: Browser, tmp_path: Path) -> None:
         await host["web"].start()
         reads = "recording.requests.filter((request) => request.words.startsWith('SCSI READ(10)')).length"
         await in_thread(page.wait, f"{reads} >= 3")
-        assert await in_thread(page.run, "following && current() === visible.at(-1)")
+        await in_thread(page.wait, "following && current() === visible.at(-1)")  # events come while it is asked
         assert await in_thread(page.run, "document.querySelector('.vm[data-vm=web]').dataset.state") == "running"
         await host["web"].pause()
         await in_thread(page.wait, "document.querySelector('.vm[data-vm=web]').dataset.state === 'paused'")
