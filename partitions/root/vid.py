@@ -140,7 +140,11 @@ class VmPartition:
 
     def _set_suspended(self, value: int) -> None:
         for index in range(self.processors):
-            self._winhv.set_vp_register(self.id, index, EXPLICIT_SUSPEND, value)
+            try:
+                self._winhv.set_vp_register(self.id, index, EXPLICIT_SUSPEND, value)
+            except HypercallFailed as error:
+                if error.status is not HvStatus.INVALID_VP_INDEX:
+                    raise  # one that somebody has deleted needs no telling
 
 
 class Vid:

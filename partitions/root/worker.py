@@ -243,8 +243,8 @@ class Worker:
     def press_power_button(self) -> None:
         """Set the button's status bit and raise its interrupt in processor 0; the rest is the guest's."""
         self._power.press_button()
-        if self._built is not None:
-            self._built.partition.vps[0].raise_interrupt(POWER_BUTTON_VECTOR)
+        if self._built is not None and (first := self._built.partition.vps.get(0)) is not None:
+            first.raise_interrupt(POWER_BUTTON_VECTOR)
 
     def end(self, reason: ExitReason, detail: str = "") -> None:
         """The VM is over; the first reason counts. Called from traps, so it only notes and cancels."""
@@ -285,9 +285,13 @@ class Worker:
             seen |= {"devices": Many(hotplug.devices, str)}
         if integration is not None:
             seen |= {"integration": integration.inspect}
-        if self.memory is not None:
-            seen |= {"memory": self.memory.inspect}
+        seen |= {"memory": self._inspect_memory if self.memory is None else self.memory.inspect}
         return seen
+
+    def _inspect_memory(self) -> Branch:
+        from partitions.root.memory_state import fixed_memory, shown
+
+        return shown(fixed_memory(self._settings))
 
     def _freeze(self) -> None:
         """The guest sees no other instruction: a processor in a trap is suspended before the trap is answered."""
@@ -534,6 +538,9 @@ class Worker:
         clock, quick = self._host.hypervisor.clock, 0
         while True:
             self._reset_wanted = self._resets_itself = False
+            if 0 not in built.partition.vps:
+                self._end = (ExitReason.STOPPED, "its virtual processor 0 was deleted, and no other begins")
+                return
             began = clock()
             with trio.CancelScope() as self._round:
                 async with trio.open_nursery() as nursery:

@@ -298,8 +298,11 @@ class KvmBackend:
 
     def _rang(self, connection_id: int) -> None:
         """The guest has signaled a connection by its doorbell; it does not wait for a status."""
+        vp = self._some_vp()
+        if vp is None:
+            return
         try:
-            self._hypervisor.hypercall(self._partition.vps[0], SIGNAL_EVENT_FAST, connection_id, 0)
+            self._hypervisor.hypercall(vp, SIGNAL_EVENT_FAST, connection_id, 0)
         except (InvalidOpcode, VpStopped):
             words = f"doorbell {connection_id:#x} where no hypercall is legal"
             self._hypervisor.trace.warn(Layer.SYNIC, "doorbell_ignored", self._partition.id, words)
@@ -312,11 +315,16 @@ class KvmBackend:
             self._drain()
 
     def _drain(self) -> None:
-        if self._posted is not None:
-            vp = self._partition.vps[0]
+        vp = self._some_vp()
+        if self._posted is not None and vp is not None:
             for port, size, value in self._posted.take():
                 if self._partition.state is PartitionState.ACTIVE:
                     self._hypervisor.port_out(vp, port, size, value)
+
+    def _some_vp(self) -> VirtualProcessor | None:
+        """Whose it counts as where KVM does not say: number 0, or the next one left by a parent that deletes some."""
+        vps = self._partition.vps
+        return vps.get(0) or (vps[min(vps)] if vps else None)
 
     # --- exits
 

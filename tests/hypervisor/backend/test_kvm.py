@@ -7,17 +7,19 @@ import mmap
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from hypervisor.backend.kvm import ioctls, leaves, machine, switching
-from hypervisor.backend.kvm.backend import HYPERCALL_CODE, HYPERCALL_PORT
+from hypervisor.backend.kvm.backend import HYPERCALL_CODE, HYPERCALL_PORT, KvmBackend
 from hypervisor.backend.kvm.doorbells import DOORBELL_PORT, Doorbells
 from hypervisor.backend.kvm.ioctls import KvmError, Request
 from hypervisor.backend.kvm.posted import ENTRIES, ENTRY, PostedWrites
+from hypervisor.partition import PartitionState
 from hypervisor.synic.ports import Connection, Port, PortType
 from hypervisor.trace import Trace
 
@@ -223,6 +225,41 @@ def test_a_write_that_comes_while_the_ring_is_read_is_taken_too() -> None:
     post(page, 2, 2)
     assert list(got) == [(2, 1, 2)]
     assert struct.unpack_from("<II", page, mmap.PAGESIZE) == (2, 2)
+
+
+class Told:
+    """A hypervisor that notes who wrote what, and who signaled."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[object, int]] = []
+        self.trace = Trace(lambda: 0)
+
+    def port_out(self, vp: object, port: int, size: int, value: int) -> None:
+        self.heard.append((vp, value))
+
+    def hypercall(self, vp: object, control: int, first: int, second: int) -> int:
+        self.heard.append((vp, first))
+        return 0
+
+
+def test_who_wrote_is_who_is_left() -> None:
+    """KVM does not say which processor wrote or rang: it counts as number 0's, and as the next one's once that is gone.
+
+    With none left there is nobody to have said anything, and no exception: the root deletes processors as it likes.
+    """
+    writes, page = ring()
+    told = Told()
+    backend = object.__new__(KvmBackend)
+    partition: Any = SimpleNamespace(vps={0: "first", 1: "second", 3: "third"}, state=PartitionState.ACTIVE, id=2)
+    backend._posted, backend._partition = writes, partition
+    backend._hypervisor = cast(Any, told)
+    for _ in range(4):
+        post(page, 1, 1)
+        backend._drain()
+        backend._rang(7)
+        if partition.vps:
+            del partition.vps[min(partition.vps)]
+    assert told.heard == [(name, value) for name in ("first", "second", "third") for value in (1, 7)]
 
 
 # --- doorbells

@@ -103,6 +103,24 @@ async def test_what_was_printed_is_seen_though_no_exit_follows() -> None:
             await until(lambda: vm.console.text == "hung here")
 
 
+async def test_its_first_processor_is_deleted_while_it_runs() -> None:
+    """By the root, who may: it stands still, its host goes on, and it ends at a reset, since nothing can begin."""
+    with trio.fail_after(20):
+        async with host_of([say("up") + SPIN, say("up") + SPIN]) as host:
+            for vm in host.values():
+                await vm.start()
+                await until(lambda: vm.console.text == "up")  # noqa: B023
+                hypervisor = host.hypervisor
+                assert vm.partition_id is not None
+                hypervisor.delete_vp(hypervisor.partitions[vm.partition_id], 0)
+            await host["tiny0"].reset()
+            assert (await host["tiny0"].wait()).reason is ExitReason.STOPPED
+            await host["tiny1"].shut_down(0, insist=True)
+    for vm in host.values():
+        assert vm.exit is not None
+        vm.exit.raise_worker_failure()
+
+
 async def test_printing_takes_few_exits() -> None:
     made: list[KvmBackend] = []
     with trio.fail_after(20):

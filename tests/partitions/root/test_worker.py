@@ -54,6 +54,19 @@ async def test_exit_code(autojump_clock: trio.abc.Clock) -> None:
         assert str(exits["web"]) == "powered off, exit code 3"
 
 
+async def test_its_only_processor_is_deleted(autojump_clock: trio.abc.Clock) -> None:
+    """By the root, who may: the VM can be paused as ever, and after a reset nothing can begin."""
+    async with bare_host(idle) as host:
+        vm = host["web"]
+        await vm.start()
+        partition = host.hypervisor.partitions[vm.partition_id or 0]
+        host.hypervisor.delete_vp(partition, 0)
+        await vm.pause()
+        await vm.resume()
+        await vm.reset()
+        assert str(await vm.wait()) == "stopped: its virtual processor 0 was deleted, and no other begins"
+
+
 async def test_crash_registers(autojump_clock: trio.abc.Clock) -> None:
     """The report is kept whole, and the VM goes off; what the guest does after it reaches nobody."""
 
