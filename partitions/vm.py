@@ -337,7 +337,7 @@ class Vm:
         `patience` is the time in seconds that one answer of the guest's may take. A dynamic VM stays at `size` until
         this is called without one. Raises `CannotResize`; what was had by then stays.
         """
-        from partitions.root.vm_memory import change_memory
+        from partitions.root.memory_resize import change_memory
 
         worker = self._managed.worker
         if worker is None:

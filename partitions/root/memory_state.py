@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from hypervisor.inspect import Branch
 from partitions.topology_schema import VmTable
 
 
@@ -65,3 +66,30 @@ def fixed_memory(settings: VmTable) -> MemoryState:
         driver="none",
         cause="",
     )
+
+
+def shown(state: MemoryState, *, last_refusal: str | None = None, **counters: int | None) -> Branch:
+    """The same to look at: Hyper-V's counters by their names, in bytes and percent, and counters that have more."""
+    names = ("guest_available_memory", "average_pressure", "minimum_pressure", "maximum_pressure")
+    operations = ("memory_add_operations", "memory_remove_operations")
+    found: dict[str, object] = {
+        "physical_memory": state.assigned,
+        "guest_visible_physical_memory": state.visible,
+        "guest_available_memory": counters.get(names[0]),
+        "demand": state.demand,
+        "target": state.target,
+        "ballooned": state.ballooned,
+        "added": state.added,
+        "current_pressure": state.pressure,
+        **{name: counters.get(name) for name in names[1:]},
+        "added_memory": state.added_memory,
+        "removed_memory": state.removed_memory,
+        **{name: counters.get(name, 0) for name in operations},
+        "startup": state.startup,
+        "driver": state.driver,
+        "cause": state.cause or None,
+        "last_refusal": last_refusal,
+    }
+    if state.dynamic:
+        found |= {"minimum": state.minimum, "maximum": state.maximum, "buffer": state.buffer, "weight": state.weight}
+    return Branch(found)

@@ -12,24 +12,21 @@ A guest that refuses, or does not answer, keeps what it has: nothing waits for i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import trio
 
 from hypervisor.clock import seconds, ticks
 from hypervisor.inspect import Branch
 from hypervisor.pages import PAGE_SHIFT
-from partitions.root.exits import CannotStart
-from partitions.root.memory_state import CannotResize, MemoryState
-from partitions.root.winhv import HypercallFailed
+from partitions.root.memory_added import RETRY_SECONDS, AddedMemory
+from partitions.root.memory_state import MemoryState, shown
 from partitions.topology_controls import DynamicMemoryTable, memory_range
-from partitions.topology_schema import Backend, VmTable, size_words
+from partitions.topology_schema import VmTable, size_words
 from vsp_vsc.memory.balance import Change, Claim, HostState, Standing, Step, Target, pressure, step
-from vsp_vsc.memory.protocol import BALLOON_UNIT, CHUNK, Pages
+from vsp_vsc.memory.protocol import BALLOON_UNIT, Pages
 from vsp_vsc.memory.ranges import PageSet
 from vsp_vsc.memory.session import Asked, Report
 from vsp_vsc.memory.vsp import MemoryVsp
@@ -39,29 +36,13 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS: Final = 60.0
 """After so long a guest counts as one that does not answer. What it says later counts all the same."""
-RETRY_SECONDS: Final = 10.0
-"""Before a guest is asked again that gave less than was wanted, or could not take more for now."""
 SWEEP_SECONDS: Final = 60.0
 MOST_RUNS: Final = 1 << 17
 """Of pages in a balloon, from which on nothing more is asked for: each of them costs the host some memory and time."""
 SWEPT_AT_ONCE: Final = 1024
 """Runs of pages, of which a guest may make very many."""
-LOW_LIMIT: Final = 0xC000_0000 >> PAGE_SHIFT
-HIGH_START: Final = 0x1_0000_0000 >> PAGE_SHIFT
-"""Between these two are the windows of devices."""
 _ASK_AT_ONCE: Final = 64 * BALLOON_UNIT
 _PAGE: Final = 1 << PAGE_SHIFT
-
-
-@attrs.define
-class _Block:
-    """Memory that was added in one piece."""
-
-    run: Pages
-    source: int
-    """Where the root sees it."""
-    unused: int = 0
-    """Pages behind it that the guest did not take."""
 
 
 @attrs.define
@@ -78,6 +59,10 @@ class _Pressure:
         self.most = value if self.most is None else max(self.most, value)
         self.total += value
         self.count += 1
+
+    @property
+    def mean(self) -> int | None:
+        return self.total // self.count if self.count else None
 
 
 class VmMemory:
@@ -107,16 +92,14 @@ class VmMemory:
         """Pages that somebody asked for by hand; of a VM without dynamic memory, always."""
         self.ram = PageSet(Pages(0, self.startup))
         self.device = MemoryVsp(vid.hypervisor.trace, built.id, self)
+        self._more = AddedMemory(settings, built, vid, self.device)
         self.target: Target | None = None
         self.demand: int | None = None
         self.available: int | None = None
-        self._blocks: list[_Block] = []
         self._given = 0
         """Pages in the balloon that the host's account has."""
-        self._never_add = False
         self._rest_until = 0
         """Until then it is not asked for pages."""
-        self._rest_adding_until = 0
         self._asked_at = 0
         self._swept_at = self._clock()
         self._sweeps_from = 0
@@ -152,6 +135,16 @@ class VmMemory:
     def answers(self) -> bool:
         """Whether its guest is not late with an answer."""
         return self.device.asked is Asked.NOTHING or self._clock() - self._asked_at < ticks(ANSWER_SECONDS)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since its guest was last asked for something."""
+        return seconds(self._clock() - self._asked_at)
+
+    @property
+    def host_free(self) -> int:
+        """Bytes of the host's that no VM has."""
+        return self._vid.vm_memory_free
 
     @property
     def driver(self) -> str:
@@ -194,7 +187,7 @@ class VmMemory:
     def cannot_save(self) -> str:
         """Why the VM cannot be saved now; empty if it can."""
         offered = None if self.device.session is None else self.device.session.offered
-        if not self._blocks and offered is None:
+        if not self._more and offered is None:
             return ""
         return (
             f"{size_words(self.added * _PAGE)} of memory were added while it ran, and where it is restored it begins "
@@ -238,37 +231,18 @@ class VmMemory:
         )
 
     def inspect(self) -> Branch:
-        """Hyper-V's counters, in bytes and percent, and what can be set."""
-        state, seen = self.state(), self._pressure
-        shown: dict[str, object] = {
-            "physical_memory": state.assigned,
-            "guest_visible_physical_memory": state.visible,
-            "guest_available_memory": None if self.available is None else self.available * _PAGE,
-            "demand": state.demand,
-            "target": state.target,
-            "ballooned": state.ballooned,
-            "added": state.added,
-            "current_pressure": state.pressure,
-            "average_pressure": seen.total // seen.count if seen.count else None,
-            "minimum_pressure": seen.least,
-            "maximum_pressure": seen.most,
-            "added_memory": state.added_memory,
-            "removed_memory": state.removed_memory,
-            "memory_add_operations": self.add_operations,
-            "memory_remove_operations": self.remove_operations,
-            "startup": state.startup,
-            "driver": state.driver,
-            "cause": state.cause or None,
-            "last_refusal": self._last_short or None,
-        }
-        if self.dynamic:
-            shown |= {
-                "minimum": state.minimum,
-                "maximum": state.maximum,
-                "buffer": state.buffer,
-                "weight": state.weight,
-            }
-        return Branch(shown)
+        """Hyper-V's counters, in bytes and percent."""
+        available = None if self.available is None else self.available * _PAGE
+        return shown(
+            self.state(),
+            guest_available_memory=available,
+            average_pressure=self._pressure.mean,
+            minimum_pressure=self._pressure.least,
+            maximum_pressure=self._pressure.most,
+            memory_add_operations=self.add_operations,
+            memory_remove_operations=self.remove_operations,
+            last_refusal=self._last_short or None,
+        )
 
     # --- what can be changed while it runs
 
@@ -276,86 +250,39 @@ class VmMemory:
         """Other settings: bounds of a dynamic VM, the size of another, which the balancer then takes it to."""
         dynamic = table.dynamic_memory
         if dynamic is None or not self.dynamic:
-            self.pinned = table.memory >> PAGE_SHIFT
-            self._rest_until = self._rest_adding_until = 0
+            self.pin(table.memory >> PAGE_SHIFT)
             return
         least, most = memory_range(table)
         self.minimum, self.maximum = least >> PAGE_SHIFT, most >> PAGE_SHIFT
         self.buffer, self.weight = dynamic.buffer, dynamic.weight
 
-    async def resize(self, size: int, patience: float = ANSWER_SECONDS) -> None:
-        """Bring it to `size` bytes; raises `CannotResize` where that cannot be had, with what was had kept.
-
-        A VM with dynamic memory stays there until `release`. `patience` is what one answer of the guest's may take, in
-        seconds, and the time in which it must have a driver.
-        """
-        try:
-            pages = _pages(size, "memory")
-        except ValueError as error:
-            raise CannotResize(f'VM "{self.name}": {error}') from None
-        if self.dynamic and not self.minimum <= pages <= self.maximum:
-            words = f"from {size_words(self.minimum * _PAGE)} to {size_words(self.maximum * _PAGE)}"
-            raise CannotResize(f'VM "{self.name}": memory must be {words}, is {size_words(size)}')
+    def pin(self, pages: int) -> None:
+        """Keep it at so many pages, until `release`; the balancer, or whoever waits for it, takes it there."""
         self.pinned = pages
-        self._rest_until = self._rest_adding_until = 0
-        with trio.move_on_after(patience):
-            while not self.device.ready:
-                await self.device.changed()
-        if not self.device.ready:
-            raise CannotResize(
-                f'VM "{self.name}": its guest has no driver for dynamic memory ({self.device.state}); '
-                "Linux has one in hv_balloon"
-            )
-        while self.pinned == pages and (why := await self._resize_step(pages, patience)) != "done":
-            if why:
-                raise CannotResize(f'VM "{self.name}" has {size_words(self.assigned * _PAGE)} now: {why}')
-        await trio.lowlevel.checkpoint()
+        self._ask_again()
 
     def release(self) -> None:
         """The balancer decides again; nothing for a VM without dynamic memory."""
         if self.dynamic:
             self.pinned = None
 
-    async def _resize_step(self, pages: int, patience: float) -> str:
-        """One question nearer; "done" at the end, or why it cannot go on."""
-        device = self.device
-        if not device.ready:
-            return f"its driver has gone ({device.state})"
-        more = (pages - self.assigned) * _PAGE
-        if more > self._vid.vm_memory_free and self.make_room is not None:
-            await self.make_room(more)
-        if device.idle:
-            if self.assigned == pages:
-                return "done"
-            change = self._by_hand(pages)
-            if change.change is Change.NOTHING or not change.pages:
-                return self._why_not(pages)
-            why = self.apply(change)
-            if why:
-                return why
-        left = patience - seconds(self._clock() - self._asked_at)
-        if left <= 0:
-            return "its guest does not answer"
-        with trio.move_on_after(left):
-            await device.changed()
-        return ""
-
-    def _by_hand(self, pages: int) -> Step:
+    def by_hand(self, pages: int) -> Step:
         """As the balancer's step, but to the page and in no hurry to stop."""
         more = pages - self.assigned
         if more > 0:
             more = min(more, max(0, self._free_pages()))
             if self._given:
                 return Step(Change.UNBALLOON, min(more, self._given))
-            return Step(Change.HOT_ADD, min(more, self._room()))
+            return Step(Change.HOT_ADD, min(more, self._more.room))
         return Step(Change.BALLOON, min(-more, _ASK_AT_ONCE)) if not self._resting() else Step()
 
-    def _why_not(self, pages: int) -> str:
+    def why_not(self, pages: int) -> str:
+        """Why `by_hand` has nothing to do, though it is not there yet."""
         if pages < self.assigned:
             return self._last_short or "its driver cannot give any back"
         if self._last_short:
             return self._last_short
-        return "its driver takes no more memory" if not self._room() else "the host has no more memory"
+        return "its driver takes no more memory" if not self._more.room else "the host has no more memory"
 
     # --- the balancer's
 
@@ -376,7 +303,7 @@ class VmMemory:
                 self.added_total += pages
                 self.add_operations += 1
             case Change.HOT_ADD:
-                return self._offer(wanted.pages)
+                return self._more.offer(wanted.pages)
         return ""
 
     def next_step(self, state: HostState, free: int) -> Step:
@@ -384,14 +311,14 @@ class VmMemory:
         if not self.device.idle:
             return Step()
         if self.pinned is not None:
-            return self._by_hand(self.pinned) if self.pinned != self.assigned else Step()
+            return self.by_hand(self.pinned) if self.pinned != self.assigned else Step()
         if self.target is None:
             return Step()
         standing = Standing(
             assigned=self.assigned,
             ballooned=self._given,
             least=self.minimum,
-            room=min(self._room(), max(0, self.maximum - self.ram.total)),
+            room=min(self._more.room, max(0, self.maximum - self.ram.total)),
             balloons=not self._resting(),
         )
         return step(self.target.pages, standing, state, free)
@@ -413,64 +340,12 @@ class VmMemory:
             return True
         return self._clock() < self._rest_until
 
+    def _ask_again(self) -> None:
+        self._rest_until = 0
+        self._more.try_again()
+
     def _free_pages(self) -> int:
         return self._vid.vm_memory_free >> PAGE_SHIFT
-
-    # --- adding memory
-
-    def _place(self) -> tuple[int, int]:
-        """Where the next memory goes, and how much fits up to the end of its chunk."""
-        session = self.device.session
-        assert session is not None, "its device is ready"
-        alignment = max(session.capabilities.alignment, 1)
-        last = self._blocks[-1].run if self._blocks else None
-        first = -(-self.startup // alignment) * alignment if last is None else last.end
-        if first < HIGH_START and first + alignment > LOW_LIMIT:
-            first = HIGH_START
-        chunk = max(alignment, CHUNK)
-        return first, chunk - first % chunk
-
-    def _room(self) -> int:
-        """Pages that can be offered now."""
-        session = self.device.session
-        if self._never_add or session is None or not session.ready or not session.capabilities.hot_add:
-            return 0
-        if self._clock() < self._rest_adding_until:
-            return 0
-        return self._place()[1]
-
-    def _offer(self, pages: int) -> str:
-        """Map memory and offer it; why not, or empty."""
-        first, room = self._place()
-        run = Pages(first, min(pages, room))
-        huge = self._settings.backend is Backend.KVM
-        try:
-            source = self._vid.add_memory(
-                self._built, run.first, run.count * _PAGE, f"{self.name} added", huge_pages=huge
-            )
-        except (CannotStart, HypercallFailed) as error:
-            self._rest_adding_until = self._clock() + ticks(RETRY_SECONDS)
-            return str(error)
-        self._blocks.append(_Block(run, source))
-        self.device.hot_add(run)
-        return ""
-
-    def _give_up(self, taken: int) -> None:
-        """Of the last block, only the first `taken` pages are the guest's."""
-        block = self._blocks.pop()
-        if not taken:
-            self._remove(block)
-            return
-        run = block.run
-        block.run, block.unused = Pages(run.first, taken), run.count - taken
-        self._built.unmap(run.first + taken, block.unused)
-        self._vid.given_back(block.unused * _PAGE)
-        self._blocks.append(block)
-
-    def _remove(self, block: _Block) -> None:
-        self._vid.given_back(-block.unused * _PAGE)
-        size = (block.run.count + block.unused) * _PAGE
-        self._vid.remove_memory(self._built, block.run.first, size, block.source)
 
     # --- `MemoryOwner`
 
@@ -512,7 +387,7 @@ class VmMemory:
         """What it did not take goes back."""
         self._last_short = ""
         if taken < offered.count:
-            self._give_up(taken)
+            self._more.give_up(taken)
             words = "takes no more, ever" if never_again else "cannot take it now"
             self._last_short = f"its guest took {size_words(taken * _PAGE)} of {size_words(offered.count * _PAGE)}"
             self._last_short += f" and {words}"
@@ -521,8 +396,8 @@ class VmMemory:
             self.added_total += taken
             self.add_operations += 1
         elif not never_again:
-            self._rest_adding_until = self._clock() + ticks(RETRY_SECONDS)
-        self._never_add = self._never_add or never_again
+            self._more.rest()
+        self._more.refused = self._more.refused or never_again
 
     def session_ended(self, offered: Pages | None) -> None:
         """The guest's driver is gone: what it gave is the guest's, and what was offered may be."""
@@ -536,69 +411,18 @@ class VmMemory:
 
     def was_reset(self) -> None:
         """The guest begins again with what it was built with; nobody serves its device."""
-        self._remove_added()
+        self._more.begin_anew()
+        self.ram = PageSet(Pages(0, self.startup))
         self.demand = self.available = self.target = None
-        self._never_add = False
-        self._rest_until = self._rest_adding_until = 0
+        self._rest_until = 0
         self._last_short = ""
         self.wake()
 
     def close(self) -> None:
         """The VM is off, and its partition about to go."""
-        self._remove_added()
-
-    def _remove_added(self) -> None:
-        for block in self._blocks:
-            self._remove(block)
-        self._blocks.clear()
+        self._more.remove_all()
         self.ram = PageSet(Pages(0, self.startup))
 
     def _account(self, pages: int) -> None:
         self._given += pages
         self._vid.given_back(pages * _PAGE)
-
-
-def _pages(size: int, key: str) -> int:
-    """Bytes as whole units of a balloon. Raises `ValueError`."""
-    if size <= 0 or size % (BALLOON_UNIT * _PAGE):
-        raise ValueError(f"{key}: must be a multiple of 2 MiB and not 0, is {size_words(size)}")
-    return size >> PAGE_SHIFT
-
-
-async def change_memory(
-    memory: VmMemory,
-    *,
-    size: int | None,
-    minimum: int | None,
-    maximum: int | None,
-    buffer: int | None,
-    weight: int | None,
-    patience: float,
-) -> MemoryState:
-    """Bounds first, then the size; without a size, the balancer decides. Raises `CannotResize`.
-
-    A size that is not had leaves the VM's settings at what it has.
-    """
-    from hypervisor.scheduler.tree import ResourceError
-
-    bounds = {"minimum": minimum, "maximum": maximum, "buffer": buffer, "weight": weight}
-    values: dict[str, object] = {f"dynamic_memory.{key}": value for key, value in bounds.items() if value is not None}
-    if size is not None and not memory.dynamic:
-        values["memory"] = size
-    if values and memory.settle is not None:
-        try:
-            memory.settle(values)
-        except ResourceError as error:
-            raise CannotResize(str(error)) from None
-    if size is None:
-        memory.release()
-        await trio.lowlevel.checkpoint()
-        return memory.state()
-    try:
-        await memory.resize(size, patience)
-    except CannotResize:
-        if memory.settle is not None and not memory.dynamic:  # its settings say what it has
-            with contextlib.suppress(ResourceError):  # why it has not the size asked for is what the caller is told
-                memory.settle({"memory": memory.assigned * _PAGE})
-        raise
-    return memory.state()
