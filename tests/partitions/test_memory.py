@@ -98,6 +98,8 @@ async def test_a_fixed_vm_is_resized(autojump_clock: trio.abc.Clock) -> None:
         assert "dynamic-memory" not in vm.devices
         assert host.vid._desk is None
         assert state(vm).assigned == 64 * MIB
+        assert await host.inspect("vm/web/memory/physical_memory") == 64 * MIB
+        assert await host.inspect("vm/web/memory/driver") == "none"
         before = resident(host, "web")
         assert before > 24 * MIB
 
