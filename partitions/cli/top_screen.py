@@ -20,7 +20,7 @@ import trio
 from partitions.cli.terminal import RawMode
 from partitions.cli.top import may_color
 from partitions.resources.files import decode_sample
-from partitions.resources.render import Look, above, rows
+from partitions.resources.render import Look, above, below, rows
 from partitions.resources.view import View
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _HOME, _END_OF_LINE, _BELOW = "\033[H", "\033[K", "\033[J"
 _REVERSE, _PLAIN = "\033[7m", "\033[0m"
 ESCAPE_SECONDS: Final = 0.05
 """How long the rest of an arrow key's bytes may take."""
+LEAST_ROWS: Final = 4
+"""Of the table that stay, whatever there is to say of them."""
 KEYS: Final = "q quit  c cpu  m memory  d disk  n network  l long names  space hold"
 FILE_KEYS: Final = "q quit  left/right: other windows  c cpu  m memory  d disk  n network  l long names"
 
@@ -148,13 +150,18 @@ class Chosen:
         head, body = above(sample, heading, look)[: max(1, height - 4)], rows(sample, look)
         fixed = [] if self.long else [body.pop(0)]
         room = max(1, height - len(head) - len(fixed) - 2)
+        said = below(sample, look)[: max(0, room - LEAST_ROWS)]
+        room -= len(said)
         self.top = max(0, min(self.top, len(body) - room))
         shown = body[self.top : self.top + room]
         more = "" if len(shown) == len(body) else f"rows {self.top + 1}-{self.top + len(shown)} of {len(body)}  "
         foot = f"{'HELD  ' if self.held else ''}{more}{keys}"[:width]
         if color:
             foot = f"{_REVERSE}{foot:<{width}}{_PLAIN}"
-        return [*[*head, "", *fixed, *shown][: height - 1], foot]
+        lines = [*head, "", *fixed, *shown]
+        if said:  # at the bottom, where nothing moves when they come and go
+            lines += [*[""] * (height - 1 - len(said) - len(lines)), *said]
+        return [*lines[: height - 1], foot]
 
 
 class Screen:

@@ -77,6 +77,7 @@ class Source:
             target=state.target,
             ballooned=state.ballooned,
             added=state.added,
+            cause=state.cause,
             pressure=None if state.pressure is None else float(state.pressure),
             minimum=state.minimum,
             maximum=state.maximum,

@@ -50,6 +50,8 @@ class Entitled(NamedTuple):
     """By owner, `pool/NAME` and `host`."""
     contended: dict[str, bool]
     """Of pools and the host: whether those in it wanted more than there was for them."""
+    worth: dict[str, Fraction]
+    """Of pools and the host where weights decide: what a weight of 1 comes to."""
 
 
 def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[LeafClaim]) -> Iterator[Entitled | None]:
@@ -77,7 +79,7 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
             yield None
     wanted = wishes(root)
     yield None
-    found = Entitled({}, {})
+    found = Entitled({}, {}, {})
     most = wanted[root].hi
     due = {root: Fraction(capacity if most is None else min(capacity, most))}
     for node in root.walk():
@@ -98,6 +100,8 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
         for amount, same in zip(division.amounts, alike.values(), strict=True):
             due |= dict.fromkeys(same, amount / len(same))
         found.contended[path] = division.state is not State.UNCONTENDED
+        if division.lam is not None:
+            found.worth[path] = division.lam
         yield None
     if batch:
         _leftover(capacity, batch, pools, found)

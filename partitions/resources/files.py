@@ -63,7 +63,7 @@ def _decode(line: bytes) -> Sample:
     """Raises `_BAD`, also for names that would drive the terminal that shows them."""
     sample = _SAMPLE.decode(line)
     for node in sample.nodes:
-        words = f"{node.path}{node.state}{node.backend}{node.cpu_pool}{node.memory.state or ''}"
+        words = f"{node.path}{node.state}{node.backend}{node.cpu_pool}{node.memory.state or ''}{node.memory.cause}"
         if not words.isprintable():
             raise msgspec.DecodeError(f"control characters in the words of {printable(node.path)}")
     return sample

@@ -79,7 +79,7 @@ class _Tree:
             self.children["" if table is None or table.pool not in self.pools else table.pool].append(f"vm/{name}")
         for pool in self.pools.values():
             self.children[pool.parent].append(f"pool/{pool.name}")
-        self.due: Entitled = Entitled({}, {})
+        self.due: Entitled = Entitled({}, {}, {})
         self.wanted: dict[str, int] = {}
         """Nanoseconds of processors, by path."""
         self.flows: dict[str, list[FlowFigures]] = {}
@@ -195,6 +195,7 @@ class _Tree:
         if table.cpu is not None:
             controls["reserve"] = table.cpu.reserve * table.processors or None
             controls["limit"] = table.cpu.limit * table.processors if table.cpu.limit < 100 else None
+            controls["batch"] = table.cpu.class_ is CpuClass.BATCH
         return Node(
             path=path,
             kind="vm",
@@ -280,8 +281,14 @@ class _Tree:
             entitled=self._percent(self.due.amounts.get(path)),
             demand=self._percent(sum([self.wanted.get(f"vm/{name}", 0) for name in self._vms_in(pool)])),
             contended=contended,
+            worth=self._worth(path) if contended else None,
             **controls,
         )
+
+    def _worth(self, path: str) -> float | None:
+        """Percent of one logical processor for a weight of 1."""
+        amount = self.due.worth.get(path)
+        return None if amount is None else round(float(100 * amount / max(1, self.window.length)), 6)
 
     def _cpu_parts(self, pool: str) -> Iterator[Cpu]:
         yield from self.parts.get(pool, ())

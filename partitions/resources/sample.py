@@ -60,6 +60,10 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     weight: Whole | None = None
     contended: bool | None = None
     """Whether those directly below it wanted more than it had for them: only then do their weights matter."""
+    worth: Real | None = None
+    """Where they do: percent that a weight of 1 comes to among them."""
+    batch: bool = False
+    """Whether it gets only what others leave."""
 
     @property
     def run_percent(self) -> float:
@@ -112,6 +116,16 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
         return self.halted / 1e9
 
     @property
+    def dispatches_per_second(self) -> float:
+        """How often it got a processor."""
+        return _rate(self.dispatches, self.elapsed)
+
+    @property
+    def wait_percent(self) -> float:
+        """Waits per dispatch times dispatches a second: percent of one virtual processor's time."""
+        return _percent(self.waited, self.elapsed)
+
+    @property
     def wait_per_dispatch_us(self) -> float:
         """Microseconds that a dispatch was waited for; in Hyper-V "CPU Wait Time Per Dispatch", which is in ns."""
         return self.waited / 1000 / self.dispatches if self.dispatches else 0.0
@@ -130,6 +144,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     """What its balloon holds: in esxtop MCTLSZ."""
     added: Whole | None = None
     """What was added to what it was built with, and is there."""
+    cause: str = ""
+    """Why it has less than it was built with: idle, host, limit, asked."""
     pressure: Real | None = None
     """100 x demand / assigned: in Hyper-V "Current Pressure"."""
     minimum: Whole | None = None

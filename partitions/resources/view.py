@@ -13,10 +13,7 @@ from typing import Final
 
 import msgspec
 
-from partitions.resources.sample import HOST, SHORTEST_CONTENTION, Disk, Heading, Network, Node, Sample
-
-READY_ALARM: Final = 10.0
-"""%RDY without %MLMTD, for each virtual processor, from which on people look closer."""
+from partitions.resources.sample import HOST, SHORTEST_CONTENTION, Cpu, Disk, Heading, Network, Node, Sample
 
 
 class View(enum.StrEnum):
@@ -35,8 +32,6 @@ class Column(msgspec.Struct, frozen=True):
     cell: Callable[[Node], str]
     worth: int
     """How long it stays where the terminal is narrow: the lowest goes first."""
-    alarm: Callable[[Node], bool] | None = None
-    """Whether it should be seen from afar."""
 
 
 def percent(value: float | None) -> str:
@@ -54,6 +49,14 @@ def mib(value: int | None) -> str:
     return "-" if value is None else f"{value / (1 << 20):,.0f}"
 
 
+def wait(cpu: Cpu) -> str:
+    """CPU Wait Time Per Dispatch, where there has been one."""
+    if not cpu.dispatches:
+        return ""
+    us = cpu.wait_per_dispatch_us
+    return f"{us:.1f} us" if us < 999.95 else f"{us / 1000:.1f} ms"
+
+
 def mbit(value: float | None) -> str:
     """Bits a second in Mbit/s."""
     return "-" if value is None else f"{value / 1e6:,.2f}"
@@ -61,10 +64,6 @@ def mbit(value: float | None) -> str:
 
 def _on(node: Node) -> bool:
     return node.kind != "vm" or node.cpu.elapsed > 0
-
-
-def _ready_alarm(node: Node) -> bool:
-    return node.kind == "vm" and node.cpu.ready_percent > READY_ALARM * max(1, node.cpu.vps)
 
 
 def _cpu(get: Callable[[Node], str]) -> Callable[[Node], str]:
@@ -79,9 +78,10 @@ _CPU: Final = (
     Column("DEMAND", _cpu(lambda node: percent(node.cpu.demand)), 1),
     Column("ENTITLED", _cpu(lambda node: percent(node.cpu.entitled)), 8),
     Column("%RUN", _cpu(lambda node: percent(node.cpu.run_percent)), 10),
-    Column("%RDY", _cpu(lambda node: percent(node.cpu.steal_percent)), 9, _ready_alarm),
-    Column("%MLMTD", _cpu(lambda node: percent(node.cpu.capped_percent)), 7, lambda node: node.cpu.capped > 0),
+    Column("%RDY", _cpu(lambda node: percent(node.cpu.steal_percent)), 9),
+    Column("%MLMTD", _cpu(lambda node: percent(node.cpu.capped_percent)), 7),
     Column("%WAIT", _cpu(lambda node: percent(node.cpu.halted_percent)), 6),
+    Column("WAIT/DISP", lambda node: wait(node.cpu), 3),
 )
 _MEMORY: Final = (
     Column("WEIGHT", lambda node: count(node.memory.weight), 3),
@@ -90,9 +90,9 @@ _MEMORY: Final = (
     Column("ASSIGNED", lambda node: mib(node.memory.assigned), 10),
     Column("DEMAND", lambda node: mib(node.memory.demand), 9),
     Column("TARGET", lambda node: mib(node.memory.target), 6),
-    Column("MCTLSZ", lambda node: mib(node.memory.ballooned), 8, lambda node: bool(node.memory.ballooned)),
+    Column("MCTLSZ", lambda node: mib(node.memory.ballooned), 8),
     Column("ADDED", lambda node: mib(node.memory.added), 2),
-    Column("PRESSURE", lambda node: count(node.memory.pressure), 7, lambda node: (node.memory.pressure or 0) > 100),
+    Column("PRESSURE", lambda node: count(node.memory.pressure), 7),
 )
 
 
@@ -124,14 +124,21 @@ _NETWORK: Final = (
     Column("MBRX/S", _network(lambda network: mbit(network.received_bits_per_second)), 9),
     Column("TX", _network(lambda network: count(network.sent)), 2),
     Column("RX", _network(lambda network: count(network.received)), 2),
-    Column(
-        "DROPPED",
-        _network(lambda network: count(network.dropped)),
-        8,
-        lambda node: node.network is not None and node.network.dropped > 0,
-    ),
+    Column("DROPPED", _network(lambda network: count(network.dropped)), 8),
 )
 COLUMNS: Final = {View.CPU: _CPU, View.MEMORY: _MEMORY, View.DISK: _DISK, View.NETWORK: _NETWORK}
+
+
+def columns_of(view: View, sample: Sample) -> tuple[Column, ...]:
+    """A view's; with several logical processors %RUN in percent of the host as well."""
+    columns = COLUMNS[view]
+    lps = len(sample.lps)
+    if view is not View.CPU or lps < 2:
+        return columns
+    whole = lps * max(1, sample.window)
+    place = 1 + [column.heading for column in columns].index("%RUN")
+    of_host = Column("%HOST", _cpu(lambda node: percent(100 * node.cpu.run / whole)), 2)
+    return (*columns[:place], of_host, *columns[place:])
 
 
 def _percent_of(get: Callable[[Node], float]) -> Callable[[Node], str]:
@@ -146,6 +153,7 @@ CPU_SUMMARY: Final = (
     Column("%RUN", _percent_of(lambda node: node.cpu.run_percent), 9),
     Column("%RDY", _percent_of(lambda node: node.cpu.steal_percent), 9),
     Column("%MLMTD", _percent_of(lambda node: node.cpu.capped_percent), 9),
+    Column("WAIT/DISP", lambda node: wait(node.cpu), 2),
     Column("LONGEST/MS", lambda node: f"{node.cpu.longest_wait_ms:.1f}" if node.cpu.elapsed else "", 3),
 )
 """Of processors, over a whole run. What was due is no figure of that: demand comes and goes."""
@@ -235,8 +243,14 @@ def _contended(contended: bool) -> str:
 def contended_words(sample: Sample) -> str:
     """Where weights matter at this moment, if they do anywhere."""
     if sample.contended:
-        return "contended: yes; shares decide"
-    pools = [node.name for node in sample.nodes if node.kind == "pool" and node.cpu.contended]
+        host = sample.node(HOST)
+        worth = None if host is None else _worth(host)
+        return "contended: yes; shares decide" + ("" if worth is None else f", and a weight of 100 is worth {worth} %")
+    pools = [
+        node.name + ("" if node.cpu.worth is None else f" (where a weight of 100 is worth {_worth(node)} %)")
+        for node in sample.nodes
+        if node.kind == "pool" and node.cpu.contended
+    ]
     if pools:
         return f"contended: within {', '.join(pools)} only; shares have no effect elsewhere now"
     return "contended: no; shares have no effect now"
@@ -314,6 +328,9 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
     View.CPU: (
         (rf"{_VP}\% Guest Run Time", lambda node: percent(node.cpu.run_percent / max(1, node.cpu.vps))),
         (rf"{_VP}\CPU Wait Time Per Dispatch", lambda node: f"{1000 * node.cpu.wait_per_dispatch_us:,.0f} ns"),
+        ("longest wait", lambda node: f"{node.cpu.longest_wait_ms:,.1f} ms" if node.cpu.vps else None),
+        ("dispatches/s", lambda node: f"{node.cpu.dispatches_per_second:,.0f}"),
+        ("wait (dispatches/s x wait per dispatch)", lambda node: f"{node.cpu.wait_percent:.1f} %"),
         ("%RUN", lambda node: percent(node.cpu.run_percent)),
         ("%RDY", lambda node: percent(node.cpu.steal_percent)),
         ("%MLMTD", lambda node: percent(node.cpu.capped_percent)),
@@ -323,6 +340,7 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
         ("reserve", lambda node: _maybe(percent(node.cpu.reserve))),
         ("limit", lambda node: _maybe(percent(node.cpu.limit))),
         ("weight", lambda node: _maybe(count(node.cpu.weight))),
+        ("what a weight of 100 is worth in it", lambda node: _with(_worth(node), "%")),
     ),
     View.MEMORY: (
         (rf"{_VM_MEMORY}\Physical Memory", lambda node: f"{mib(node.memory.assigned)} MB"),
@@ -330,6 +348,7 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
         (rf"{_VM_MEMORY}\Current Pressure", lambda node: _maybe(count(node.memory.pressure))),
         ("added", lambda node: _with(_maybe(mib(node.memory.added)), "MB")),
         ("MCTLSZ", lambda node: _with(_maybe(mib(node.memory.ballooned)), "MB")),
+        ("cause", lambda node: node.memory.cause or None),
         ("demand", lambda node: _with(_maybe(mib(node.memory.demand)), "MB")),
         ("target", lambda node: _with(_maybe(mib(node.memory.target)), "MB")),
         ("minimum", lambda node: _with(_maybe(mib(node.memory.minimum)), "MB")),
@@ -360,6 +379,10 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
     ),
 }
 """Counters by the names that Hyper-V's performance monitor and esxtop give them; None is left out."""
+
+
+def _worth(node: Node) -> str | None:
+    return None if node.cpu.worth is None else f"{100 * node.cpu.worth:.1f}"
 
 
 def _with(value: str | None, unit: str) -> str | None:

@@ -37,10 +37,11 @@ def test_contention_makes_a_table(topology: MakeTopology, capsys: Capture) -> No
     lines = run(capsys, on_one_processor(topology, a=WORK, b="await guest.work(2)"))
     assert lines[4:] == [
         "resources: somebody waited for a processor for 1.990 s (66 % of the time); in the rest shares had no effect",
-        "NODE  WEIGHT  RUN/S   %RUN  %RDY  LONGEST/MS",
-        "host       -  3.000  100.0  66.3        10.0",
-        "  a      100  1.000   50.3  49.7        10.0",
-        "  b      100  2.000   66.7  33.3        10.0",
+        "NODE  WEIGHT  RUN/S   %RUN   %RDY  WAIT/DISP  LONGEST/MS",
+        "host       -  3.000  100.0  66.3    9.9 ms          10.0",
+        "  a      100  1.000   50.3  49.7!   9.9 ms!!        10.0",
+        "  b      100  2.000   66.7  33.3!   9.9 ms!!        10.0",
+        "! %RDY above 10 for each processor: a, b: others have the processors (docs/top-and-plot.md#lines)",
     ]
 
 
@@ -49,9 +50,11 @@ def test_control_makes_a_table(topology: MakeTopology, capsys: Capture) -> None:
     lines = run(capsys, topology("cpu = { limit = 50 }", a=WORK))
     assert lines[3:] == [
         "resources: only limits held anybody back, so shares of processors had no effect",
-        "NODE  LIMIT  WEIGHT  RUN/S  %RUN  %RDY  %MLMTD  LONGEST/MS",
-        "host      -       -  1.000  50.1  49.9    49.9         5.0",
-        "  a    50.0     100  1.000  50.1  49.9    49.9         5.0",
+        "NODE  LIMIT  WEIGHT  RUN/S  %RUN  %RDY  %MLMTD  WAIT/DISP  LONGEST/MS",
+        "host      -       -  1.000  50.1  49.9   49.9     5.0 ms          5.0",
+        "  a    50.0     100  1.000  50.1  49.9   49.9*    5.0 ms*         5.0",
+        "* %MLMTD above 0: a: a limit that somebody has set holds them back, their own or their pool's "
+        "(docs/top-and-plot.md#lines)",
     ]
 
 

@@ -172,13 +172,15 @@ def test_what_keys_do() -> None:
     chosen.press("l", 5)
     lines = chosen.lines(FARM, HEADING, 60, 10, keys="keys", color=False)
     assert len(lines) == 10
-    assert lines[-1] == "HELD  rows 1-1 of 7  keys"
+    assert lines[-1] == "HELD  rows 1-4 of 7  keys"
     chosen.press(Key.END, 5)
     assert chosen.lines(FARM, HEADING, 60, 10, keys="", color=False)[-2].split()[0] == "capped"
     chosen.press(Key.PAGE_UP, 50)
     chosen.press(Key.DOWN, 5)
     chosen.lines(FARM, HEADING, 60, 10, keys="", color=False)
     assert chosen.top == 1
+    tall = chosen.lines(FARM, HEADING, 160, 30, keys="", color=False)
+    assert tall[-4].startswith("! %RDY"), "what there is to say stands at the bottom, and the table does not move"
     for key in ("q", "Q", "\x03", "\x1b"):
         other = Chosen()
         other.press(key, 5)
