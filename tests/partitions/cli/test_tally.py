@@ -40,7 +40,7 @@ def test_contention_makes_a_table(topology: MakeTopology, capsys: Capture) -> No
         "NODE  WEIGHT  RUN/S   %RUN   %RDY  WAIT/DISP  LONGEST/MS",
         "host       -  3.000  100.0  66.3    9.9 ms          10.0",
         "  a      100  1.000   50.3  49.7!   9.9 ms!!        10.0",
-        "  b      100  2.000   66.7  33.3!   9.9 ms!!        10.0",
+        "  b      100  2.000   66.7  33.3!  10.0 ms!!        10.0",
         "! %RDY above 10 for each processor: a, b: others have the processors (docs/top-and-plot.md#lines)",
     ]
 
