@@ -179,12 +179,7 @@ class Check:
                 self.problem((*keys, "backend"), f'"{vm.backend}" is not in this version; use "task" or "kvm"')
             case _:
                 assert_never(vm.backend)
-        if vm.memory % PAGE_SIZE:
-            self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
-        elif vm.memory < LEAST_MEMORY:
-            self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
-        if vm.screen is not None:
-            self.screen(vm, vm.screen, (*keys, "screen"))
+        self.vm_memory(vm, keys)
         self.disk_count(vm.disk, keys)
         for index, disk in enumerate(vm.disk):
             self.disk(disk, (*keys, "disk", index))
@@ -238,6 +233,15 @@ class Check:
             least = -(-(LEAST_MEMORY + LEAST_WITH_SCREEN + wanted) >> 20) << 20
             words = f"must be at least {size_words(least)} for a guest with a screen of this size"
             self.problem((*keys[:-1], "memory"), f"{words}, is {size_words(vm.memory)}")
+
+    def vm_memory(self, vm: VmTable, keys: KeyPath) -> None:
+        """Whole pages, and enough of them for what is in it."""
+        if vm.memory % PAGE_SIZE:
+            self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
+        elif vm.memory < LEAST_MEMORY:
+            self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
+        if vm.screen is not None:
+            self.screen(vm, vm.screen, (*keys, "screen"))
 
     def disk_count(self, disks: list[DiskTable], keys: KeyPath) -> None:
         """One controller's worth, each at a place of its own."""

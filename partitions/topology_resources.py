@@ -110,6 +110,7 @@ def _reserve_and_limit(check: Check, reserve: int, limit: int, words: Callable[[
 
 def _vm(check: Check, vm: VmTable, keys: KeyPath, pools: dict[str, int]) -> None:
     """The controls of one VM and its disks."""
+    check.vm_memory(vm, keys)
     if vm.pool and vm.pool not in pools:
         check.problem((*keys, "pool"), unknown_pool(vm.pool, pools, "leave it out for the host"))
     if vm.cpu is not None:
