@@ -322,6 +322,7 @@ async def open_host(
         logical_processors=topology.host.logical_processors,
     )
     hypervisor.scheduler.quantum = topology.host.quantum_ms * 1_000_000
+    hypervisor.scheduler.switch_cost = topology.host.switch_us * 1_000
     for sink in sinks:
         hypervisor.trace.add_sink(sink)
     raise_descriptor_limit(topology)

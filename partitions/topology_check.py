@@ -84,6 +84,9 @@ class Check:
 
             self.names("pool", [pool.name for pool in file.pool])
             check_resources(self, file)
+        if file.host.switch_us and any(vm.backend is Backend.KVM for vm in file.vm):
+            reason = "is for model guests; with KVM a switch takes the time that it takes: remove it"
+            self.problem(("host", "switch_us"), reason)
         self.memory(file)
         self.images(file)
         self.vnc_ports(file)

@@ -87,6 +87,14 @@ class HostTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     quantum_ms: Annotated[
         int, Meta(ge=1, le=100, description="Milliseconds that a virtual processor runs before another's turn.")
     ] = 10
+    switch_us: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Microseconds that a logical processor loses when it goes from one virtual one to another.",
+        ),
+    ] = 0
     disk_iops: Annotated[
         int,
         Meta(

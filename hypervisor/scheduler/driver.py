@@ -65,6 +65,8 @@ class CpuScheduler:
         self._hypervisor = hypervisor
         self.quantum = 10_000_000
         """Nanoseconds of a slice; set before the first work."""
+        self.switch_cost = 0
+        """Nanoseconds that a logical processor loses between two virtual ones; set before the first work."""
         self.keep_log = False
         """Whether the kernel keeps its inputs in `log`; set before the first work."""
         self.groups: dict[int, GroupSettings] = {}
@@ -492,6 +494,7 @@ class CpuScheduler:
         return Branch(
             {
                 "quantum_ms": self.quantum / 1_000_000,
+                "switch_us": self.switch_cost / 1_000,
                 "contended": self.contended,
                 "processors": len(self._works),
                 "groups": lambda: Branch({str(number): group.name for number, group in self.groups.items()}),
@@ -522,7 +525,10 @@ class CpuScheduler:
             from hypervisor.scheduler.kernel import CpuKernel  # which a host without work does not load
 
             kernel = self._kernel = CpuKernel(
-                self._hypervisor.logical_processors, quantum=self.quantum, log=self.keep_log
+                self._hypervisor.logical_processors,
+                quantum=self.quantum,
+                switch_cost=self.switch_cost,
+                log=self.keep_log,
             )
             kernel.listener = self._notes
             kernel.advance(self._hypervisor.clock() * NS_PER_TICK)

@@ -105,6 +105,11 @@ def test_all_keys(folder: Path) -> None:
             "leave: remove it, or the class",
         ),
         ("host = { quantum_ms = 101 }\n" + VM, "line 1: host.quantum_ms: must be at most 100, is 101"),
+        ("host = { switch_us = 1001 }\n" + VM, "line 1: host.switch_us: must be at most 1000, is 1001"),
+        (
+            "host = { switch_us = 5 }\n" + VM.replace('program = "web.py"', 'backend = "kvm"\nkernel = "web.py"'),
+            "line 1: host.switch_us: is for model guests; with KVM a switch takes the time that it takes: remove it",
+        ),
         (
             "host = { bandwidth = '1GB' }\n" + VM,
             'line 1: host.bandwidth: has the unknown unit "GB"; known are bit, Kbit, Mbit, Gbit, Tbit (powers of 1000)',
