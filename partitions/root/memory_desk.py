@@ -1,7 +1,8 @@
 """The host's memory and who has it: the balancer, once a second while a VM has dynamic memory. Root side.
 
 What VMs without dynamic memory have is theirs; all else is shared by `vsp_vsc.memory.balance`. The balancer has no
-task: a timer of the hypervisor's clock fires it, which is armed while there is something to balance.
+task: a timer of the hypervisor's clock fires it, which is armed while there is something to balance. It looks before
+its second is over where somebody has changed a control, and where the host's free memory has come into another state.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from partitions.root.vm_memory import VmMemory
 
 TICK_SECONDS: Final = 1.0
+WINDOW_SECONDS: Final = 0.1
+"""An accounting window: within one, a changed control takes effect; no state of the host's has the balancer look more
+often."""
 MAKE_ROOM_SECONDS: Final = 30.0
 """How long others may take to give back what a VM needs to start."""
 _LOOK_SECONDS: Final = 0.25
@@ -61,6 +65,11 @@ class MemoryDesk:
         self._vms: dict[str, VmMemory] = {}
         self._wanted = 0
         """Pages that VMs wait for which are to start."""
+        self._changed: int | None = None
+        """When it looks before its second is over: a control has changed."""
+        self._crossed: int | None = None
+        """The same: the host is in another state, unless it comes back until then."""
+        self._looked = 0
         self.state = HostState.HIGH
         self.idle_tax: Fraction | None = None
         """From 0 to 1: what idle memory costs its owner where memory is short. None: shares by weight alone."""
@@ -71,7 +80,7 @@ class MemoryDesk:
     def joined(self, vm: VmMemory) -> Iterator[None]:
         """A VM that is on, until the block ends."""
         self._vms[vm.name] = vm
-        vm.settle, vm.wake = functools.partial(self._settle, vm.name), self._arm
+        vm.settle, vm.wake = functools.partial(self._settle, vm.name), self._look_now
         vm.make_room = self.make_room
         self._arm()
         try:
@@ -86,7 +95,11 @@ class MemoryDesk:
             self._vid.resources().change(f"vm/{name}", values)
 
     def settled(self, node: Node) -> None:
-        """Somebody has changed the settings of a VM, or of a pool, which the next round finds."""
+        """Somebody has changed the settings of a VM, or of a pool: who should have what is found anew at once."""
+        self._follow(node)
+        self._look_now()
+
+    def _follow(self, node: Node) -> None:
         vmms = None if self._vid.resources is None else self._vid.resources.machines.vmms
         name = node.name.removeprefix("vm/")
         managed = None if vmms is None or name == node.name else vmms.vms.get(name)
@@ -97,16 +110,31 @@ class MemoryDesk:
             return
         with contextlib.suppress(HotPlugError):  # it is not on yet, or no more: it starts with its new settings
             managed.worker.movable_memory().follow(table)
+
+    def amount_changed(self) -> None:
+        """The host has more or less free memory than before; where that is another state, it cannot wait."""
+        before = self._crossed
+        if self._state_now() is self.state:
+            self._crossed = None
+        elif before is None:
+            self._crossed = max(self._hypervisor.clock(), self._looked + ticks(WINDOW_SECONDS))
+        if self._crossed != before:
+            self._arm()
+
+    def _look_now(self) -> None:
+        self._changed = self._hypervisor.clock()
         self._arm()
 
     def _arm(self) -> None:
-        if any(vm.moving for vm in self._vms.values()):
-            # Between whole seconds, where programs act: who is first at one moment nobody knows.
-            period = ticks(TICK_SECONDS)
-            past = (self._hypervisor.clock() - period // 2) // period
-            self._hypervisor.timers.set(self, (past + 1) * period + period // 2)
-        else:
+        if not any(vm.moving for vm in self._vms.values()):
+            self._changed = self._crossed = None
             self._hypervisor.timers.set(self, None)
+            return
+        # Between whole seconds, where programs act: who is first at one moment nobody knows.
+        period = ticks(TICK_SECONDS)
+        past = (self._hypervisor.clock() - period // 2) // period
+        moments = [(past + 1) * period + period // 2, self._changed, self._crossed]
+        self._hypervisor.timers.set(self, min(moment for moment in moments if moment is not None))
 
     def figures(self) -> HostMemory:
         """As of now."""
@@ -136,9 +164,11 @@ class MemoryDesk:
         )
 
     def _set_tax(self, written: str) -> None:
-        if written == "none":
-            self.idle_tax = None
-            return
+        self.idle_tax = None if written == "none" else self._read_tax(written)
+        self._look_now()
+
+    @staticmethod
+    def _read_tax(written: str) -> Fraction:
         if _TAX.fullmatch(written) is None:
             raise ValueError(f'the tax is "none" or a number from 0 to 1, not {written[:40]!r}')
         try:
@@ -147,7 +177,7 @@ class MemoryDesk:
             raise ValueError(f"the tax is from 0 to 1, not {written}") from None
         if not 0 <= tax <= 1:
             raise ValueError(f"the tax is from 0 to 1, not {written}")
-        self.idle_tax = tax
+        return tax
 
     # --- once a second
 
@@ -158,7 +188,8 @@ class MemoryDesk:
 
     def balance(self) -> None:
         """Set targets, and take one step towards each where its guest has nothing to answer."""
-        self.state = self._state_now()
+        self.state, self._looked = self._state_now(), self._hypervisor.clock()
+        self._changed = self._crossed = None
         shares = self._pools()
         claims = self._claims(shares)
         capacity = self._free_pages() - self._wanted + sum(claim.assigned for claim in claims)
@@ -166,7 +197,7 @@ class MemoryDesk:
         now = self._hypervisor.clock()
         free = max(0, self._free_pages() - self._wanted)
         # Those in need first; what they get is not free for the next.
-        order = sorted(claims, key=lambda claim: (found[claim.name].pages <= claim.assigned, -_need(claim)))
+        order = sorted(claims, key=lambda claim: _turn(claim, found[claim.name].pages))
         for claim in order:
             vm = self._vms[claim.name]
             vm.target = found[claim.name]
@@ -250,6 +281,7 @@ class MemoryDesk:
         )
 
 
-def _need(claim: Claim) -> Fraction:
-    """How pressed it is, for the order in which free memory is given."""
-    return Fraction(claim.demand or 0, max(1, claim.assigned))
+def _turn(claim: Claim, target: int) -> tuple[bool, bool, Fraction]:
+    """For the order in which free memory is given: below its minimum, below its target, how pressed it is."""
+    assigned = claim.assigned
+    return assigned >= claim.least, assigned >= target, -Fraction(claim.demand or 0, max(1, assigned))

@@ -334,6 +334,8 @@ class Resources:
                     changed.append((kind, nodes[kind]))
                 if nodes[kind].inner:
                     changed += self._devices(kind, nodes[kind], table, undo, on=on)
+        if vm.dynamic_memory != table.dynamic_memory and ("memory", nodes["memory"]) not in changed:
+            changed.append(("memory", nodes["memory"]))  # its buffer, which the tree does not know
         self._machines.settle(name, table)
         nodes["cpu"].batch = _is_batch(table)
         if vm.cpu != table.cpu or vm.pool != table.pool:

@@ -229,12 +229,17 @@ class Vid:
             source, _block = self.hypervisor.add_root_block(size, name, huge_pages=huge_pages)
         except HvError as error:
             raise OutOfHostMemory(f"the system gives no {size_words(size)} of memory: {error.__cause__}") from error
-        self.vm_memory_used += size
+        self._use(size)
         return source
 
     def _release_memory(self, source: int, size: int) -> None:
         self.hypervisor.remove_root_block(source)
-        self.vm_memory_used -= size
+        self._use(-size)
+
+    def _use(self, size: int) -> None:
+        self.vm_memory_used += size
+        if self._desk is not None:
+            self._desk.amount_changed()
 
     @property
     def vm_memory_free(self) -> int:
@@ -243,8 +248,8 @@ class Vid:
 
     def given_back(self, size: int) -> None:
         """A guest gave so many bytes, and their pages have been discarded; below 0, it has them again."""
-        self.vm_memory_used -= size
         self.hypervisor.discarded_bytes += size
+        self._use(-size)
 
     def add_memory(self, built: VmPartition, gpn: int, size: int, name: str, *, huge_pages: bool) -> int:
         """Map `size` bytes of fresh memory from `gpn` on; where the root sees it. Raises `OutOfHostMemory`."""

@@ -85,7 +85,7 @@ class VmMemory:
         self.make_room: Callable[[int], Awaitable[None]] | None = None
         """Has others give back so many bytes, as far as they can; its desk's."""
         self.wake: Callable[[], None] = lambda: None
-        """Has the balancer look again; its desk's."""
+        """Has the balancer look again at once; its desk's."""
         self.limit: int | None = None
         """Pages that pools around it leave to it."""
         self.pinned: int | None = None
@@ -265,6 +265,7 @@ class VmMemory:
         """The balancer decides again; nothing for a VM without dynamic memory."""
         if self.dynamic:
             self.pinned = None
+            self.wake()
 
     def by_hand(self, pages: int) -> Step:
         """As the balancer's step, but to the page and in no hurry to stop."""
@@ -348,6 +349,11 @@ class VmMemory:
         return self._vid.vm_memory_free >> PAGE_SHIFT
 
     # --- `MemoryOwner`
+
+    def began(self) -> None:
+        """Somebody may wait for it."""
+        if self.pinned not in (None, self.assigned):
+            self.wake()
 
     def reported(self, report: Report) -> None:
         """Committed memory counts what is in the balloon, and is cut to what the guest can have."""

@@ -34,6 +34,10 @@ class Owner:
     report: Report | None = None
     has: PageSet = attrs.Factory(PageSet)
     said: list[tuple[object, ...]] = attrs.Factory(list)
+    beginnings: int = 0
+
+    def began(self) -> None:
+        self.beginnings += 1
 
     def reported(self, report: Report) -> None:
         self.report = report
@@ -102,6 +106,7 @@ async def test_out_and_back(autojump_clock: trio.abc.Clock) -> None:
         await both.answered()
         assert both.driver.most_pages == 4 * RAM
         assert both.owner.said == [("balloon", 64 * MIB, 64 * MIB)]
+        assert both.owner.beginnings == 1
         assert list(both.driver.ballooned) == list(vsp.ballooned) == list(both.owner.has)
         assert heap.available == before - 64 * MIB
         assert vsp.unballoon(10 * MIB) == 10 * MIB

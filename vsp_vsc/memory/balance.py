@@ -40,7 +40,7 @@ class HostState(enum.Enum):
     HARD = "hard"
     """All at once."""
     LOW = "low"
-    """The same, and nobody gets any more but those below their minimum."""
+    """The same; and what there is, those below their minimum get first."""
 
 
 _ORDER: Final = (HostState.LOW, HostState.HARD, HostState.SOFT, HostState.HIGH)
@@ -183,8 +183,6 @@ def step(target: int, standing: Standing, state: HostState, free: int) -> Step:
     """What brings a VM nearer to its target, with so much of the host's memory free."""
     assigned = standing.assigned
     if target > assigned:
-        if state is HostState.LOW and assigned >= standing.least:
-            return Step()
         wanted = min(target - assigned, free, GROW_A_TICK)
         if standing.ballooned:
             pages = min(wanted, standing.ballooned)

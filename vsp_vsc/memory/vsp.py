@@ -46,6 +46,9 @@ class MemoryOwner(Protocol):
     def most_pages(self) -> int:
         """What the guest is told that it can ever have; 0: it is told nothing."""
 
+    def began(self) -> None:
+        """The guest can be asked for something."""
+
     def reported(self, report: Report) -> None:
         """How much memory the guest needs."""
 
@@ -144,10 +147,13 @@ class MemoryVsp(InputVsp[MemorySession]):
 
     def _take(self, session: MemorySession, untrusted: Packet) -> None:
         session.ram, session.most_pages = self._owner.ram, self._owner.most_pages
+        before = session.ready
         try:
             super()._take(session, untrusted)
         finally:  # what came before a mistake has happened
             self._act(session)
+        if session.ready and not before:
+            self._owner.began()
 
     def _act(self, session: MemorySession) -> None:
         happened, session.happened = session.happened, []
