@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import gc
 import importlib
 import os
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from partitions.cli.common import INTERRUPTED, OK, USAGE, Refusal
+from partitions.cli.common import FAILED, INTERRUPTED, OK, USAGE, Refusal
 
 VERBS = (
     *("run", "explain", "trace", "decode", "watch", "plot", "validate", "examples"),
@@ -28,6 +29,7 @@ VERBS = (
     *("doctor", "boundary", "schema", "dissector", "completion"),
 )
 """In the order of `partita --help`. Each is a module of `partitions.cli`, imported when its verb is wanted."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Version(argparse.Action):
@@ -158,6 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone, as `head` does; what is left in the buffer must not fail at exit again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: output cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -53,12 +53,14 @@ def call(options: argparse.Namespace) -> int:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         pictures = _library()
-        drawn = sum([_draw(options, pictures, Path(name), folder, end) for name in options.run])
+        drawn = [target for name in options.run for target in _draw(options, pictures, Path(name), folder, end)]
     except OSError as error:
         raise Refusal(f"{error.filename or options.out}: {error.strerror}", FAILED) from None
     if not drawn:
         what = f" of {', '.join(options.only)}" if options.only else ""
         raise Refusal(f"there is no data for a picture{what} in {', '.join(options.run)}", FAILED)
+    for target in drawn:
+        print(target)
     return OK
 
 
@@ -72,15 +74,14 @@ def _library() -> Any:
     return pictures
 
 
-def _draw(options: argparse.Namespace, pictures: Any, path: Path, folder: Path | None, end: float) -> int:
-    """All pictures of one file; how many."""
+def _draw(options: argparse.Namespace, pictures: Any, path: Path, folder: Path | None, end: float) -> list[Path]:
+    """All pictures of one file; where they are."""
     found = _from_samples(options, pictures, path, end)
     made = dict(_from_trace(options, pictures, path, end) if found is None else found)
+    targets = {name: (folder or path.parent) / f"{path.stem}-{name}.{options.format}" for name in made}
     for name, figure in made.items():
-        target = (folder or path.parent) / f"{path.stem}-{name}.{options.format}"
-        pictures.write(figure, str(target), options.format)
-        print(target)
-    return len(made)
+        pictures.write(figure, str(targets[name]), options.format)
+    return list(targets.values())
 
 
 def _wanted(options: argparse.Namespace, name: str) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -115,23 +115,33 @@ def _file(source: str | None) -> Path | None:
 def _from_file(options: argparse.Namespace, path: Path, batch: bool) -> int:
     from partitions.resources.files import SamplesError, read_samples
 
-    try:
-        with open(path, "rb") as file:
-            heading, samples = read_samples(file, path.name)
-            if batch:
-                _print_all(options, heading, samples)
-                return OK
-            kept = list(samples)
-    except SamplesError as error:
-        raise Refusal(str(error), FAILED) from None
-    except BrokenPipeError:
-        raise  # of standard output, whose reader has seen enough
-    except OSError as error:
-        raise Refusal(f"{path}: {error.strerror}") from None
+    with ExitStack() as stack:
+        try:
+            heading, samples = read_samples(stack.enter_context(open(path, "rb")), path.name)
+        except SamplesError as error:
+            raise Refusal(str(error), FAILED) from None
+        except OSError as error:
+            raise Refusal(f"{path}: {error.strerror}") from None
+        if batch:
+            _print_all(options, heading, _read(path, samples))
+            return OK
+        kept = list(_read(path, samples))
     from partitions.cli import top_screen
 
     run(lambda: top_screen.browse(heading, kept, top_screen.Chosen(view=options.view, long=options.long)))
     return OK
+
+
+def _read(path: Path, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Windows; what is wrong with the file is told apart from what is wrong with standard output."""
+    from partitions.resources.files import SamplesError
+
+    try:
+        yield from samples
+    except SamplesError as error:
+        raise Refusal(str(error), FAILED) from None
+    except OSError as error:
+        raise Refusal(f"{path}: {error.strerror}") from None
 
 
 def _print_all(options: argparse.Namespace, heading: Heading, samples: Iterator[Sample]) -> None:

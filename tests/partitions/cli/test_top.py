@@ -224,6 +224,15 @@ def test_whoever_reads_has_seen_enough(file: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_full_disk(file: Path) -> None:
+    """It is the output that is told of, and not the file that is read."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "partitions.cli.main", "top", str(file)], stdout=full, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (1, b"error: output cannot be written: No space left on device\n")
+
+
 def test_samples_of_json_are_samples(file: Path) -> None:
     """What is written can be read by anything that reads JSON."""
     first, *others = map(json.loads, file.read_text().splitlines())
