@@ -67,11 +67,15 @@ def _reserved(row: Row, kind: Kind) -> str:
     """What is reserved in it, and of how much; nothing where nothing is said."""
     from partitions.topology_figures import WORDS
 
-    words = WORDS[kind]
+    words = _percent if kind == "cpu" else WORDS[kind]
     used, free = row["reserved"][kind], row["free"].get(kind)
     if not used and not free:
         return ""
     return words(used) if free is None else f"{words(used)} of {words(max(used, used + free))}"
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 1):g} %"
 
 
 def _limits(row: Row) -> str:

@@ -10,6 +10,7 @@ import msgspec
 
 from hypervisor.inspect import Branch, Setting
 from hypervisor.scheduler.divvy import State
+from hypervisor.scheduler.settings import WHOLE
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.topology_controls import CpuTable, IopsTable, PoolTable
 from partitions.topology_figures import KINDS, WORDS, Kind
@@ -32,9 +33,9 @@ class Row(msgspec.Struct, kw_only=True):
     """What is right in it."""
     controls: dict[str, Any]
     """Its tables' keys and values, such as `cpu.limit`."""
-    reserved: dict[str, int]
-    """Of each resource, what those in it that are on have reserved, in `topology_figures`'s units."""
-    free: dict[str, int | None]
+    reserved: dict[str, float | None]
+    """Of each resource, what those in it that are on have reserved: percent of one logical processor, bytes, ..."""
+    free: dict[str, float | None]
     """What could be reserved in it without asking its parent; None where there is no bound."""
 
 
@@ -49,13 +50,18 @@ def row_of(resources: Resources, path: str) -> Row:
         on=any(node.active and not node.inner for node in nodes.values()) or not first.name.startswith("vm/"),
         inside=list(first.children) if first.inner else [],
         controls=controls_of(resources, first.name),
-        reserved={kind: node.used for kind, node in nodes.items()},
-        free={kind: _free(node) for kind, node in nodes.items() if node.inner},
+        reserved={kind: _figure(kind, node.used) for kind, node in nodes.items()},
+        free={kind: _figure(kind, _free(node)) for kind, node in nodes.items() if node.inner},
     )
 
 
 def _free(node: Node) -> int | None:
     return None if node.parent is None and node.expandable else max(0, node.reservation - node.used)
+
+
+def _figure(kind: Kind, units: int | None) -> float | None:
+    """As the tables' keys have it."""
+    return units if units is None or kind != "cpu" else round(100 * units / WHOLE, 3)
 
 
 def pool_rows(resources: Resources) -> list[Row]:

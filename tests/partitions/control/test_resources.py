@@ -57,7 +57,7 @@ async def test_requests(tmp_path: Path) -> None:
         row = await remote.ask("set", node="web", values={"cpu.limit": 75, "cpu.weight": "300"})
         assert (row["node"], row["parent"], row["on"]) == ("vm/web", "pool/prod", True)
         assert (row["controls"]["cpu.limit"], row["controls"]["cpu.weight"]) == (75.0, 300)
-        assert row["reserved"] == {"cpu": 32768, "memory": 2 << 20, "disk": 0, "network": 0}
+        assert row["reserved"] == {"cpu": 50.0, "memory": 2 << 20, "disk": 0, "network": 0}
         before = host["web"].settings
         kind, words = await denied(remote, "set", node="web", values={"cpu.weight": 5, "cpu.limit": 40})
         assert (kind, words) == (
@@ -88,7 +88,7 @@ async def test_requests(tmp_path: Path) -> None:
         assert (await remote.ask("move-pool", pool="pool/lab", parent="host"))["parent"] == "host"
         host_row, prod, lab = await remote.ask("pools")
         assert (host_row["inside"], prod["inside"], lab["inside"]) == (["pool/prod", "pool/lab"], ["vm/web"], [])
-        assert (host_row["free"]["disk"], prod["reserved"]["cpu"], prod["free"]["cpu"]) == (None, 32768, 65536)
+        assert (host_row["free"]["disk"], prod["reserved"]["cpu"], prod["free"]["cpu"]) == (None, 50.0, 100.0)
         assert (await denied(remote, "remove-pool", pool="prod"))[1].startswith("pool/prod: still has vm/web in it")
         assert [row["node"] for row in await remote.ask("remove-pool", pool="lab")] == ["host", "pool/prod"]
 
