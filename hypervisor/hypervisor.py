@@ -153,6 +153,14 @@ class Hypervisor:
         """The time stamp counter of model guests."""
         return tsc_from_clock(self.clock())
 
+    def clock_of(self, vp: VirtualProcessor) -> int:
+        """What the clock is for a processor's software: when its work was done, where a real clock told it later."""
+        now, partition = self.clock(), vp.partition
+        if self.scheduler.lateness.turns:
+            now = max(self.scheduler.moment(vp, now), partition.clock_read)
+        partition.clock_read = now
+        return now
+
     def port_in(self, vp: VirtualProcessor, port: int, size: int) -> int:
         """IN. Raises GeneralProtection for what the instruction cannot say, VpStopped."""
         partition = self._port_access(vp, port, size)

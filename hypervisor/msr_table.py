@@ -303,7 +303,9 @@ TABLE: dict[int, Row] = {
     Msr.RESET: Row(int(Privilege.ACCESS_RESET_MSR), lambda vp: 0, _write_reset),
     Msr.VP_RUNTIME: Row(int(Privilege.ACCESS_VP_RUNTIME_MSR), lambda vp: vp.run_time(), None),
     Msr.TIME_REF_COUNT: Row(
-        int(Privilege.ACCESS_PARTITION_REFERENCE_COUNTER), lambda vp: vp.partition.reference_time.read(), None
+        int(Privilege.ACCESS_PARTITION_REFERENCE_COUNTER),
+        lambda vp: vp.partition.reference_time.read(vp.partition.hypervisor.clock_of(vp)),
+        None,
     ),
     Msr.REFERENCE_TSC: Row(
         int(Privilege.ACCESS_PARTITION_REFERENCE_TSC),

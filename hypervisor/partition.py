@@ -220,6 +220,8 @@ class Partition:
     """Set by a backend whose guests signal without a trap."""
     suspended: bool = False
     """By its property: none of its processors runs."""
+    clock_read: int = 0
+    """The hypervisor's clock as its software has read it last: it must not go back."""
     state_elsewhere: bool = False
     """Set by a backend that keeps processor state which the hypervisor cannot save."""
     state_under_way: SaveUnderWay | RestoreUnderWay | None = attrs.field(default=None, repr=False)

@@ -54,9 +54,12 @@ class ReferenceTime:
         stopped = self._stopped_at
         return (self._clock() if stopped is None else stopped) - self._offset
 
-    def read(self) -> int:
-        """What a guest reads: strictly greater at each reading, from whichever processor (TLFS 2.0a, 15.4.1)."""
-        now = self.now()
+    def read(self, clock: int | None = None) -> int:
+        """What a guest reads: strictly greater at each reading, from whichever processor (TLFS 2.0a, 15.4.1).
+
+        `clock`: what the hypervisor's is for it.
+        """
+        now = self.now() if clock is None or self._stopped_at is not None else clock - self._offset
         last = self._last
         self._last = now = now if now > last else last + 1
         return now

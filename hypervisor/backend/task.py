@@ -15,10 +15,11 @@ import trio
 
 from hypervisor.backend import watchdog
 from hypervisor.backend.shields import drop_shields
-from hypervisor.clock import seconds
+from hypervisor.clock import NS_PER_TICK, seconds
 from hypervisor.inspect import Branch
 from hypervisor.machine import Intercepted, Machine, VpStopped
 from hypervisor.msr import Msr
+from hypervisor.reference_time import tsc_from_clock
 from hypervisor.trace import Layer
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class TaskVp:
 
     def read_tsc(self) -> int:
         """RDTSC."""
-        return self._hypervisor.read_tsc()
+        return tsc_from_clock(self._hypervisor.clock_of(self.vp))
 
     def hypercall(self, control: int, input_gpa: int = 0, output_gpa: int = 0) -> int:
         """The call through the hypercall page; raises `InvalidOpcode`."""
@@ -205,14 +206,17 @@ class TaskVp:
 
     async def sleep_until(self, reference_time: int) -> None:
         """Not before the partition's reference time has come; that stands while all its processors are suspended."""
-        time = self.vp.partition.reference_time
+        time, lateness = self.vp.partition.reference_time, self._hypervisor.scheduler.lateness
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             await self.runnable()
             left = reference_time - time.now()
             if left <= 0:
-                return
+                break
             await trio.sleep(seconds(left))
+            lateness.woken((time.now() - reference_time) * NS_PER_TICK)
+        if lateness.turns:  # who has slept goes on from now, whenever its work was done before
+            self.vp.partition.clock_read = self._hypervisor.clock()
 
     async def work(self, duration: int) -> None:
         """Keep the processor busy for `duration` of 100 ns, which takes as long as its share of the host makes it take.

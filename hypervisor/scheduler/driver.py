@@ -5,8 +5,7 @@ some work ends, not the next slice: with nobody looking, slices are made up when
 with its own time. So 64 processors that share 8 for an hour cost their dispatches, and a wake-up now and then.
 
 Real clocks wake late. Who is told late that its work is done, and goes on working at once, goes on from when it was
-done: the scheduler holds its own time there until those that were told have had their turn. So the schedule of guests
-that compute is the same on either clock.
+done, and its clock says so (`lateness`). So the schedule of guests that compute is the same on either clock.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from hypervisor.clock import NS_PER_TICK
 from hypervisor.inspect import Branch
 from hypervisor.machine import VpStopped
 from hypervisor.properties import Property
+from hypervisor.scheduler.lateness import Lateness
 from hypervisor.scheduler.settings import (
     DEFAULT_PERIOD,
     DEFAULT_SHARES,
@@ -42,12 +42,8 @@ if TYPE_CHECKING:
     from hypervisor.scheduler.threads import ThreadVps
     from hypervisor.vp import VirtualProcessor
 
-LAG = 100_000_000
-"""Nanoseconds that the scheduler's time may be behind the clock for the sake of those that were told late."""
 STRETCH = 500_000_000
 """Nanoseconds of slices that are made up at once, so that the thread is not kept for long."""
-TURNS = 3
-"""Turns of Trio's loop in which who was told late goes on."""
 PATIENCE = 8
 """How often new work lets others go on from an earlier time."""
 
@@ -81,15 +77,13 @@ class CpuScheduler:
         self._threads: ThreadVps[Vp] | None = None
         self._gated: dict[VirtualProcessor, None] = {}
         """Processors that threads execute."""
-        self._hold = 0
-        """Turns of Trio's loop for which the scheduler's time still stands."""
+        self.lateness = Lateness()
+        """Of whoever waits for a moment on this hypervisor."""
         self._turn = _Turn(self._others_had_a_turn)
         self._caught_up: trio.Event | None = None
         hypervisor.trace.on_scheduler = self._trace_wanted
         self._armed = 0
         """When it wants to be woken, in ticks."""
-        self.lateness = 0
-        """Nanoseconds by which a wake-up was late at worst."""
         self.wakes = 0
         """How often the timer queue has woken it."""
 
@@ -194,6 +188,10 @@ class CpuScheduler:
             *(told[Property.CPU_GROUP_ID], told[Property.CPU_WEIGHT], told[Property.CPU_CAP]),
             *(reserve, period, batch),
         )
+
+    def prepare(self) -> None:
+        """Load what the first work needs, before anybody's time counts: somebody has asked for control."""
+        import hypervisor.scheduler.kernel  # noqa: F401
 
     def partition_changed(self, partition: Partition) -> None:
         """Its properties have changed, or how many processors it has."""
@@ -455,6 +453,13 @@ class CpuScheduler:
         """Whether anybody has; before that there is nothing to account for."""
         return self._kernel is not None
 
+    def moment(self, vp: VirtualProcessor, now: int) -> int:
+        """What the clock, which says `now`, is for who was told late that its work is done, and goes on from then."""
+        work, kernel = self._works.get(vp), self._kernel
+        if work is None or kernel is None or work.told_at != kernel.now:
+            return now
+        return min(now, kernel.now // NS_PER_TICK)
+
     def wants(self, vp: VirtualProcessor) -> bool:
         """Whether a processor has work that is not done."""
         from hypervisor.scheduler.nodes import State
@@ -499,7 +504,9 @@ class CpuScheduler:
                 "processors": len(self._works),
                 "groups": lambda: Branch({str(number): group.name for number, group in self.groups.items()}),
                 "wakes": self.wakes,
-                "lateness_ns": self.lateness,
+                "lateness_ns": self.lateness.worst,
+                "late_wakes": self.lateness.wakes,
+                "let_go_ns": self.lateness.let_go,
             }
         )
 
@@ -538,26 +545,22 @@ class CpuScheduler:
         """The kernel, at the time at which an input is to count. Never past an end of work that nobody was told of."""
         kernel = self._running_kernel()
         now = self._hypervisor.clock() * NS_PER_TICK
-        if now <= kernel.now or (self._hold and now - kernel.now <= LAG):
+        if self.lateness.stands(kernel.now, now):
             return kernel
-        while (wake := kernel.next_wake()) is not None and wake < now:
-            wake = max(_whole_tick(wake), kernel.now + NS_PER_TICK)
-            if not wake < now <= wake + LAG:
-                break
-            kernel.advance(wake)
+        while (to := self.lateness.goes_to(kernel.now, kernel.next_wake(), now)) < now:
+            kernel.advance(to)
             if self._notes.done:
                 return kernel
-        if now > kernel.now:
-            (kernel if self._threads is None else self._threads).advance(now)
+        (kernel if self._threads is None else self._threads).advance(now)
         return kernel
 
     def fire(self) -> None:
         """For the timer queue: work may be done."""
-        if self._hold:
+        if self.lateness.turns:
             return  # it is set again when time goes on
         self.wakes += 1
         kernel = self._running_kernel()
-        self.lateness = max(self.lateness, (self._hypervisor.clock() - self._armed) * NS_PER_TICK)
+        self.lateness.woken((self._hypervisor.clock() - self._armed) * NS_PER_TICK)
         self._present()
         threads = self._threads
         if threads is not None and threads.next_look is not None and kernel.now >= threads.next_look:
@@ -580,14 +583,12 @@ class CpuScheduler:
                 work.parked = None
                 told = True
         if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now:
-            if not self._hold:
+            if self.lateness.stand():
                 self._hypervisor.timers.next_turn(self._turn)
-            self._hold = TURNS
         self._arm()
 
     def _others_had_a_turn(self) -> None:
-        self._hold -= 1
-        if self._hold:
+        if not self.lateness.turn_over():
             self._hypervisor.timers.next_turn(self._turn)
             return
         if self._caught_up is not None:
@@ -597,7 +598,7 @@ class CpuScheduler:
 
     def _arm(self) -> None:
         kernel = self._running_kernel()
-        if self._hold:
+        if self.lateness.turns:
             return
         wake = kernel.next_time() if self._notes.timely else kernel.next_wake()
         if wake is not None and wake > kernel.now + STRETCH:
@@ -620,8 +621,10 @@ class CpuScheduler:
             now = kernel.now
             if self._notes.done:
                 self._settle()
-            if not self._hold or work.told_at == now:
+            if not self.lateness.turns:
                 return kernel
+            if work.told_at == now and work.vp.partition.clock_read * NS_PER_TICK <= now:
+                return kernel  # it goes on from when it was told, and has not seen a later time
             if self._caught_up is None:
                 self._caught_up = trio.Event()
             await self._caught_up.wait()
@@ -632,8 +635,3 @@ class CpuScheduler:
             (kernel if self._threads is None else self._threads).advance(now)
             self._settle()
         return kernel
-
-
-def _whole_tick(ns: int) -> int:
-    """The first tick of the clock that is not before it."""
-    return -(-ns // NS_PER_TICK) * NS_PER_TICK

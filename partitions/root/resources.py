@@ -95,6 +95,7 @@ class Resources:
 
     def take_over(self) -> None:
         """The topology's pools, and the VMs that are defined, with what those that run have reserved already."""
+        self._scheduler.prepare()
         self._file_is_good(pools=self._declared, vms=self.vms, all_is_new=True)
         waiting = list(self._declared)
         while waiting:

@@ -83,6 +83,9 @@ class BareHypervisor:
         host: Any = self
         return cpuid(host, vp, leaf, subleaf)
 
+    def clock_of(self, vp: VirtualProcessor) -> int:
+        return int(self.clock())
+
     def read_tsc(self) -> int:
         return tsc_from_clock(self.clock())
 

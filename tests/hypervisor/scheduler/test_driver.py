@@ -32,7 +32,7 @@ async def test_work_that_nobody_disputes_takes_its_time_and_one_wake(autojump_cl
             assert machine.host.clock() == 3 * MS * number
         assert machine.scheduler.wakes == 10
         assert machine.vp("a").run_time() == 30 * MS
-        assert machine.scheduler.lateness == 0
+        assert machine.scheduler.lateness.worst == 0
 
 
 def test_who_does_not_work_costs_nothing() -> None:

@@ -10,6 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from hypervisor.backend.task import TaskVp
+from hypervisor.reference_time import tsc_from_clock
 from hypervisor.scheduler.replay import replay
 from hypervisor.scheduler.settings import WHOLE
 from tests.hypervisor.scheduler.machine import MS, Computers, computing, trio_ticks
@@ -29,9 +31,9 @@ class CoarseClock:
         return -(-self.now() // self.step) * self.step
 
 
-async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, int]]]:
-    """Guests that compute in many pieces, without a pause; what each had run when, at the end of each piece."""
-    ends: dict[str, list[tuple[int, int]]] = {}
+async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, int, int]]]:
+    """Guests that compute in many pieces, without a pause. For each end of one: when, what had run, the guest's clock."""
+    ends: dict[str, list[tuple[int, int, int]]] = {}
     machine.scheduler.keep_log = True
     machine.scheduler.set_group(1, 0, "pool", cap=WHOLE)
     for number, name in enumerate("abcde"):
@@ -44,7 +46,8 @@ async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, i
         rng = random.Random(f"{seed} {name}")
         for _ in range(12):
             await machine.scheduler.run(machine.vp(name), rng.randrange(1, 6 * MS))
-            ends.setdefault(name, []).append((machine.host.clock(), machine.vp(name).run_time()))
+            vp = machine.vp(name)
+            ends.setdefault(name, []).append((machine.host.clock(), vp.run_time(), machine.host.clock_of(vp)))
 
     async with computing(machine) as nursery:
         for name in "abcde":
@@ -59,20 +62,72 @@ async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, i
 async def test_i15_being_told_late_changes_no_schedule(autojump_clock: MockClock, seed: int) -> None:
     """Told up to 5 ms late each time, guests that go on computing have the same inputs at the same times.
 
-    So the two logs are equal, and so is the schedule that either gives: each ends what it does when it would have.
+    So the two logs are equal, and so is the schedule that either gives: each ends what it does when it would have, and
+    by the guest's own clock it was never late.
     """
     punctual = Computers(2)
     ends = await computed(punctual, seed)
     late = Computers(2, CoarseClock(random.Random(seed).randrange(2 * MS, 5 * MS)))
     late_ends = await computed(late, seed)
     assert late.scheduler.log == punctual.scheduler.log
-    assert punctual.scheduler.lateness == 0
-    assert NS_PER_MS <= late.scheduler.lateness <= 5 * NS_PER_MS
+    assert punctual.scheduler.lateness.worst == 0
+    assert NS_PER_MS <= late.scheduler.lateness.worst <= 5 * NS_PER_MS
     for name in "abcde":
-        assert [run for _, run in late_ends[name]] == [run for _, run in ends[name]]
-        assert all(0 <= b - a < 25 * MS for (a, _), (b, _) in zip(ends[name], late_ends[name], strict=True))
+        assert [end[1:] for end in late_ends[name]] == [end[1:] for end in ends[name]]
+        assert all(a[0] == a[2] and 0 <= b[0] - a[0] < 25 * MS for a, b in zip(ends[name], late_ends[name], strict=True))
     again = replay(late.scheduler.log)
     assert again.log == late.scheduler.log
+
+
+async def test_a_guests_clock_never_goes_back(autojump_clock: MockClock) -> None:
+    """Told late, its clock says when its work was done; but not if it has seen, or slept to, a later time already.
+
+    One who slept begins its next work at the time that it saw.
+    """
+    clock = CoarseClock(3 * MS)
+    machine = Computers(2, clock)
+    machine.scheduler.keep_log = True
+    machine.partition("a", vps=2)
+    host, first, second = machine.host, machine.vp("a"), machine.vp("a", 1)
+    seen: list[int] = []
+
+    async def works() -> None:
+        await machine.scheduler.run(first, 1 * MS)
+        assert (clock(), host.clock_of(first)) == (3 * MS, 1 * MS)
+        assert host.clock_of(second) == 3 * MS
+        assert host.clock_of(first) == 3 * MS, "of one guest, whichever processor it reads"
+        await machine.scheduler.run(first, 1 * MS)
+        seen.append(host.clock_of(first))
+
+    async with computing(machine) as nursery:
+        nursery.start_soon(works)
+        await trio.sleep(1)
+    works_at = [moment // NS_PER_MS for moment, name, _ in machine.scheduler.log if name == "work"]
+    assert (works_at, seen) == ([0, 3], [4 * MS])
+
+
+async def test_who_slept_goes_on_from_now(autojump_clock: MockClock) -> None:
+    """A sleep that was over before its guest was told of its work ends at once, and late: that is counted."""
+    clock = CoarseClock(10 * MS)
+    machine = Computers(1, clock)
+    partition = machine.partition("a")
+    vp = machine.vp("a")
+    guest = TaskVp(machine.host, vp)
+    seen: list[int] = []
+
+    async def works() -> None:
+        await guest.work(1 * MS)
+        assert tsc_from_clock(1 * MS) == guest.read_tsc()
+        await guest.sleep_until(partition.reference_time.now() - 7 * MS)
+        seen.append(guest.read_tsc())
+        await guest.sleep_until(partition.reference_time.now() + 15 * MS)
+        seen.append(guest.read_tsc())
+
+    async with computing(machine) as nursery:
+        nursery.start_soon(works)
+        await trio.sleep(1)
+    assert seen == [tsc_from_clock(10 * MS), tsc_from_clock(30 * MS)]
+    assert machine.scheduler.lateness.worst == 9 * NS_PER_MS
 
 
 async def test_new_work_is_of_now(autojump_clock: MockClock) -> None:
