@@ -101,6 +101,16 @@ def load_topology(target: str | os.PathLike[str], *, programs: bool = True) -> T
 
     With `programs` off, a VM may do without a guest program: the boundary driver is its guest. Raises `TopologyError`.
     """
+    path = find_topology(target)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TopologyError(str(path), [Problem("", f"cannot be read: {error_words(error)}")]) from None
+    return parse_topology(text, path.parent.absolute(), source=str(path), programs=programs)
+
+
+def find_topology(target: str | os.PathLike[str]) -> Path:
+    """The file that is meant. Raises `TopologyError`."""
     path = Path(target)
     if path.is_dir():
         path = path / FILE_NAME
@@ -117,11 +127,7 @@ def load_topology(target: str | os.PathLike[str], *, programs: bool = True) -> T
     if path.suffix == ".py":
         words = f'is a Python program; write a topology that names it: [[vm]], name = "guest", program = "{path.name}"'
         raise TopologyError(str(target), [Problem("", words)])
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(path), [Problem("", f"cannot be read: {error_words(error)}")]) from None
-    return parse_topology(text, path.parent.absolute(), source=str(path), programs=programs)
+    return path
 
 
 def parse_topology(text: str, folder: Path, *, source: str = FILE_NAME, programs: bool = True) -> Topology:

@@ -65,6 +65,8 @@ class Check:
         self.found: dict[KeyPath, str] = {}
         self.unreadable: set[KeyPath] = set()
         """Places that are no table at all; nothing beneath them is worth a word."""
+        self.guessed: set[KeyPath] = set()
+        """Keys whose values cannot be read, so that their defaults stand in for them."""
 
     def problem(self, keys: KeyPath, reason: str) -> None:
         """Note what is wrong at a place, unless that is known already."""
@@ -153,6 +155,7 @@ class Check:
             return msgspec.convert(raw, kind, dec_hook=decode_hook)
         except msgspec.ValidationError as error:
             self.problem(keys, reason_words(str(error), bare, raw))
+            self.guessed.add(keys)
             return _BAD
 
     # Meaning

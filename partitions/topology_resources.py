@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_LEVELS: Final = 32
 """Of pools inside pools."""
+_PLACES: Final = ("name", "parent", "pool", "processors", "lun", "number")
+"""Keys by which nodes have their places in trees."""
 BALLOON_UNIT: Final = 2 << 20
 """Bytes in which a host asks for memory."""
 
@@ -30,10 +32,15 @@ def check_resources(check: Check, file: TopologyFile, *, sums: bool = True) -> N
     for index, vm in enumerate(file.vm):
         _vm(check, vm, ("vm", index), pools)
     _processor_sets(check, file)
-    if sums and not any(keys[0] in ("pool", "vm") for keys in check.found):
+    if sums and not any(_of_the_tree(keys) for keys in check.found):
         from partitions.topology_sums import check_sums
 
         check_sums(check, file)
+
+
+def _of_the_tree(keys: KeyPath) -> bool:
+    """Whether it is wrong who is in whom, so that sums cannot be made; figures are another matter."""
+    return keys[0] in ("pool", "vm") and (len(keys) < 3 or keys[-1] in _PLACES)
 
 
 def new_problems(before: TopologyFile | None, after: TopologyFile, folder: Path) -> Iterator[tuple[KeyPath, str]]:

@@ -29,6 +29,13 @@ _HOST_KEYS: Final[dict[Kind, str]] = {
     "disk": "disk_iops",
     "network": "bandwidth",
 }
+_KEYS: Final[dict[Kind, set[str]]] = {
+    "cpu": {"logical_processors", "cpu", "processors", "expandable"},
+    "memory": {"memory", "dynamic_memory", "expandable"},
+    "disk": {"disk_iops", "disk", "expandable"},
+    "network": {"bandwidth", "nic", "network", "expandable"},
+}
+"""Parts of the paths that a resource's figures are at."""
 _REMEDY: Final[dict[Kind, str]] = {
     "cpu": "a cpu.reserve",
     "memory": "a memory or minimum",
@@ -40,13 +47,14 @@ _REMEDY: Final[dict[Kind, str]] = {
 def check_sums(check: Check, file: TopologyFile) -> None:
     """Of a file whose pools are a tree. All VMs are taken to be on at once, as `partita run` starts them."""
     for kind in KINDS:
-        _check_one(check, file, kind)
+        if not any(_KEYS[kind] & {*map(str, keys)} for keys in (*check.guessed, *check.unreadable)):
+            _check_one(check, file, kind)
 
 
 def _check_one(check: Check, file: TopologyFile, kind: Kind) -> None:
     capacity = capacities(file.host)[kind]
     root = Node.host(capacity)
-    pools = _grow(check, file, kind, root)
+    pools, fits = _grow(check, file, kind, root)
     words = WORDS[kind]
     for index, vm in enumerate(file.vm):
         pool = pools[vm_pool(kind, vm)]
@@ -56,7 +64,7 @@ def _check_one(check: Check, file: TopologyFile, kind: Kind) -> None:
                 keys = ("vm", index, *_key(kind, vm, device))
                 reason = f"cannot be granted even to this VM alone: {answer.words(words)}"
                 check.problem(keys, f"{reason}; lower it, or raise what that pool has")
-    if capacity is None or any(keys[0] == "pool" for keys in check.found):
+    if capacity is None or not fits:
         return
     for vm in file.vm:
         pool = pools[vm_pool(kind, vm)]
@@ -68,9 +76,10 @@ def _check_one(check: Check, file: TopologyFile, kind: Kind) -> None:
         check.problem(("host", _HOST_KEYS[kind]), f"{has}: lower {_REMEDY[kind]}, or raise this")
 
 
-def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> dict[str, Node]:
-    """The pools, parents first; those that do not fit are told."""
+def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> tuple[dict[str, Node], bool]:
+    """The pools, parents first, and whether all fit; those that do not are told."""
     made: dict[str, Node] = {"": root}
+    fits = True
     waiting = list(enumerate(file.pool))
     while waiting:
         ready = [(index, pool) for index, pool in waiting if pool.parent in made]
@@ -79,6 +88,7 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> dict[str,
             figures = pool_figures(kind, pool)
             answer = admit(made[pool.parent], figures.reservation)
             if isinstance(answer, Refused):
+                fits = False
                 keys: KeyPath = ("pool", index, kind, "reserve")
                 if kind == "cpu" and pool.processors:
                     keys = ("pool", index, "processors")
@@ -88,10 +98,11 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> dict[str,
                 f"pool/{pool.name}",
                 inner=True,
                 reservation=figures.reservation,
-                limit=figures.limit,
+                # One below it has been told already, and counts for nothing here.
+                limit=None if figures.limit is not None and figures.limit < figures.reservation else figures.limit,
                 expandable=expandable(kind, pool),
             )
-    return made
+    return made, fits
 
 
 def _most(node: Node) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from partitions.topology_figures import (
     processor_words,
     vm_pool,
 )
+from partitions.topology_source import line_of
 from partitions.topology_words import spell
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ MOST_ALIKE: Final = 3
 """Warnings of one kind; who has that many has understood."""
 
 
-def control_warnings(topology: Topology) -> list[str]:
-    """What to tell people, each with its place."""
+def control_warnings(topology: Topology, source: Callable[[], str] = str) -> list[str]:
+    """What to tell people, each with its place, and with its line where `source` has the file's text."""
     raw = {
         "vm": [{"name": vm.name} for vm in topology.vm],
         "pool": [{"name": pool.name} for pool in topology.pool],
     }
     found: list[str] = []
+    text: str | None = None
     for rule in (
         _more_processors_than_there_are,
         _limits_without_effect,
@@ -47,8 +49,11 @@ def control_warnings(topology: Topology) -> list[str]:
         _bandwidth_of_nothing,
         _light_and_heavy,
     ):
-        told = [f"{spell(raw, keys)}: {reason}" for keys, reason in rule(topology)]
-        found += told[:MOST_ALIKE]
+        told = list(rule(topology))
+        for keys, reason in told[:MOST_ALIKE]:
+            text = source() if text is None else text
+            line = line_of(text, keys)
+            found.append(f"{f'line {line}: ' if line else ''}{spell(raw, keys)}: {reason}")
         if len(told) > MOST_ALIKE:
             found.append(f"and {len(told) - MOST_ALIKE} more like the last one")
     return found

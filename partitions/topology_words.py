@@ -77,6 +77,9 @@ def reason_words(error: str, kind: Any, raw: object) -> str:
         if isinstance(item, type) and issubclass(item, enum.StrEnum):
             wrong = next((one for one in raw if one not in tuple(item)), None)
             return f"must not have {what(wrong)} in it; {_known(item, wrong)}"
+        match = re.fullmatch(r"Expected `([a-z]+)`, got `.*`", reason)
+        if match and (place := re.search(r" - at `\$\[(\d+)\]`$", error)):
+            return f"must be a list with {_TYPES[match[1]]} in each place, has {what(raw[int(place[1])])} in it"
     if match := re.fullmatch(r"Expected `(?:int|float)` (>=|<=) (-?\d+)(?:\.0)?", reason):
         return f"must be at {'least' if match[1] == '>=' else 'most'} {match[2]}, is {raw}"
     if match := re.fullmatch(r"Expected `(?:int|float)` > (-?\d+)(?:\.0)?", reason):

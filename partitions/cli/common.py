@@ -50,15 +50,25 @@ def read_topology(target: str, *, programs: bool = True) -> Topology:
         raise Refusal(str(error)) from None
 
 
-def warn_of_controls(topology: Topology) -> None:
+def warn_of_controls(topology: Topology, target: str) -> None:
     """On standard error, what of its resource control does not do what it looks like."""
     from partitions.topology_controls import has_controls
 
     if has_controls(topology.vm, topology.pool):
         from partitions.topology_warnings import control_warnings
 
-        for warning in control_warnings(topology):
+        for warning in control_warnings(topology, lambda: _text(target)):
             print(f"warning: {warning}", file=sys.stderr)
+
+
+def _text(target: str) -> str:
+    """Of a topology that has been read; empty where it is gone since."""
+    from partitions.topology import TopologyError, find_topology
+
+    try:
+        return find_topology(target).read_text(encoding="utf-8")
+    except (TopologyError, OSError, UnicodeDecodeError):
+        return ""
 
 
 def read_filter(text: str | None) -> Filter | None:

@@ -269,7 +269,7 @@ def read(options: argparse.Namespace) -> Topology:
     if options.timeout is not None and not options.timeout >= 0:
         raise Refusal("--timeout must be a number of seconds, 0 or more")
     topology = with_disks(read_topology(options.target), options.disk)
-    warn_of_controls(topology)
+    warn_of_controls(topology, options.target)
     return topology
 
 

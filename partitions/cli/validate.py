@@ -26,7 +26,7 @@ def add_parser(verbs: Verbs) -> None:
 def call(options: argparse.Namespace) -> int:
     """Print one line when all is well; all problems are one refusal."""
     topology = read_topology(options.target)
-    warn_of_controls(topology)
+    warn_of_controls(topology, options.target)
     from partitions.topology import size_words
 
     machines = "1 VM" if len(topology.vm) == 1 else f"{len(topology.vm)} VMs"

@@ -229,6 +229,49 @@ def test_what_pools_reserve_is_enough_for_those_in_them(folder: Path) -> None:
     parse_topology(HOST + inside + pool("p", "cpu = { reserve = 400 }"), folder)
 
 
+def test_sums_are_told_with_the_rest(folder: Path) -> None:
+    """A slip somewhere hides nothing of what is reserved: people mend all of it at once."""
+    text = (
+        "host = { logical_processors = 1, memory = '128MiB', disk_iops = 100 }\n"
+        + pool("a", "cpu = { reserve = 60, limit = 50 }\nmemory = { reserve = '256MiB' }")
+        + vm("x", "cpu = { reserve = 90 }\nrestart = 7")
+        + vm("y", "procesors = 2\ndisk = [{ path = 'd', size = '1MiB', iops = { reserve = 101 } }]")
+    )
+    assert [line.partition(": ")[2][:60] for line in problems(folder, text)] == [
+        "host.logical_processors: the host has 100 %, its VMs and poo",
+        "host.disk_iops: the host has 100 IOPS, its VMs and pools tog",
+        'pool[0] "a".cpu.reserve: must not be above its limit of 50 %',
+        'pool[0] "a".memory.reserve: cannot be granted: host 128 MiB ',
+        'vm[0] "x".restart: must not be 7; known are never, on-failur',
+        'vm[1] "y".procesors: unknown key; did you mean "processors"?',
+    ]
+
+
+def test_no_sums_of_guesses(folder: Path) -> None:
+    """What cannot be read is nothing to add up, but the other resources are."""
+    text = (
+        "host = { logical_processors = 1, memory = '100MiB' }\n"
+        + vm("x", "cpu = { reserve = 'much' }")
+        + vm("y", "cpu = { reserve = 101 }")
+        + vm("z", "cpu = { reserve = 90 }")
+    )
+    assert [line.partition(": ")[2].partition(": ")[0] for line in problems(folder, text)] == [
+        "host.memory",
+        'vm[0] "x".cpu.reserve',
+        'vm[1] "y".cpu.reserve',
+    ]
+    disks = [f"disk = [{{ path = '{name}', size = '1MiB', iops = {{ reserve = {name} }} }}]" for name in ("-1", "9")]
+    (unreadable,) = problems(folder, "host = { disk_iops = 1 }\n" + vm("x", disks[0]) + vm("y", disks[1]))
+    assert unreadable.endswith("iops.reserve: must be at least 0, is -1")
+
+
+def test_warnings_have_lines(folder: Path) -> None:
+    """Where the file is at hand."""
+    text = pool("a", "disk = { weight = 200 }") + VM
+    (warning,) = control_warnings(parse_topology(text, folder), lambda: text)
+    assert warning.startswith('line 3: pool[0] "a".disk.weight: means nothing')
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

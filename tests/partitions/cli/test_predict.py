@@ -106,6 +106,10 @@ def test_a_span_that_is_not_reached(topology: MakeTopology, capsys: Capture) -> 
         ({"tolerance = 2": "tolerance = -2"}, "question.tolerance: must be at least 0, is -2"),
         ({"tolerance = 2": 'choices = ["x", "y"]'}, "question.unit: is for a question with a number as answer"),
         ({"tolerance = 2": 'choices = ["x"]', 'unit = "%"': ""}, "question.choices: must be two at least"),
+        (
+            {"tolerance = 2": 'choices = ["x", 1]', 'unit = "%"': ""},
+            "question.choices: must be a list with text in each place, has 1 in it",
+        ),
         ({"tolerance = 2": "tollerance = 2"}, 'did you mean "tolerance"?'),
         ({"ask = ": "asks = "}, "question.ask: is missing"),
     ],
