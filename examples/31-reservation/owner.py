@@ -2,12 +2,15 @@
 
 import trio
 
+STEP = 0.5
+"""Seconds."""
+
 
 async def main(guest):
-    await guest.sleep(0.2 - guest.time())
-    with trio.move_on_after(0.2):
+    await guest.sleep(STEP - guest.time())
+    with trio.move_on_after(STEP):
         print("I rested; now I work")
         await guest.cpu.run(10)
     times = guest.cpu.times()
-    print(f"0.2 to 0.4 s: I had {round(times.run / times.wall * 10) * 10} %")
-    await guest.sleep(0.6 - guest.time())
+    print(f"0.5 to 1.0 s: I had {round(times.run / times.wall * 10) * 10} %")
+    await guest.sleep(3 * STEP - guest.time())
