@@ -582,9 +582,8 @@ class CpuScheduler:
                 trio.lowlevel.reschedule(work.parked)
                 work.parked = None
                 told = True
-        if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now:
-            if self.lateness.stand():
-                self._hypervisor.timers.next_turn(self._turn)
+        if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now and self.lateness.stand():
+            self._hypervisor.timers.next_turn(self._turn)
         self._arm()
 
     def _others_had_a_turn(self) -> None:

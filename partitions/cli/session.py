@@ -95,6 +95,8 @@ async def run(
                 explanations=viewer.explanations(host),
                 resources=tally.whole(),
                 question=None if observer is None else observer.verdict(),
+                lateness=host.hypervisor.scheduler.lateness.worst / 1e9,
+                late_wakes=host.hypervisor.scheduler.lateness.wakes,
             )
         problems = viewer.problems(host)
     for problem in problems:

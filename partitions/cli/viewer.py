@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from partitions.trace.timeline import Timeline
 
 REDRAW_SECONDS = 0.25
+NOTABLE = 0.02
+"""Seconds of lateness from which on a run's figures have a word about it."""
 CONSOLE_LINES = 100_000
 """Lines that may wait for a slow terminal, a VM."""
 
@@ -77,6 +79,10 @@ class Outcome(msgspec.Struct, kw_only=True):
     """Who had how much over the whole run, where somebody asked for control or processors were contended for."""
     question: Verdict | None = None
     """What the topology asks, what was predicted, and what came of it."""
+    lateness: float = 0.0
+    """Seconds by which a guest, or the scheduler, was woken too late at worst: a real clock on a busy machine."""
+    late_wakes: int = 0
+    """How often that was a millisecond or more."""
 
 
 class Viewer:
@@ -328,8 +334,19 @@ class Viewer:
             from partitions.question import words_after
 
             shown += ["", *words_after(outcome.question)]
+        if outcome.lateness >= NOTABLE and (outcome.resources is not None or outcome.question is not None):
+            shown.append(_late(outcome))
         for line in shown:
             self.screen.line(line)
+
+
+def _late(outcome: Outcome) -> str:
+    """Beside figures that came about on a machine which was too busy for them."""
+    times = "once" if outcome.late_wakes == 1 else f"{outcome.late_wakes} times"
+    return (
+        f"late:     this machine woke somebody {1000 * outcome.lateness:.0f} ms late at worst, and {times} by 1 ms"
+        " or more: what guests say of times may be off by that; --clock virtual is never late"
+    )
 
 
 def _open(option: str, name: str) -> IO[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hypervisor.scheduler.lateness import Lateness
 from partitions.cli.main import main
 from tests.partitions.cli.conftest import MakeTopology
 
@@ -43,6 +44,27 @@ def test_a_question_is_asked_and_answered(topology: MakeTopology, capsys: Captur
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "question: How much of a processor does a use?"
     assert lines[-2:] == ["answer:   50 %", "because:  it works half of its time"]
+
+
+def test_a_machine_that_was_too_busy(topology: MakeTopology, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last word is how late it was, where that is enough to spoil figures; a run without any has none."""
+
+    worst = 0
+
+    def woken(self: Lateness, late: int) -> None:
+        self.worst, self.wakes = worst, 12
+
+    monkeypatch.setattr(Lateness, "woken", woken)
+    for late, told in ((19_999_999, False), (59_833_712, True)):
+        worst = late
+        assert main(["run", str(asking(topology(a=WORK))), "--clock", "virtual"]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        words = "late:     this machine woke somebody 60 ms late at worst, and 12 times by 1 ms or more: "
+        assert last.startswith(words if told else "because:")
+    found = document(capsys, asking(topology(a=WORK)))
+    assert (found["lateness"], found["late_wakes"]) == (0.059833712, 12)
+    assert main(["run", str(topology(a=WORK)), "--clock", "virtual"]) == 0
+    assert "late:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "fits"), [("49", True), ("50 %", True), ("47.9", False)])
