@@ -1,7 +1,7 @@
 """Works all the time, and says after each second what it got."""
 
 EDGE = 0.05
-"""Seconds at both ends of a second that do not count: clocks of guests do not begin together, and a real one is late."""
+"""Seconds at both ends of each that do not count: clocks of guests do not begin together, and a real one is late."""
 
 
 async def main(guest):
