@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hypervisor.trace import TraceEvent
     from partitions.resources.slices import Slice
 
-NAMES: Final = ("cpu", "entitled", "lps", "schedule", "memory", "iops", "latency", "network")
+NAMES: Final = ("cpu", "all", "entitled", "lps", "schedule", "pauses", "memory", "iops", "latency", "network")
 MOST_SLICES: Final = 20_000
 _PIECE: Final = 1 << 20
 
@@ -111,13 +111,14 @@ def _from_samples(options: argparse.Namespace, pictures: Any, path: Path, end: f
 
 
 def _from_trace(options: argparse.Namespace, pictures: Any, path: Path, end: float) -> Iterator[tuple[str, Any]]:
-    """The one picture of a trace. Raises `OSError`, `Refusal`."""
+    """Pictures of a trace. Raises `OSError`, `Refusal`."""
     from partitions.logs import vm_name
     from partitions.recording.reader import RecordingError
     from partitions.resources.slices import slices_of
     from partitions.trace.source import TraceReader
 
-    if not _wanted(options, "schedule"):
+    wanted = [name for name in pictures.TRACE_PICTURES if _wanted(options, name)]
+    if not wanted:
         return
     reader = TraceReader(name=path.name)
 
@@ -134,10 +135,11 @@ def _from_trace(options: argparse.Namespace, pictures: Any, path: Path, end: flo
         raise Refusal(
             f"{path.name} is neither a file of samples (partita run --samples) nor a trace (--trace): {error}", FAILED
         ) from None
-    if len(slices) > MOST_SLICES:
+    if len(slices) > MOST_SLICES and "schedule" in wanted:
         raise Refusal(
             f"{path.name} has {len(slices):,} slices, more than a picture can show: give a span, such as --from "
             f"{slices[0].begin:g} --to {slices[MOST_SLICES // 20].end:g}"
         )
-    if slices:
-        yield "schedule", pictures.schedule(slices)
+    for name in wanted:
+        if (figure := pictures.TRACE_PICTURES[name](slices)) is not None:
+            yield name, figure

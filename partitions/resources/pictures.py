@@ -6,15 +6,18 @@ What there is no data for is no picture: such a function gives None.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from partitions.resources.alarms import LATENCY_MS
 from partitions.resources.series import MIB, Curves, Series
+from partitions.resources.slices import pauses_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +34,10 @@ PANEL: Final = 1.55
 MOST_PANELS: Final = 12
 """VMs or pools in one picture; those with the most to show."""
 MOST_LPS: Final = 64
+MOST_ROWS: Final = 200
+"""VMs in a picture of shades."""
+MOST_LETTERS: Final = 24
+"""Of a name beside a row."""
 MOST_APART: Final = 20
 """How many times the least may go into the greatest of panels with one scale."""
 STATES: Final = (("soft", 0.04, PURPLE), ("hard", 0.02, RED), ("low", 0.01, BLACK))
@@ -86,8 +93,14 @@ def _most(nodes: Sequence[Curves], weight: Callable[[Curves], float]) -> tuple[l
     """Those that fit a picture, in the tree's order, and what to say of the others."""
     if len(nodes) <= MOST_PANELS:
         return list(nodes), ""
-    kept = sorted(nodes, key=weight, reverse=True)[:MOST_PANELS]
-    return [node for node in nodes if node in kept], f" ({MOST_PANELS} busiest of {len(nodes)})"
+    kept = sorted(nodes, key=lambda node: (node.kind == "pool", weight(node)), reverse=True)[:MOST_PANELS]
+    return [node for node in nodes if node in kept], f" (the {MOST_PANELS} of {len(nodes)} with the most to show)"
+
+
+def _place(node: Curves) -> str:
+    """Its name, and the pool that it is in: weights and limits of that are what it lives by."""
+    name = f"pool {node.name}" if node.kind == "pool" else node.name
+    return f"{name}, in {node.pool}" if node.pool else name
 
 
 def _sum(node: Curves, *figures: str) -> float:
@@ -127,12 +140,59 @@ def processors(series: Series) -> Figure | None:
                 linewidth=0,
             )
             below = top
-        _title(panel, node.name + ("" if node.vps == 1 else f", {node.vps} virtual processors"))
+        many = "" if node.vps == 1 else f", {node.vps} virtual processors"
+        waited = f", longest wait {node.longest_wait / 1e6:,.3g} ms" if node.longest_wait else ""
+        _title(panel, f"{_place(node)}{many}{waited}")
         panel.set_ylim(0, 100 * max(1, node.vps))
         panel.set_ylabel("% of an LP", fontsize=8)
     axes[0].set_xlim(series.edges[0], series.edges[-1])
     _legend(axes[0], made)
     return made
+
+
+def everybody(series: Series) -> Figure | None:
+    """Where there are more VMs than panels: what each got and how long it waited, as shades."""
+    vms = [node for node in series.of("vm") if _sum(node, "run", "ready", "capped") > 0]
+    if len(vms) <= MOST_PANELS:
+        return None
+    rows = vms[:MOST_ROWS]
+    rest = f" (the first {MOST_ROWS} of {len(vms)})" if len(vms) > MOST_ROWS else ""
+    high = max(0.11 * len(rows), 2.0)
+    made = Figure(figsize=(WIDTH, 1.4 + high), layout="constrained")
+    parts = [("run", "got (%RUN)"), ("ready", "waited for others (%RDY)")]
+    if any(node.has("capped") for node in rows):
+        parts.append(("capped", "held back by a limit (%MLMTD)"))
+    panels = made.subplots(1, len(parts), sharex=True, sharey=True)
+    for panel, (figure, label) in zip(panels, parts, strict=True):
+        shades = [_while_on(node, figure) for node in rows]
+        mesh = panel.pcolormesh(
+            series.edges, [number - 0.5 for number in range(len(rows) + 1)], shades, cmap="cividis", vmin=0, vmax=100
+        )
+        _title(panel, label)
+        panel.set_xlabel("seconds", fontsize=9)
+        panel.tick_params(labelsize=8)
+    step = 1 if len(rows) <= 60 else 5
+    names = [f"{_short(node.pool, 12)}/{_short(node.name)}".removeprefix("/") for node in rows[::step]]
+    panels[0].set_yticks(range(0, len(rows), step), names, fontsize=6)
+    panels[0].invert_yaxis()
+    bar = made.colorbar(mesh, ax=panels, pad=0.01)
+    bar.set_label("% of each virtual processor", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    made.suptitle(f"Time of all VMs' processors{rest}", fontsize=11, x=0.01, ha="left")
+    return made
+
+
+def _while_on(node: Curves, figure: str) -> list[float]:
+    """Percent of each of its processors; nothing where it was off."""
+    spent = zip(*(node.values[part] for part in ("run", "ready", "capped", "halted")), strict=True)
+    return [
+        value / max(1, node.vps) if any(parts) else float("nan")
+        for value, parts in zip(node.values[figure], spent, strict=True)
+    ]
+
+
+def _short(name: str, most: int = MOST_LETTERS) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def entitlement(series: Series) -> Figure | None:
@@ -152,7 +212,7 @@ def entitlement(series: Series) -> Figure | None:
             _line(panel, series, values["limit"], color=RED, linewidth=1.3, linestyle="--", label="limit")
         if node.has("reserve"):
             _line(panel, series, values["reserve"], color=GREEN, linewidth=1.3, linestyle="-.", label="reservation")
-        _title(panel, f"pool {node.name}" if node.kind == "pool" else node.name)
+        _title(panel, _place(node))
         panel.set_ylim(0, _room([*values["run"], *values["entitled"], *values["limit"], *values["reserve"]], 10))
         panel.set_ylabel("% of an LP", fontsize=8)
     _same_scale(shown, axes)
@@ -254,6 +314,65 @@ def schedule(slices: Sequence[Slice]) -> Figure | None:
     return made
 
 
+def pauses(slices: Sequence[Slice]) -> Figure | None:
+    """How often each VM stood still in the middle of its work, and for how long: what averages hide."""
+    found = pauses_of(slices)
+    vms = sorted({one.vm for one in found}, key=lambda vm: -max(one.length for one in found if one.vm == vm))
+    shown = sorted(vms[:MOST_PANELS])
+    if not shown:
+        return None
+    rest = f" (the {MOST_PANELS} of {len(vms)} with the longest)" if len(vms) > MOST_PANELS else ""
+    made, axes = _figure(len(shown), title=f"Pauses in the middle of work{rest}")
+    edges = _decades(min(one.length for one in found), max(one.length for one in found))
+    for vm, panel in zip(shown, axes, strict=True):
+        own = [one for one in found if one.vm == vm]
+        below = [0] * (len(edges) - 1)
+        for limited, label, color, hatch in (
+            (True, "after its own or its pool's limit was used up", RED, "////"),
+            (False, "after a slice: others had their turn, or used up their pool's limit", ORANGE, ""),
+        ):
+            counts = _counts([one.length for one in own if one.limited is limited], edges)
+            panel.bar(
+                edges[:-1],
+                counts,
+                width=[high - low for low, high in pairwise(edges)],
+                bottom=below,
+                align="edge",
+                label=label,
+                facecolor=color,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.5,
+            )
+            below = [a + b for a, b in zip(below, counts, strict=True)]
+        _title(panel, f"{vm}: {len(own):,} pauses, longest {1000 * max(one.length for one in own):,.3g} ms")
+        panel.set_xscale("log")
+        panel.set_ylim(0, 1.08 * max(below))
+        panel.set_ylabel("pauses", fontsize=8)
+    axes[-1].xaxis.set_major_locator(FixedLocator(edges[:: 1 + len(edges) // 12]))
+    axes[-1].xaxis.set_minor_locator(NullLocator())
+    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1000 * value:,.3g}"))
+    axes[-1].set_xlabel("milliseconds", fontsize=9)
+    _legend_of_all(axes, made)
+    return made
+
+
+def _decades(least: float, most: float) -> list[float]:
+    """Six steps in each power of ten, around what there is."""
+    steps = [part * 10.0**power / 1e6 for power in range(-4, 13) for part in (1, 1.5, 2, 3, 5, 7)]
+    first = max(number for number, step in enumerate(steps) if step <= least or number == 0)
+    last = next((number for number, step in enumerate(steps) if step > most), len(steps) - 1)
+    return steps[max(0, first - 1) : last + 2]
+
+
+def _counts(lengths: Sequence[float], edges: Sequence[float]) -> list[int]:
+    """How many are from each edge to the next."""
+    counts = [0] * (len(edges) - 1)
+    for length in lengths:
+        counts[min(bisect_right(edges, length), len(counts)) - 1] += 1
+    return counts
+
+
 # --- memory
 
 
@@ -291,7 +410,7 @@ def memory(series: Series) -> Figure | None:
         _line(panel, series, values["target"], color=BLACK, linewidth=1.1, linestyle="--", label="target")
         for figure in ("minimum", "maximum"):
             _line(panel, series, values[figure], color=GREEN, linewidth=0.9, linestyle=":", label="minimum, maximum")
-        _title(panel, node.name)
+        _title(panel, _place(node))
         panel.set_ylim(0, _room([*top, *values["maximum"]], 1))
         panel.set_ylabel("MiB", fontsize=8)
     axes[0].set_xlim(series.edges[0], series.edges[-1])
@@ -379,7 +498,7 @@ def iops(series: Series) -> Figure | None:
             _line(
                 panel, series, values["iops_reserve"], color=GREEN, linewidth=1.3, linestyle="-.", label="reservation"
             )
-        _title(panel, f"pool {node.name}" if node.kind == "pool" else node.name)
+        _title(panel, _place(node))
         panel.set_ylim(0, _room([*values["iops"], *values["iops_limit"], *values["iops_reserve"]], 1))
         panel.set_ylabel("IOPS", fontsize=8)
     _same_scale(shown, axes)
@@ -420,7 +539,11 @@ def latency(series: Series) -> Figure | None:
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     axes.set_ylim(0, 102)
     axes.set_yticks([0, 25, 50, 75, 100])
-    axes.set_xlim(left=min(_first_bound(node) for node in shown))
+    left, right = min(_first_bound(node) for node in shown), 1.15 * bounds[-1]
+    axes.set_xlim(left, right)
+    if left < LATENCY_MS < right:
+        axes.axvline(LATENCY_MS, color=GREY, linewidth=1, linestyle=":", zorder=0)
+        axes.annotate(f"{LATENCY_MS:g} ms", (LATENCY_MS, 3), fontsize=7, color="#777777", ha="right", rotation=90)
     axes.set_xlabel("milliseconds from a request's arrival to its end, at most", fontsize=9)
     axes.set_ylabel("% of requests", fontsize=8)
     _legend(axes, made)
@@ -457,7 +580,7 @@ def network(series: Series) -> Figure | None:
         if node.has("net_reserve"):
             _line(panel, series, values["net_reserve"], color=GREEN, linewidth=1.3, linestyle="-.", label="reservation")
         dropped = _sum(node, "dropped")
-        _title(panel, node.name + (f", {dropped:,.0f} frames dropped" if dropped else ""))
+        _title(panel, _place(node) + (f", {dropped:,.0f} frames dropped" if dropped else ""))
         panel.set_ylim(0, _room([*values["sent"], *values["received"]], 0.001))
         panel.set_ylabel("Mbit/s", fontsize=8)
     _same_scale(shown, axes)
@@ -466,8 +589,11 @@ def network(series: Series) -> Figure | None:
     return made
 
 
+TRACE_PICTURES: Final[dict[str, Callable[[Sequence[Slice]], Figure | None]]] = {"schedule": schedule, "pauses": pauses}
+"""Of a trace with the scheduler's layer."""
 PICTURES: Final[dict[str, Callable[[Series], Figure | None]]] = {
     "cpu": processors,
+    "all": everybody,
     "entitled": entitlement,
     "lps": logical_processors,
     "memory": memory,

@@ -59,6 +59,8 @@ class Sampler:
         """What VMs had in runs that have ended."""
         self._gone: dict[str, Worker] = {}
         """Of those runs the last one's, by VM."""
+        self._disks: dict[str, FlowFigures] = {}
+        """Of the last window: a VM that ends takes its disks' controls with it."""
         self.first = Reading(0, {}, [], 0)
         """When the host was opened, with nothing counted."""
         self.last = self.read() if look else self.first
@@ -142,6 +144,12 @@ class Sampler:
             disks[name] = figures
             if number % VMS_AT_ONCE == 0:
                 yield None
+        for name, was in self._disks.items():
+            vm = came.get(name.split("/")[1]) if name.startswith("vm/") else None
+            if vm is not None and vm.disk is not None and vm.disk.requests:
+                disks.setdefault(name, was)
+        if not whole:
+            self._disks = disks
         yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, disks, whole))
 
     def sample(self) -> Sample:

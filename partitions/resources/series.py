@@ -14,7 +14,7 @@ import attrs
 from partitions.resources.sample import Heading, Node, Sample
 from partitions.resources.totals import merged
 
-MOST_POINTS: Final = 1500
+MOST_POINTS: Final = 500
 NOTHING: Final = float("nan")
 MIB: Final = 1 << 20
 _FIGURES: Final = (
@@ -32,7 +32,11 @@ class Curves:
     path: str
     kind: str
     depth: int
+    pool: str = ""
+    """The pool that it is in; empty for the host."""
     vps: int = 0
+    longest_wait: int = 0
+    """Nanoseconds of the longest wait for a processor since its start."""
     values: dict[str, list[float]] = attrs.Factory(dict)
     latency: list[tuple[int, int]] = attrs.Factory(list)
 
@@ -90,8 +94,14 @@ def _add(series: Series, samples: Sequence[Sample]) -> None:
     series.edges.append(samples[-1].time)
     length = sum(sample.window for sample in samples)
     rows: dict[str, list[tuple[Node, int]]] = {}
+    pools: dict[str, str] = {}
     for sample in samples:
+        way: list[str] = []
         for node in sample.nodes:
+            del way[node.depth :]
+            pools[node.path] = way[-1] if len(way) > 1 else ""
+            if node.kind != "vm":
+                way.append(node.name)
             rows.setdefault(node.path, []).append((node, sample.window))
     for path, parts in rows.items():
         last = parts[-1][0]
@@ -99,7 +109,9 @@ def _add(series: Series, samples: Sequence[Sample]) -> None:
         if curves is None:
             curves = series.nodes[path] = Curves(path, last.kind, last.depth)
             curves.values = {figure: [NOTHING] * number for figure in _FIGURES}
+        curves.pool = pools[path]
         curves.vps = max(curves.vps, last.cpu.vps)
+        curves.longest_wait = max(curves.longest_wait, *(node.cpu.longest_wait for node, _ in parts))
         for figure, value in _point(parts, length).items():
             curves.values[figure].append(value)
         curves.latency = merged([curves.latency, *(node.disk.latency for node, _ in parts if node.disk is not None)])

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from hypervisor.trace import Layer, TraceEvent
 from partitions.cli.main import main
 from partitions.resources import pictures, series
 from partitions.resources.sample import Cpu, Disk, Heading, Lp, Memory, Network, Node, Sample
-from partitions.resources.slices import Slice, slices_of
+from partitions.resources.slices import Slice, pauses_of, slices_of
 
 MS = 1_000_000
 HEADING = Heading(
@@ -21,8 +23,8 @@ HEADING = Heading(
 )
 
 
-def window(number: int, run: int, vms: int = 2) -> Sample:
-    """A tenth of a second in which VM 0 ran for `run` ms and waited for the rest, and the others slept."""
+def window(number: int, run: int, vms: int = 2, busy: int = 1) -> Sample:
+    """A tenth of a second in which the first ones ran for `run` ms and waited for the rest, and the others slept."""
     nodes = [
         Node(
             path="host",
@@ -33,7 +35,7 @@ def window(number: int, run: int, vms: int = 2) -> Sample:
     ]
     for vm in range(vms):
         cpu = Cpu(vps=1, elapsed=100 * MS, halted=100 * MS, entitled=0.0)
-        if vm == 0:
+        if vm < busy:
             ready = (100 - run) * MS
             cpu = Cpu(vps=1, elapsed=100 * MS, run=run * MS, ready=ready, entitled=50.0, limit=80.0, reserve=20.0)
         memory = Memory(assigned=450 << 20, ballooned=10 << 20, target=400 << 20, minimum=64 << 20, maximum=512 << 20)
@@ -83,9 +85,43 @@ def test_vms_come_and_go(run: list[Sample]) -> None:
     assert math.isnan(made.nodes["vm/v1"].values["iops"][1])
 
 
+def test_pools_in_curves() -> None:
+    """A VM's pool is the nearest around it; the host is none."""
+    nodes = [
+        Node(path="host", kind="host"),
+        Node(path="vm/a", kind="vm", depth=1),
+        Node(path="pool/p", kind="pool", depth=1),
+        Node(path="pool/q", kind="pool", depth=2),
+        Node(path="vm/b", kind="vm", depth=3, cpu=Cpu(longest_wait=7 * MS)),
+        Node(path="vm/c", kind="vm", depth=2),
+    ]
+    made = series.read(HEADING, [Sample(time=0.1, window=100 * MS, nodes=nodes)])
+    assert {path: node.pool for path, node in made.nodes.items()} == {
+        "host": "",
+        "vm/a": "",
+        "pool/p": "",
+        "pool/q": "p",
+        "vm/b": "q",
+        "vm/c": "p",
+    }
+    assert made.nodes["vm/b"].longest_wait == 7 * MS
+
+
+def test_pools_come_first() -> None:
+    """Where there is no room for all, what VMs live in is kept."""
+    (sample,) = [window(0, 50, vms=40, busy=40)]
+    idle = Node(path="pool/idle", kind="pool", depth=1, cpu=Cpu(elapsed=100 * MS, entitled=0.0))
+    nodes = series.read(HEADING, [msgspec.structs.replace(sample, nodes=[*sample.nodes, idle])]).nodes.values()
+    shown, rest = pictures._most([node for node in nodes if node.kind != "host"], lambda node: node.values["run"][0])
+    assert shown[-1].path == "pool/idle"
+    assert rest == " (the 12 of 41 with the most to show)"
+
+
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_every_picture_can_be_drawn(name: str, run: list[Sample], tmp_path: Path) -> None:
     """With all figures there is each of them; with none there is none."""
+    if name == "all":  # which is for more than panels have room for
+        run = [window(number, 10, vms=20, busy=15) for number in range(3)]
     figure = pictures.PICTURES[name](series.read(HEADING, run))
     assert isinstance(figure, Figure)
     pictures.write(figure, str(tmp_path / "p.svg"), "svg")
@@ -155,6 +191,51 @@ def test_slices() -> None:
         Slice(0, "b", 0, 0.015, 0.02, "block"),
     ]
     assert slices_of(events, begin=0.01, end=0.012) == [Slice(0, "b", 0, 0.01, 0.012, "slice_end")]
+
+
+def test_who_goes_on() -> None:
+    """`continue` ends nothing: a slice lasts until it is lost, and begins there where the trace does."""
+    events = [
+        event(1, "continue", "a"),
+        event(2, "continue", "a"),
+        event(2.5, "capped", "a", ran_ns=2_500_000),
+        event(10, "dispatch", "a"),
+        event(11, "continue", "a"),
+        event(12, "block", "a", ran_ns=2_000_000),
+    ]
+    assert slices_of(events) == [Slice(0, "a", 0, 0.001, 0.0025, "capped"), Slice(0, "a", 0, 0.01, 0.012, "block")]
+
+
+def test_pauses() -> None:
+    """From the loss of a processor with work left to the next one; sleep is none, and going on at once is none."""
+    slices = [
+        Slice(0, "a", 0, 0.000, 0.0025, "capped"),
+        Slice(0, "a", 0, 0.010, 0.0125, "slice_end"),
+        Slice(0, "b", 0, 0.0125, 0.020, "block"),
+        Slice(1, "a", 0, 0.020, 0.021, "slice_end"),
+        Slice(1, "a", 1, 0.015, 0.016, "block"),
+        Slice(0, "a", 0, 0.021, 0.022, "block"),
+        Slice(0, "a", 0, 0.050, 0.051, "block"),
+        Slice(0, "b", 0, 0.030, 0.040, "block"),
+    ]
+    found = pauses_of(slices)
+    assert [(one.vm, round(one.length * 1000, 6), one.limited) for one in found] == [
+        ("a", 7.5, True),
+        ("a", 7.5, False),
+    ]
+    figure = pictures.pauses(slices)
+    assert figure is not None
+    (panel,) = figure.axes
+    assert panel.get_title(loc="left") == "a: 2 pauses, longest 7.5 ms"
+    assert sum(bar.get_height() for bar in panel.patches) == 2
+    assert pictures.pauses(slices[-2:]) is None
+
+
+@given(st.floats(1e-9, 1e5), st.floats(1, 1e6))
+def test_every_pause_has_a_bar(least: float, wider: float) -> None:
+    """Whatever the shortest and the longest are."""
+    lengths = [least, least * wider**0.5, least * wider]
+    assert sum(pictures._counts(lengths, pictures._decades(min(lengths), max(lengths)))) == 3
 
 
 BUSY = "async def main(guest):\n    await guest.work(0.05)\n"
