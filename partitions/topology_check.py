@@ -170,6 +170,8 @@ class Check:
                 self.problem(keys, f'{rule}; is "{name}"')
             elif name == "root":
                 self.problem(keys, '"root" is the name of the root partition; choose another')
+            elif name == "host" and table == "pool":
+                self.problem(keys, '"host" is what is around all pools; choose another')
             elif name in first:
                 self.problem(keys, f'"{name}" is the name of {table}[{first[name]}] too')
             first.setdefault(name, index)

@@ -139,6 +139,7 @@ def test_all_keys(folder: Path) -> None:
             VM + pool("a", 'parent = "aa"'),
             'line 6: pool[0] "a".parent: no [[pool]] is called "aa"; did you mean "a"?',
         ),
+        (VM + pool("host"), 'line 5: pool[0] "host".name: "host" is what is around all pools; choose another'),
         (VM + pool("a") + pool("a"), 'line 8: pool[1] "a".name: "a" is the name of pool[0] too'),
         (
             VM + pool("a", "disk = { reserve = 9, limit = 5 }"),
