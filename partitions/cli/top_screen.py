@@ -20,8 +20,8 @@ import trio
 from partitions.cli.terminal import RawMode
 from partitions.cli.top import may_color
 from partitions.resources.files import decode_sample
-from partitions.resources.render import Look, above, below, rows
-from partitions.resources.view import View
+from partitions.resources.render import Look, above, below, help_lines, rows
+from partitions.resources.view import View, by_use
 
 if TYPE_CHECKING:
     from partitions.remote import Stream
@@ -34,8 +34,8 @@ ESCAPE_SECONDS: Final = 0.05
 """How long the rest of an arrow key's bytes may take."""
 LEAST_ROWS: Final = 4
 """Of the table that stay, whatever there is to say of them."""
-KEYS: Final = "q quit  c cpu  m memory  d disk  n network  l long names  space hold"
-FILE_KEYS: Final = "q quit  left/right: other windows  c cpu  m memory  d disk  n network  l long names"
+KEYS: Final = ("q quit", "? help", "c cpu", "m memory", "d disk", "n network", "s sort", "space hold", "l long names")
+FILE_KEYS: Final = ("q quit", "left/right: windows", "? help", *KEYS[2:-2], KEYS[-1])
 
 
 class Key(enum.Enum):
@@ -66,6 +66,7 @@ _SEQUENCES: Final = {
     b"\033[1~": Key.HOME,
     b"\033[4~": Key.END,
 }
+_QUIT: Final = ("q", "Q", "\x03", "\x04", "\x1b")
 _VIEWS: Final = {"c": View.CPU, "m": View.MEMORY, "d": View.DISK, "n": View.NETWORK}
 
 
@@ -104,9 +105,15 @@ class Chosen:
     """Quit."""
     step: int = 0
     """Windows to go on, in a file."""
+    sorted: bool = False
+    """Who uses most comes first, among those of one pool."""
+    help: bool = False
 
     def press(self, key: Key | str, page: int) -> None:
-        """One key; letters of either case."""
+        """One key; letters of either case. The page of help goes with any."""
+        if self.help and key not in _QUIT:
+            self.help = False
+            return
         match key:
             case Key.UP | "k":
                 self.top -= 1
@@ -126,27 +133,44 @@ class Chosen:
                 self.step += 1
             case " ":
                 self.held = not self.held
-            case "\x03" | "\x04" | "\x1b":
+            case "?":
+                self.help = True
+            case str() if key in _QUIT:
                 self.over = True
             case str():
                 self._letter(key.lower())
         self.top = max(0, self.top)
 
     def _letter(self, letter: str) -> None:
-        if letter == "q":
-            self.over = True
+        if letter == "h":
+            self.help = True
         elif letter == "l":
             self.long, self.top = not self.long, 0
+        elif letter == "s":
+            self.sorted, self.top = not self.sorted, 0
         elif letter in _VIEWS:
             self.view, self.top = _VIEWS[letter], 0
 
     def lines(
-        self, sample: Sample | None, heading: Heading, width: int, height: int, *, keys: str, color: bool
+        self,
+        sample: Sample | None,
+        heading: Heading,
+        width: int,
+        height: int,
+        *,
+        keys: Sequence[str],
+        where: str = "",
+        color: bool,
     ) -> list[str]:
         """What the terminal shows; rows that have no room can be scrolled to."""
         if sample is None:
             return [f"{heading.topology.rpartition('/')[2]}: waiting for the first window"[:width]]
         look = Look(view=View(self.view), width=width, long=self.long, color=color)
+        if self.help:
+            foot = "any key goes back"[:width]
+            return [*help_lines(look)[: height - 1], f"{_REVERSE}{foot:<{width}}{_PLAIN}" if color else foot]
+        if self.sorted:
+            sample = by_use(sample, look.view)
         head, body = above(sample, heading, look)[: max(1, height - 4)], rows(sample, look)
         fixed = [] if self.long else [body.pop(0)]
         room = max(1, height - len(head) - len(fixed) - 2)
@@ -155,7 +179,11 @@ class Chosen:
         self.top = max(0, min(self.top, len(body) - room))
         shown = body[self.top : self.top + room]
         more = "" if len(shown) == len(body) else f"rows {self.top + 1}-{self.top + len(shown)} of {len(body)}  "
-        foot = f"{'HELD  ' if self.held else ''}{more}{keys}"[:width]
+        foot = f"{'HELD  ' if self.held else ''}{where}{more}"
+        for key in keys:
+            if len(foot) + len(key) <= width:
+                foot += f"{key}  "
+        foot = foot.rstrip()[:width]
         if color:
             foot = f"{_REVERSE}{foot:<{width}}{_PLAIN}"
         lines = [*head, "", *fixed, *shown]
@@ -197,15 +225,18 @@ class _Watch:
 
     heading: Heading
     chosen: Chosen
-    keys: str
+    keys: Sequence[str]
     screen: Screen = attrs.Factory(Screen)
     sample: Sample | None = None
+    where: str = ""
+    """In a file."""
 
     def draw(self) -> int:
         """How many lines there are."""
         size = shutil.get_terminal_size()
         width, height = max(1, size.columns), max(2, size.lines)
-        lines = self.chosen.lines(self.sample, self.heading, width, height, keys=self.keys, color=self.screen.color)
+        keys, color = self.keys, self.screen.color
+        lines = self.chosen.lines(self.sample, self.heading, width, height, keys=keys, where=self.where, color=color)
         self.screen.draw(lines)
         return height
 
@@ -271,7 +302,7 @@ class _Browse(_Watch):
         self.place = max(0, min(self.place + self.chosen.step, len(self.samples) - 1))
         self.chosen.step = 0
         self.sample = self.samples[self.place]
-        self.keys = f"window {self.place + 1} of {len(self.samples)}  {FILE_KEYS}"
+        self.where = f"window {self.place + 1} of {len(self.samples)}  "
 
 
 async def browse(heading: Heading, samples: Sequence[Sample], chosen: Chosen) -> None:

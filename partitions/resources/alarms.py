@@ -27,6 +27,10 @@ PRESSURE: Final = 100.0
 AT_LIMIT: Final = 0.95
 """Who has so much of his limit is at it: requests come in whole ones."""
 MOST_NAMES: Final = 3
+MOST_LETTERS: Final = 30
+"""Of a name in words."""
+LEAST_BOTH: Final = 10
+"""Characters with which a name that is cut keeps its end."""
 PAGE: Final = "docs/top-and-plot.md#lines"
 
 
@@ -235,7 +239,16 @@ def _is(heading: str, line: Line) -> bool:
     return heading.rpartition("\\")[2] in line.headings
 
 
+def shortened(name: str, most: int) -> str:
+    """So many characters at most: names of one kind often differ at their ends."""
+    if len(name) <= most:
+        return name
+    tail = max(0, most - 1) // 3 if most >= LEAST_BOTH else 0
+    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+
+
 def _names(names: Sequence[str]) -> str:
+    names = [shortened(name, MOST_LETTERS) for name in names]
     if len(names) <= MOST_NAMES + 1:
         return ", ".join(names)
     return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"

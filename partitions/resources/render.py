@@ -8,7 +8,8 @@ from typing import Final
 
 import msgspec
 
-from partitions.resources.alarms import SIGNS, Grade, Marks
+from partitions.resources.alarms import SIGNS, Grade, Marks, shortened
+from partitions.resources.help import GRADES, HELP_OF, KEYS, MEANINGS
 from partitions.resources.sample import Heading, Node, Sample
 from partitions.resources.view import (
     CPU_SUMMARY,
@@ -26,7 +27,6 @@ from partitions.resources.view import (
 INDENT: Final = "  "
 LEAST_NAME: Final = 10
 """Characters that names keep in a narrow terminal."""
-MOST_NAME: Final = 40
 MOST_SIGN: Final = 2
 """Characters behind a value."""
 LEAST_VALUE: Final = 12
@@ -83,6 +83,15 @@ def rows(sample: Sample, look: Look) -> list[str]:
     return _table(sample.nodes, columns_of(look.view, sample), look, _marks(sample, look))
 
 
+def help_lines(look: Look) -> list[str]:
+    """What the columns of a view and its signs mean, and the keys."""
+    parts = (MEANINGS[look.view], [(SIGNS[grade], words) for grade, words in GRADES.items()], KEYS)
+    lines = [HELP_OF[look.view]]
+    for part in parts:
+        lines += ["", *(f"{name:<12}{words}" for name, words in part)]
+    return [piece for line in lines for piece in _wrapped(line, look.width, min(12, (look.width or 80) // 4))]
+
+
 def summary(sample: Sample, width: int | None = None) -> list[str]:
     """A whole run: who had how much, and whether shares had an effect."""
     nodes = [node for node in sample.nodes if node.kind != "vm" or node.cpu.elapsed]
@@ -134,7 +143,7 @@ def _table(
     for column in columns:
         cells[column.heading] = _signed(cells[column.heading], [marks.of(node, column.heading) for node in nodes])
     widths = {column.heading: max(map(len, [column.heading, *cells[column.heading]])) for column in columns}
-    name = min(MOST_NAME, max(map(len, ["NODE", *labels])))
+    name = max(map(len, ["NODE", *labels]))
     if look.width is not None:
         columns = _fitting(columns, widths, min(name, LEAST_NAME), look.width)
         taken = sum(2 + widths[column.heading] for column in columns)
@@ -156,8 +165,7 @@ def _signed(cells: list[str], grades: Sequence[Grade | None]) -> list[str]:
 
 
 def _line(label: str, width: int, cells: Sequence[tuple[str, int]]) -> str:
-    shown = label if len(label) <= width else f"{label[: width - 1]}…"
-    return "".join([f"{shown:<{width}}", *(f"  {cell:>{size}}" for cell, size in cells)]).rstrip()
+    return "".join([f"{shortened(label, width):<{width}}", *(f"  {cell:>{size}}" for cell, size in cells)]).rstrip()
 
 
 def _fitting(columns: list[Column], widths: dict[str, int], name: int, width: int) -> list[Column]:
@@ -182,11 +190,11 @@ def _colored(line: str, node: Node, name: int, columns: Sequence[Column], widths
     return "".join([*pieces, line[last:]])
 
 
-def _wrapped(line: str, width: int | None) -> list[str]:
+def _wrapped(line: str, width: int | None, indent: int = len(INDENT)) -> list[str]:
     """What is said above the table is worth a second line where the first has no room for it."""
-    return (
-        [line] if width is None or len(line) <= width else textwrap.wrap(line, max(10, width), subsequent_indent=INDENT)
-    )
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, max(10, width), subsequent_indent=" " * indent)
 
 
 def _cut(line: str, width: int | None) -> str:

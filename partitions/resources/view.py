@@ -385,6 +385,27 @@ def _worth(node: Node) -> str | None:
     return None if node.cpu.worth is None else f"{100 * node.cpu.worth:.1f}"
 
 
+_USE: Final[dict[View, Callable[[Node], float]]] = {
+    View.CPU: lambda node: node.cpu.run,
+    View.MEMORY: lambda node: node.memory.assigned,
+    View.DISK: lambda node: 0 if node.disk is None else node.disk.normalized,
+    View.NETWORK: lambda node: 0 if node.network is None else node.network.sent_bits + node.network.received_bits,
+}
+
+
+def by_use(sample: Sample, view: View) -> Sample:
+    """The same with who uses most first, among siblings: the tree stays a tree."""
+    use = _USE[view]
+    keys: list[tuple[tuple[float, int], ...]] = []
+    way: list[tuple[float, int]] = []
+    for number, node in enumerate(sample.nodes):
+        del way[node.depth :]
+        way.append((-use(node), number))
+        keys.append(tuple(way))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return msgspec.structs.replace(sample, nodes=[sample.nodes[place] for place in order])
+
+
 def _with(value: str | None, unit: str) -> str | None:
     return None if value is None else f"{value} {unit}"
 

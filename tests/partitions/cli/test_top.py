@@ -12,12 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from partitions.cli.main import main
 from partitions.cli.top import followed
-from partitions.cli.top_screen import FILE_KEYS, Chosen, Key, keys_of
+from partitions.cli.top_screen import FILE_KEYS, KEYS, Chosen, Key, keys_of
 from partitions.resources.files import SamplesError, decode_sample, read_samples
-from partitions.resources.view import View
+from partitions.resources.help import MEANINGS
+from partitions.resources.view import COLUMNS, View
 from tests.partitions.control.test_socket import asked_host, denied
 from tests.partitions.resources.samples import FARM, HEADING
 
@@ -170,21 +173,73 @@ def test_what_keys_do() -> None:
     assert (chosen.view, chosen.long, chosen.held) == (View.MEMORY, True, True)
     chosen.press("c", 5)
     chosen.press("l", 5)
-    lines = chosen.lines(FARM, HEADING, 60, 10, keys="keys", color=False)
+    lines = chosen.lines(FARM, HEADING, 60, 10, keys=["keys"], color=False)
     assert len(lines) == 10
     assert lines[-1] == "HELD  rows 1-4 of 7  keys"
     chosen.press(Key.END, 5)
-    assert chosen.lines(FARM, HEADING, 60, 10, keys="", color=False)[-2].split()[0] == "capped"
+    assert chosen.lines(FARM, HEADING, 60, 10, keys=(), color=False)[-2].split()[0] == "capped"
     chosen.press(Key.PAGE_UP, 50)
     chosen.press(Key.DOWN, 5)
-    chosen.lines(FARM, HEADING, 60, 10, keys="", color=False)
+    chosen.lines(FARM, HEADING, 60, 10, keys=(), color=False)
     assert chosen.top == 1
-    tall = chosen.lines(FARM, HEADING, 160, 30, keys="", color=False)
+    tall = chosen.lines(FARM, HEADING, 160, 30, keys=(), color=False)
     assert tall[-4].startswith("! %RDY"), "what there is to say stands at the bottom, and the table does not move"
     for key in ("q", "Q", "\x03", "\x1b"):
         other = Chosen()
         other.press(key, 5)
         assert other.over
+
+
+def test_help() -> None:
+    """What is on the screen, in words, and how to get on; any key goes back, and q is the end here, too."""
+    chosen = Chosen()
+    chosen.press("?", 5)
+    lines = chosen.lines(FARM, HEADING, 80, 24, keys=KEYS, color=False)
+    assert lines[0].startswith("Processors, in percent of one logical processor")
+    assert {
+        "%RDY        it had work and no processor",
+        "!           it gets less than it wants, because others have it",
+    } < {*lines}
+    assert any(line.startswith("arrows") for line in lines[:23]), "all of it has room in the smallest terminal"
+    assert lines[-1] == "any key goes back"
+    chosen.press("m", 5)
+    assert not chosen.help
+    assert chosen.view == View.CPU
+    chosen.press("h", 5)
+    chosen.press("q", 5)
+    assert chosen.over
+
+
+def test_every_column_has_its_word() -> None:
+    """Who asks for help finds each heading that is on the screen."""
+    for view, columns in COLUMNS.items():
+        told = " ".join(name for name, _ in MEANINGS[view]).replace(",", "").split()
+        assert {column.heading for column in columns} <= {*told}
+
+
+def test_who_uses_most() -> None:
+    """Among siblings, pools with those in them; and back in the topology's order."""
+    chosen = Chosen()
+    chosen.press("s", 5)
+    lines = chosen.lines(FARM, HEADING, 80, 24, keys=KEYS, color=False)
+    assert [line.split()[0] for line in lines[4:11]] == ["host", "prod/", "web", "off", "test/", "try", "capped"]
+    busy = msgspec.structs.replace(FARM.nodes[5], cpu=msgspec.structs.replace(FARM.nodes[5].cpu, run=10**9))
+    pool = msgspec.structs.replace(FARM.nodes[4], cpu=msgspec.structs.replace(FARM.nodes[4].cpu, run=10**9))
+    turned = msgspec.structs.replace(FARM, nodes=[*FARM.nodes[:4], pool, busy, FARM.nodes[6]])
+    lines = chosen.lines(turned, HEADING, 80, 24, keys=KEYS, color=False)
+    assert [line.split()[0] for line in lines[4:11]] == ["host", "test/", "try", "prod/", "web", "off", "capped"]
+    chosen.press("s", 5)
+    lines = chosen.lines(turned, HEADING, 80, 24, keys=KEYS, color=False)
+    assert [line.split()[0] for line in lines[4:7]] == ["host", "prod/", "web"]
+
+
+@given(st.integers(2, 130), st.integers(2, 60), st.sampled_from(View), st.booleans(), st.booleans())
+def test_nothing_is_outside_the_terminal(width: int, height: int, view: View, long: bool, helped: bool) -> None:
+    """Neither below nor to the right, help neither; the last line is always the foot."""
+    chosen = Chosen(view=view, long=long, help=helped)
+    lines = chosen.lines(FARM, HEADING, width, height, keys=KEYS, color=False)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= max(10, width)
 
 
 @pytest.mark.parametrize(("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False)])
@@ -196,7 +251,7 @@ def test_a_terminal(file: Path, environment: dict[str, str], colored: bool) -> N
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=before) as process:
         os.close(theirs)
         shown = b""
-        while FILE_KEYS.encode()[:20] not in shown:
+        while FILE_KEYS[0].encode() not in shown:
             shown += os.read(ours, 4096)
         os.write(ours, b"\033[Dmq")
         try:

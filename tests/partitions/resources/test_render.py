@@ -116,7 +116,7 @@ def test_what_stays_in_a_narrow_terminal() -> None:
     """%RUN is the last to go."""
     assert rows(FARM, Look(width=40))[0].split() == ["NODE", "ENTITLED", "%RUN", "%RDY"]
     assert rows(FARM, Look(width=18))[0].split() == ["NODE", "%RUN"]
-    assert rows(FARM, Look(width=18))[4] == "    off (t…"
+    assert rows(FARM, Look(width=18))[4] == "    off…ff)"
 
 
 def test_words_are_wrapped() -> None:
