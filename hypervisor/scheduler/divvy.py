@@ -52,7 +52,12 @@ class Division:
 
 
 def divide(capacity: int | Fraction, claims: Sequence[Claim]) -> Division:
-    """Divide `capacity`, at least 0, in O(n log n). The order of the claims changes nothing."""
+    """Divide `capacity` in O(n log n). The order of the claims changes nothing.
+
+    Raises `ValueError` for what is below 0, and a weight below 1.
+    """
+    if capacity < 0 or any(lo < 0 or (hi is not None and hi < 0) or weight < 1 for lo, hi, weight in claims):
+        raise ValueError(f"{capacity} for {claims}: amounts are at least 0, and weights 1")
     lows = [lo if hi is None else min(lo, hi) for lo, hi, _ in claims]
     total = sum(lows)
     if total > capacity:

@@ -181,12 +181,9 @@ class CpuScheduler:
         """What holds for a partition now."""
         told = partition.properties
         period, batch = self._extras.get(partition.id, (DEFAULT_PERIOD, False))
-        reserve = told[Property.CPU_RESERVE]
-        if len(partition.vps) > self._hypervisor.logical_processors:
-            reserve = 0  # Hyper-V gives no such guarantee either: they can never all run at once
         return PartitionSettings(
             *(told[Property.CPU_GROUP_ID], told[Property.CPU_WEIGHT], told[Property.CPU_CAP]),
-            *(reserve, period, batch),
+            *(told[Property.CPU_RESERVE], period, batch),
         )
 
     def prepare(self) -> None:
@@ -197,7 +194,9 @@ class CpuScheduler:
         """Its properties have changed, or how many processors it has."""
         lps = self._hypervisor.logical_processors
         if partition.properties[Property.CPU_RESERVE] and len(partition.vps) > lps:
-            words = f"{len(partition.vps)} virtual processors on {lps} logical ones: their reserve counts for nothing"
+            # They can never all run at once, so Hyper-V gives no such guarantee either.
+            partition.properties[Property.CPU_RESERVE] = 0
+            words = f"{len(partition.vps)} virtual processors on {lps} logical ones: their reserve is set to zero"
             self._hypervisor.trace.warn(Layer.STATE, "cpu_reserve_void", partition.id, words)
         works = [work for vp in partition.vps.values() if (work := self._works.get(vp)) is not None]
         if works:

@@ -186,6 +186,10 @@ class Node:
 
 def check_figures(path: str, reservation: int, limit: int | None, shares: int) -> None:
     """Whether they can be. Raises `ResourceError`."""
+    for key, figure in (("reserve", reservation), ("limit", limit), ("weight", shares)):
+        whole = isinstance(figure, int) and not isinstance(figure, bool)
+        if not whole and not (key == "limit" and figure is None):
+            raise ResourceError(path, key, f"must be a whole number, is {figure!r}")
     if reservation < 0:
         raise ResourceError(path, "reserve", f"must not be negative, is {reservation}")
     if limit is not None and limit < 0:

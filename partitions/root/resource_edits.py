@@ -119,7 +119,7 @@ def _read(value: object, kind: Any) -> object:
     if kind is bool:
         return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value, value)
     text = value.strip().removesuffix("%").strip() if kind is float else value.strip()
-    for number in (int, float):
+    for number in (int, float) if text.isascii() else ():
         try:
             return number(text.replace("_", ""))
         except ValueError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,6 +30,25 @@ def test_reserve_above_limit_is_refused() -> None:
     with pytest.raises(ResourceError, match=r"vm/a.reserve: must not be above its limit of 32768, is 49152"):
         root.add("vm/a", reservation=0xC000, limit=0x8000)
     assert (0xC000 / LP, root.children) == (0.75, {})
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), 1e308, 0.5, True, "5", None])
+@pytest.mark.parametrize("key", ["reservation", "limit", "shares"])
+def test_a_figure_that_is_no_amount_is_refused(key: str, value: Any) -> None:
+    """And nothing is there, or has changed. Without a limit is none."""
+    if key == "limit" and value is None:
+        return
+    host = Node.host(100)
+    vm = host.add("vm/a", active=True)
+    pool = host.add("pool/a", inner=True)
+    with pytest.raises(ResourceError):
+        host.add("vm/b", **{key: value})
+    figures: dict[str, Any] = {"reservation": 5, "limit": 10, "shares": 7, key: value}
+    for node in (vm, pool):
+        with pytest.raises(ResourceError):
+            rearrange(node, **figures)
+        assert (node.reservation, node.limit, node.shares) == (0, None, 100)
+    assert (list(host.children), host.used) == (["vm/a", "pool/a"], 0)
 
 
 def test_reserves_above_the_host_are_refused() -> None:

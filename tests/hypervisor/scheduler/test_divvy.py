@@ -113,6 +113,15 @@ def test_rounding_keeps_the_sum_and_the_bounds(capacity: int | Fraction, wanted:
         assert claim.hi is None or unit <= claim.hi
 
 
+@pytest.mark.parametrize(
+    ("capacity", "claim"), [(-1, Claim(0, 5, 1)), (9, Claim(-1, 5, 1)), (9, Claim(0, -5, 1)), (9, Claim(0, 5, 0))]
+)
+def test_what_cannot_be_divided_is_refused(capacity: int, claim: Claim) -> None:
+    """In words, and not by dividing by nothing."""
+    with pytest.raises(ValueError, match="at least 0, and weights 1"):
+        divide(capacity, [Claim(1, 2, 3), claim])
+
+
 def test_ties_are_rounded_by_id() -> None:
     """Of equal remainders the lowest ID gets the unit, wherever it stands."""
     thirds = [Fraction(10, 3)] * 3

@@ -300,11 +300,22 @@ def test_e3_no_more_is_reserved_than_there_is() -> None:
 
 
 def test_a_reserve_that_cannot_be_kept_is_none() -> None:
-    """More VPs than LPs can never all run at once: Hyper-V may reset their reserve, and here it counts for nothing."""
+    """More VPs than LPs can never all run at once: as Hyper-V may, we reset their reserve.
+
+    Whether it is asked for before the processors are there or afterwards, and it does not come back with one less.
+    """
     machine = Computers(2, lambda: 0)
-    assert machine.scheduler.settings(machine.partition("a", 3, cpu_reserve=100)).reserve == 0
-    assert machine.host.trace.warnings[machine.partitions["a"].id, "cpu_reserve_void"] == 1
-    assert machine.scheduler.settings(machine.partition("b", 2, cpu_reserve=100)).reserve == 100
+    a = machine.partition("a", 3, cpu_reserve=HALF)
+    assert (a.get_property(Property.CPU_RESERVE), machine.scheduler.settings(a).reserve) == (0, 0)
+    assert machine.host.trace.warnings[a.id, "cpu_reserve_void"] == 1
+    b = machine.partition("b", 2, cpu_reserve=WHOLE)
+    assert machine.scheduler.settings(b).reserve == WHOLE
+    b.set_property(Property.CPU_RESERVE, HALF)
+    b.pool.granted += 100
+    machine.host.create_vp(b, 2)
+    assert b.get_property(Property.CPU_RESERVE) == 0
+    machine.host.delete_vp(b, 2)
+    assert b.get_property(Property.CPU_RESERVE) == 0
 
 
 def test_settings_and_properties_are_one() -> None:

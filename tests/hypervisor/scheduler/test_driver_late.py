@@ -74,7 +74,9 @@ async def test_i15_being_told_late_changes_no_schedule(autojump_clock: MockClock
     assert NS_PER_MS <= late.scheduler.lateness.worst <= 5 * NS_PER_MS
     for name in "abcde":
         assert [end[1:] for end in late_ends[name]] == [end[1:] for end in ends[name]]
-        assert all(a[0] == a[2] and 0 <= b[0] - a[0] < 25 * MS for a, b in zip(ends[name], late_ends[name], strict=True))
+        assert all(
+            a[0] == a[2] and 0 <= b[0] - a[0] < 25 * MS for a, b in zip(ends[name], late_ends[name], strict=True)
+        )
     again = replay(late.scheduler.log)
     assert again.log == late.scheduler.log
 
