@@ -100,7 +100,7 @@ def summary(sample: Sample, width: int | None = None) -> list[str]:
     look = Look(width=width)
     marks = Marks(sample, [column.heading for column in columns])
     return [
-        *_wrapped(summary_words(sample), width),
+        *(piece for line in summary_words(sample) for piece in _wrapped(line, width)),
         *_table(nodes, columns, look, marks, ended=True),
         *_told(list(marks.words()), look),
     ]

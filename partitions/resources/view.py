@@ -8,7 +8,7 @@ Percent are of one logical processor.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -159,27 +159,53 @@ CPU_SUMMARY: Final = (
 """Of processors, over a whole run. What was due is no figure of that: demand comes and goes."""
 SUMMARY: Final = (
     Column("MEMORY", lambda node: mib(node.memory.assigned) if node.memory.minimum is not None else "", 3),
+    Column("MCTLSZ", lambda node: mib(node.memory.ballooned) if node.memory.minimum is not None else "", 3),
     Column("ADDED", lambda node: mib(node.memory.added), 3),
     Column("IOPS", _disk(lambda disk: count(disk.iops)), 3),
     Column("LAT/MS", _disk(lambda disk: f"{disk.latency_ms:.2f}"), 3),
+    Column("HELD/MS", _disk(lambda disk: f"{disk.waited_ms:.2f}"), 2),
     Column("MBTX/S", _network(lambda network: mbit(network.sent_bits_per_second)), 3),
     Column("DROPPED", _network(lambda network: count(network.dropped)), 3),
 )
 """Of all else."""
 
 
-def summary_words(sample: Sample) -> str:
-    """Whether shares had an effect at all."""
+def summary_words(sample: Sample) -> list[str]:
+    """Of each resource that was used and is controlled, whether anybody was short of it."""
     host = sample.node(HOST)
-    if host is None or not host.cpu.run:
-        return "resources:"
+    told = [] if host is None else [*_cpu_words(sample, host), *_disk_words(host.disk), *_network_words(host.network)]
+    first, *others = told or [""]
+    return [f"resources: {first}".rstrip(), *(f"           {words}" for words in others)]
+
+
+def _cpu_words(sample: Sample, host: Node) -> Iterator[str]:
+    if not host.cpu.run:
+        return
     if not sample.contended_for:
         why = "only limits held anybody back" if host.cpu.capped else "nobody waited for a processor"
-        return f"resources: {why}, so shares of processors had no effect"
+        yield f"{why}, so shares of processors had no effect"
+        return
     part = 100 * sample.contended_for / max(1, sample.window)
     waited = f"{sample.contended_for / 1e9:.3f} s ({part:.0f} % of the time)"
     rest = "" if part >= 99.5 else "; in the rest shares had no effect"
-    return f"resources: somebody waited for a processor for {waited}{rest}"
+    yield f"somebody waited for a processor for {waited}{rest}"
+
+
+def _disk_words(disk: Disk | None) -> Iterator[str]:
+    if disk is None or not disk.requests:
+        return
+    used = f"; {disk.iops:.0f} of its {disk.limit} IOPS were used" if disk.limit else ""
+    if not disk.waited:
+        yield f"no request to a disk was held back{used}"
+    else:
+        held = f"{disk.waited_ms:.2f} ms of the {disk.latency_ms:.2f} ms that it took"
+        yield f"a request to a disk was held back for {held}, by a limit or for others{used}"
+
+
+def _network_words(network: Network | None) -> Iterator[str]:
+    if network is not None and network.dropped:
+        frames = "1 frame was" if network.dropped == 1 else f"{network.dropped:,} frames were"
+        yield f"{frames} dropped by limits, full queues or links"
 
 
 # What stands above the columns

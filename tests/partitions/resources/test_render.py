@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions.resources.render import Look, above, below, rendered, rows
-from partitions.resources.sample import Cpu, Node
+from partitions.resources.render import Look, above, below, rendered, rows, summary
+from partitions.resources.sample import Cpu, Disk, Network, Node
 from partitions.resources.view import View
-from tests.partitions.resources.samples import DISKS, FARM, HEADING, WINDOW, vm
+from tests.partitions.resources.samples import DISKS, FARM, HEADING, MS, WINDOW, vm
 
 
 def test_the_tree() -> None:
@@ -143,3 +143,21 @@ def test_a_host_without_vms() -> None:
         "NODE  %RUN  %RDY  %MLMTD  %WAIT",
         "host   0.0   0.0     0.0    0.0",
     ]
+
+
+def test_a_whole_run() -> None:
+    """Of each resource that was used: whether anybody was short of it, by what, and how much of it there was."""
+    node = DISKS.nodes[0]
+    disk = Disk(requests=100, normalized=120, elapsed=WINDOW, busy=500 * MS, waited=400 * MS, limit=1200)
+    host = msgspec.structs.replace(node, disk=disk, network=Network(elapsed=WINDOW, dropped=3))
+    assert summary(msgspec.structs.replace(DISKS, nodes=[host, *DISKS.nodes[1:]])) == [
+        "resources: a request to a disk was held back for 4.00 ms of the 5.00 ms that it took, by a limit or for "
+        "others; 1200 of its 1200 IOPS were used",
+        "           3 frames were dropped by limits, full queues or links",
+        "NODE  IOPS  LAT/MS  HELD/MS  MBTX/S  DROPPED",
+        "host  1200    5.00     4.00    0.00       3",
+        "  db   500    2.00     0.50    8.00       3*",
+        "* DROPPED above 0: db: frames that a limit, a full queue or the link's loss took (docs/top-and-plot.md#lines)",
+    ]
+    calm = msgspec.structs.replace(node, disk=Disk(requests=1, elapsed=WINDOW), network=None)
+    assert summary(msgspec.structs.replace(DISKS, nodes=[calm]))[0] == ("resources: no request to a disk was held back")
