@@ -7,6 +7,8 @@ import functools
 import re
 from pathlib import Path
 
+import attrs
+
 ROOT = Path(__file__).parents[2]
 LAYERS = ("hypervisor", "vmbus", "vsp_vsc", "partitions")
 SIDES = ("Hypervisor", "Root side", "Child side", "Both sides")
@@ -21,23 +23,22 @@ LONGEST_FILE = 700
 # One test a rule, which names all that break it: a test for each file and rule would be a quarter of the suite.
 
 
-@functools.cache
-def tree_of(name: str) -> ast.Module:
-    return ast.parse(MODULES[name].read_text())
+@attrs.frozen
+class Facts:
+    """What a module says of itself. Its tree is not kept: later tests would wait for the collector to walk it."""
+
+    side: str | None
+    imports: frozenset[str]
+    """By full name; a name taken from a package counts as the module it is."""
 
 
 @functools.cache
-def side_of(name: str) -> str | None:
-    docstring = ast.get_docstring(tree_of(name)) or ""
-    first = docstring.split("\n", 1)[0]
-    return next((side for side in SIDES if first.endswith(f" {side}.") or first == f"{side}."), None)
-
-
-@functools.cache
-def imports_of(name: str) -> frozenset[str]:
-    """Modules that one imports, by full name; a name taken from a package counts as the module it is."""
+def facts_of(name: str) -> Facts:
+    tree = ast.parse(MODULES[name].read_text())
+    first = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+    side = next((side for side in SIDES if first.endswith(f" {side}.") or first == f"{side}."), None)
     found: set[str] = set()
-    for node in ast.walk(tree_of(name)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -45,7 +46,15 @@ def imports_of(name: str) -> frozenset[str]:
             for alias in node.names:
                 deeper = f"{node.module}.{alias.name}"
                 found.add(deeper if deeper in MODULES else node.module)
-    return frozenset(found)
+    return Facts(side, frozenset(found))
+
+
+def side_of(name: str) -> str | None:
+    return facts_of(name).side
+
+
+def imports_of(name: str) -> frozenset[str]:
+    return facts_of(name).imports
 
 
 def test_first_docstring_line_says_which_side_a_module_runs_on() -> None:
