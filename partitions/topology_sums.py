@@ -57,9 +57,10 @@ def _check_one(check: Check, file: TopologyFile, kind: Kind) -> None:
     pools, fits = _grow(check, file, kind, root)
     words = WORDS[kind]
     for index, vm in enumerate(file.vm):
-        pool = pools[vm_pool(kind, vm)]
+        pool, together = pools[vm_pool(kind, vm)], 0
         for device, figures in leaves_of(kind, vm, file.host).items():
-            answer = admit(pool, figures.reservation)
+            together += figures.reservation
+            answer = admit(pool, together)
             if isinstance(answer, Refused) and answer.steps[-1].name != root.name:
                 keys = ("vm", index, *_key(kind, vm, device))
                 reason = f"cannot be granted even to this VM alone: {answer.words(words)}"

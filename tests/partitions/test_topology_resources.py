@@ -180,6 +180,14 @@ def test_all_keys(folder: Path) -> None:
             'vm[0] "a".memory: cannot be granted even to this VM alone: pool/p 32 MiB of its limit of 32 MiB free',
         ),
         (
+            vm("a", 'pool = "p"')
+            + '[[vm.disk]]\npath = "a.img"\nsize = "1MiB"\niops = { reserve = 30 }\n'
+            + '[[vm.disk]]\npath = "b.img"\nsize = "1MiB"\niops = { reserve = 30 }\n'
+            + pool("p", "disk = { limit = 50 }"),
+            'vm[0] "a".disk[1].iops.reserve: cannot be granted even to this VM alone: pool/p 50 IOPS of its limit of '
+            "50 IOPS free -> needs 60 IOPS",
+        ),
+        (
             VM + '[vm.dynamic_memory]\nminimum = "128MiB"\nmaximum = "32MiB"\n',
             'line 5: vm[0] "web".dynamic_memory.minimum: must not be above `memory`, which is what it starts with:\n'
             'line 6: vm[0] "web".dynamic_memory.maximum: must not be below `memory`, which is what it starts with:',
