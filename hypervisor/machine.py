@@ -93,3 +93,6 @@ class Machine(Protocol):
 
     async def work(self, duration: int) -> None:
         """Intercept for model guests: keep the virtual processor busy for so much CPU time (100 ns)."""
+
+    def touched(self, gpn: int, count: int) -> None:
+        """Intercept for model guests: these pages have been accessed, as a processor's accessed bits would tell."""

@@ -216,6 +216,8 @@ class Partition:
     """The line to a debugger, once it was used."""
     on_crash: Callable[[CrashReport], None] | None = attrs.field(default=None, repr=False)
     on_reset: Callable[[], None] | None = attrs.field(default=None, repr=False)
+    on_touch: Callable[[int, int], None] | None = attrs.field(default=None, repr=False)
+    """Told of pages that the software says it has accessed, as a first page and a count; for a parent that asks."""
     doorbells: Doorbells | None = attrs.field(default=None, repr=False)
     """Set by a backend whose guests signal without a trap."""
     suspended: bool = False

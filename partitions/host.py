@@ -338,6 +338,7 @@ async def open_host(
             chance = _random_of(0 if virtual and chosen is None else chosen)
             vid.resources = control = HostResources(topology, hypervisor.scheduler)
             control.on_change("memory", vid.memory_changed)
+            vid.chance = chance
             network = HostNetwork(topology, now, hypervisor.trace, hypervisor.timers, chance, control)
             if topology.switch:
                 from partitions.root.switches import open_uplinks

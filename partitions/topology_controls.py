@@ -71,6 +71,15 @@ class CpuTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = msgspec.field(default=CpuClass.NORMAL, name="class")
 
 
+class MemoryInUse(enum.StrEnum):
+    """What the host takes for used of a VM's memory."""
+
+    COMMITTED = "committed"
+    """All that its guest has committed."""
+    SAMPLED = "sampled"
+    """What its guest touches, by a sample of its pages."""
+
+
 class DynamicMemoryTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Memory that comes and goes with the guest's demand; the VM's `memory` is what it starts with."""
 

@@ -15,7 +15,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from partitions.topology_controls import DEFAULT_WEIGHT, MOST_IOPS, MOST_PROCESSORS, DynamicMemoryTable, Name, amount
+from partitions.topology_controls import (
+    DEFAULT_WEIGHT,
+    MOST_IOPS,
+    MOST_PROCESSORS,
+    DynamicMemoryTable,
+    MemoryInUse,
+    Name,
+    amount,
+)
 from partitions.topology_controls import CpuTable as CpuTable
 from partitions.topology_controls import IopsTable as IopsTable
 from partitions.topology_controls import PoolTable as PoolTable
@@ -106,6 +114,19 @@ class HostTable(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     bandwidth: Annotated[Rate, amount("What its network can do, bits a second; 0: not modelled.", 0)] = msgspec.field(
         default_factory=lambda: Rate(0)
     )
+    idle_memory_tax: (
+        Annotated[
+            float,
+            Meta(
+                ge=0, le=1, description="What idle memory costs its VM where memory is short; 0.75: four times as much."
+            ),
+        ]
+        | None
+    ) = None
+    active_memory: Annotated[
+        MemoryInUse,
+        Meta(description='What is not idle: "committed" by a guest, or "sampled", what it touches of it.'),
+    ] = MemoryInUse.COMMITTED
     seed: Annotated[int, Meta(ge=0, description="Fixes task order and random numbers; `--seed` wins.")] | None = None
 
 

@@ -141,3 +141,6 @@ class RootVp:
         """Root software is real; its time passes by itself."""
         await self.sleep_until(self._vp.partition.reference_time.now() + duration)
         self._vp.runtime += duration
+
+    def touched(self, gpn: int, count: int) -> None:
+        """Nobody balances the root's memory."""

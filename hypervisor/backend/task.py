@@ -226,6 +226,14 @@ class TaskVp:
         await self._hypervisor.scheduler.run(self.vp, duration)
         await self.runnable()
 
+    def touched(self, gpn: int, count: int) -> None:
+        """These pages have been accessed; who keeps an account of that hears of it."""
+        self._trap()
+        partition = self.vp.partition
+        partition.counters["touches"] += 1
+        if partition.on_touch is not None:
+            partition.on_touch(gpn, count)
+
 
 class TaskBackend:
     """Executes one partition's guest software in this thread."""

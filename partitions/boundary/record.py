@@ -24,6 +24,7 @@ import trio
 
 from hypervisor.backend.task import GuestEntry, TaskVp
 from hypervisor.machine import Intercepted, Machine, ProcessorFault
+from hypervisor.pages import PAGE_SHIFT
 from hypervisor.trace import Layer, TraceEvent
 from partitions.boundary import protocol
 from partitions.boundary.driver import fault_name, returned
@@ -244,6 +245,13 @@ class RecordedMachine:
             self._log.end()
             self._log.say({"event": "worked", "vp": self.vp_index, "ticks": duration})
         await self._inner.work(duration)
+
+    def touched(self, gpn: int, count: int) -> None:
+        """Its host may give it memory by that."""
+        if self._log.live:
+            self._log.end()
+            self._log.say({"event": "touched", "vp": self.vp_index, "gpa": gpn << PAGE_SHIFT, "value": count})
+        self._inner.touched(gpn, count)
 
 
 class Watch(trio.abc.Instrument):

@@ -18,6 +18,7 @@ from hypervisor.backend.task import GuestEntry, TaskVp
 from hypervisor.clock import TICKS_PER_SECOND
 from hypervisor.machine import Intercepted, Machine, ProcessorFault
 from hypervisor.msr import Msr
+from hypervisor.pages import PAGE_SHIFT
 from partitions import ports
 from partitions.boundary import protocol
 from partitions.boundary.record import VERSION, BoundaryLog, RecordedMachine
@@ -60,7 +61,7 @@ Done = protocol.AnyCommand | Event
 _GONE = protocol.encode({"event": "gone"})
 ROOTS = frozenset({"interrupt", "wrote", "boot", "gone"})
 """Events that a replay only compares."""
-GUESTS = frozenset({"halted", "tsc", "idle", "worked", "finished", "ended", "raised"})
+GUESTS = frozenset({"halted", "tsc", "idle", "worked", "touched", "finished", "ended", "raised"})
 """What guests do that has no command."""
 
 
@@ -346,6 +347,8 @@ class _Player:
             case "worked":
                 self._log.say({"event": "worked", "vp": what.vp, "ticks": what.ticks})
                 self._start(inner.work, what.ticks)
+            case "touched":
+                machine.touched(what.gpa >> PAGE_SHIFT, what.value)
             case "finished":
                 finish = self._finish.pop(what.vp, None)
                 if finish is None:

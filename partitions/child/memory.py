@@ -3,8 +3,9 @@
     total = kernel + used by programs + cache + free + ballooned
 
 Programs of a model guest do not really fill their memory: they say how much they use, as they say how long they work,
-and the kernel keeps real pages for it. Memory short, the kernel drops its cache, then swaps, which takes time. A page
-that is swapped out comes in again when it is touched, if there is room by then.
+and the kernel keeps real pages for it, and tells the hypervisor which of them were accessed. Memory short, the kernel
+drops its cache, then swaps, which takes time. A page that is swapped out comes in again when it is touched, if there is
+room by then.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ SWAP_SECONDS: Final = 0.000_1
 
 class _Time(Protocol):
     memory: memoryview
+
+    def touched(self, gpn: int, count: int) -> None:
+        """Programs have accessed these pages."""
 
     async def sleep(self, seconds: float) -> None:
         """Of the partition's time."""
@@ -113,6 +117,7 @@ class Memory:
             )
         for run in self._take_pages(pages - short):
             self._resident.add(run)
+            self._platform.touched(run.first, run.count)
             if touch:
                 self._write(run)
         self._swapped += short
@@ -135,6 +140,11 @@ class Memory:
             self._swapped -= back
             moved = back + 2 * max(0, pages - self._resident.total)
         self._active = pages
+        for run in self._resident:
+            if pages <= 0:
+                break
+            self._platform.touched(run.first, min(run.count, pages))
+            pages -= run.count
         return await self._swap(moved)
 
     def release(self, size: int | None = None) -> None:

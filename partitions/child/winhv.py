@@ -122,6 +122,10 @@ class Platform:
         """The partition's time in 100 ns units."""
         return self._time.now()
 
+    def touched(self, gpn: int, count: int) -> None:
+        """Programs have accessed these pages: what a processor notes by itself, a model guest's kernel says."""
+        self._machine.touched(gpn, count)
+
     async def sleep(self, seconds: float) -> None:
         """Not before so much of the partition's time has gone by; stands still while the VM is paused."""
         await self._machine.sleep_until(self._time.now() + round(seconds * TICKS_PER_SECOND))

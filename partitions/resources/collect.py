@@ -74,6 +74,7 @@ class Source:
         return Memory(
             assigned=state.assigned,
             demand=state.demand,
+            active=state.active,
             target=state.target,
             ballooned=state.ballooned,
             added=state.added,

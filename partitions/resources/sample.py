@@ -138,6 +138,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     """What it has: in Hyper-V "Physical Memory"."""
     demand: Whole | None = None
     """What its guest says that it has committed."""
+    active: Whole | None = None
+    """What its guest uses, by a sample of its pages: in esxtop ACTV."""
     target: Whole | None = None
     """What the host wants it to have."""
     ballooned: Whole | None = None
@@ -169,6 +171,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     def ballooned_mib(self) -> float:
         """MiB in its balloon."""
         return (self.ballooned or 0) / (1 << 20)
+
+    @property
+    def active_mib(self) -> float:
+        """MiB that its guest uses."""
+        return (self.active or 0) / (1 << 20)
 
     @property
     def demand_mib(self) -> float:

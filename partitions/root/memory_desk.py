@@ -24,6 +24,7 @@ from hypervisor.inspect import Branch, Setting
 from hypervisor.pages import PAGE_SHIFT
 from hypervisor.trace import Layer
 from partitions.root.hotplug import HotPlugError
+from partitions.topology_controls import MemoryInUse
 from vsp_vsc.memory.balance import Change, Claim, Divide, HostState, by_weight, host_state, targets, taxed
 
 if TYPE_CHECKING:
@@ -71,8 +72,12 @@ class MemoryDesk:
         """The same: the host is in another state, unless it comes back until then."""
         self._looked = 0
         self.state = HostState.HIGH
-        self.idle_tax: Fraction | None = None
+        host = None if vid.resources is None else vid.resources.topology.host
+        tax = None if host is None else host.idle_memory_tax
+        self.idle_tax: Fraction | None = None if tax is None else Fraction(str(tax))
         """From 0 to 1: what idle memory costs its owner where memory is short. None: shares by weight alone."""
+        self.active = MemoryInUse.COMMITTED if host is None else host.active_memory
+        """What of it is not idle."""
 
     # --- who has memory
 
@@ -153,6 +158,7 @@ class MemoryDesk:
         figures = self.figures()
         tax = "none" if self.idle_tax is None else str(self.idle_tax)
         what = 'what idle memory costs: "none", or from 0 to 1, as 3/4 or 0.75'
+        used = 'what is not idle: "committed" by a guest, or "sampled", what it touches'
         return Branch(
             {
                 "capacity": figures.capacity,
@@ -160,11 +166,19 @@ class MemoryDesk:
                 "state": figures.state,
                 "system_current_pressure": figures.pressure,
                 "idle_tax": Setting(tax, self._set_tax, what),
+                "active_memory": Setting(self.active.value, self._set_active, used),
             }
         )
 
     def _set_tax(self, written: str) -> None:
         self.idle_tax = None if written == "none" else self._read_tax(written)
+        self._look_now()
+
+    def _set_active(self, written: str) -> None:
+        try:
+            self.active = MemoryInUse(written)
+        except ValueError:
+            raise ValueError(f'what is not idle is "committed" or "sampled", not {written[:40]!r}') from None
         self._look_now()
 
     @staticmethod
@@ -214,6 +228,7 @@ class MemoryDesk:
         claims = []
         for vm in self._vms.values():
             vm.limit = None
+            vm.sample(on=vm.dynamic and self.active is MemoryInUse.SAMPLED)
             claim = vm.claim()
             if claim is None:
                 continue
@@ -235,7 +250,7 @@ class MemoryDesk:
             return None
         from partitions.root.memory_pools import PoolShares
 
-        return PoolShares(resources, self._vms, self._vid.vm_memory - self._wanted * _PAGE)
+        return PoolShares(resources, self._vms, self._vid.vm_memory - self._wanted * _PAGE, self.idle_tax)
 
     def _state_now(self) -> HostState:
         return host_state(self.state, self._free_pages() - self._wanted, self._vid.vm_memory >> PAGE_SHIFT)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hypervisor.pages import PAGE_SHIFT
-from hypervisor.scheduler.divvy import entitle
+from hypervisor.scheduler.divvy import Holder, entitle, idle_tax_targets, wishes
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from hypervisor.scheduler.tree import Node
     from partitions.root.resources import Resources
     from partitions.root.vm_memory import VmMemory
     from vsp_vsc.memory.balance import Claim
@@ -20,11 +23,16 @@ _MORE_THAN_ANY: Final = 1 << 60
 class PoolShares:
     """Of one round of the balancer."""
 
-    def __init__(self, resources: Resources, vms: Mapping[str, VmMemory], capacity: int) -> None:
-        """`capacity` is what all VMs together may have, in bytes."""
+    def __init__(
+        self, resources: Resources, vms: Mapping[str, VmMemory], capacity: int, tax: Fraction | None = None
+    ) -> None:
+        """`capacity` is what all VMs together may have, in bytes; `tax` what idle memory costs its owner."""
         self._root = resources.roots["memory"]
         self._nodes = {node.name: node for node in self._root.walk()}
         self._capacity = capacity
+        self._tax = tax
+        self._in_use: dict[Node, int] = {}
+        """Bytes of a VM's that no tax is on."""
         tables = resources.vms
         for name, node in self._nodes.items():
             if node.inner or not node.active:
@@ -37,6 +45,7 @@ class PoolShares:
                 node.demand = vm.assigned << PAGE_SHIFT
             else:
                 node.demand = int(tables[name.removeprefix("vm/")].memory)
+            self._in_use[node] = node.demand if claim is None else claim.in_use << PAGE_SHIFT
         self._most = entitle(self._root, _MORE_THAN_ANY, held=True)
 
     def limit(self, claim: Claim) -> int | None:
@@ -49,5 +58,22 @@ class PoolShares:
 
     def divide(self, capacity: int, claims: Sequence[Claim]) -> dict[str, int]:
         """A `Divide`; the capacity is the host's, not what is left for these."""
-        amounts = entitle(self._root, max(0, self._capacity), held=True)
+        amounts = self._divided(max(0, self._capacity))
         return {claim.name: int(amounts[self._nodes[f"vm/{claim.name}"]]) >> PAGE_SHIFT for claim in claims}
+
+    def _divided(self, capacity: int) -> Mapping[Node, int | Fraction]:
+        """At each level with the tax, if there is one: a pool pays for what is idle in it."""
+        if self._tax is None:
+            return entitle(self._root, capacity, held=True)
+        wanted = wishes(self._root, held=True)
+        most = {node: _MORE_THAN_ANY if wish.hi is None else wish.hi for node, wish in wanted.items()}
+        used: dict[Node, int] = {}
+        for node in reversed(list(self._root.walk())):
+            below = sum(used[child] for child in node.children.values())
+            used[node] = min(below if node.inner else self._in_use.get(node, 0), most[node])
+        amounts: dict[Node, int | Fraction] = {self._root: min(capacity, most[self._root])}
+        for node in self._root.walk():
+            below_it = list(node.children.values())
+            holders = [Holder(child.shares, used[child], wanted[child].lo, most[child]) for child in below_it]
+            amounts.update(zip(below_it, idle_tax_targets(amounts[node], holders, self._tax).amounts, strict=True))
+        return amounts

@@ -28,6 +28,8 @@ class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
     """What its guest sees, ballooned or not: "Guest Visible Physical Memory"."""
     demand: int | None
     """What its guest has committed; None before it has said."""
+    active: int | None
+    """What its guest uses, by a sample: in esxtop ACTV. None where nobody samples, or its guest does not tell."""
     target: int | None
     """Where the host takes it."""
     pressure: int | None
@@ -57,6 +59,7 @@ def fixed_memory(settings: VmTable) -> MemoryState:
         assigned=size,
         visible=size,
         demand=None,
+        active=None,
         target=None,
         pressure=None,
         ballooned=0,
@@ -77,6 +80,7 @@ def shown(state: MemoryState, *, last_refusal: str | None = None, **counters: in
         "guest_visible_physical_memory": state.visible,
         "guest_available_memory": counters.get(names[0]),
         "demand": state.demand,
+        "active": state.active,
         "target": state.target,
         "ballooned": state.ballooned,
         "added": state.added,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hypervisor.hypervisor import Hypervisor
@@ -160,6 +161,8 @@ class Vid:
         self._desk: MemoryDesk | None = None
         self.resources: HostResources | None = None
         """Where resource control is, where there may be any."""
+        self.chance: Callable[[str], Random] = Random
+        """Random numbers for one purpose; the host's."""
 
     @property
     def desk(self) -> MemoryDesk:

@@ -25,6 +25,7 @@ from partitions.root.memory_added import RETRY_SECONDS, AddedMemory
 from partitions.root.memory_state import MemoryState, shown
 from partitions.topology_controls import DynamicMemoryTable, memory_range
 from partitions.topology_schema import VmTable, size_words
+from vsp_vsc.memory.active import PERIOD_SECONDS, ActiveMemory
 from vsp_vsc.memory.balance import Change, Claim, HostState, Standing, Step, Target, pressure, step
 from vsp_vsc.memory.protocol import BALLOON_UNIT, Pages
 from vsp_vsc.memory.ranges import PageSet
@@ -95,6 +96,10 @@ class VmMemory:
         self._more = AddedMemory(settings, built, vid, self.device)
         self.target: Target | None = None
         self.demand: int | None = None
+        self._active: ActiveMemory | None = None
+        """While somebody samples what its guest uses."""
+        self._period_ends = 0
+        """By its own clock."""
         self.available: int | None = None
         self._given = 0
         """Pages in the balloon that the host's account has."""
@@ -102,8 +107,8 @@ class VmMemory:
         """Until then it is not asked for pages."""
         self._asked_at = 0
         self._swept_at = self._clock()
-        self._sweeps_from = 0
-        """The page at which it goes on in the next second; 0 while nothing is left to do."""
+        self._sweeps_from: int | None = None
+        """The page at which it goes on in the next second; None while nothing is left to do."""
         self._last_short = ""
         self._pressure = _Pressure()
         self.added_total = self.removed_total = 0
@@ -179,9 +184,17 @@ class VmMemory:
             most=most,
             assigned=self.assigned,
             demand=self.demand,
+            active=self.active,
             buffer=self.buffer,
             weight=self.weight,
         )
+
+    @property
+    def active(self) -> int | None:
+        """Pages that its guest uses, by a sample of them; None where nobody samples, or its guest does not tell."""
+        if self._active is None or not self._built.partition.counters["touches"]:
+            return None
+        return self._active.pages(self.ram.total)
 
     @property
     def cannot_save(self) -> str:
@@ -220,6 +233,7 @@ class VmMemory:
             assigned=self.assigned * _PAGE,
             visible=self.ram.total * _PAGE,
             demand=None if self.demand is None else self.demand * _PAGE,
+            active=None if (active := self.active) is None else active * _PAGE,
             target=None if self.target is None else self.target.pages * _PAGE,
             pressure=pressure(self.demand, self.assigned),
             ballooned=self.ballooned * _PAGE,
@@ -324,16 +338,32 @@ class VmMemory:
         )
         return step(self.target.pages, standing, state, free)
 
+    def sample(self, on: bool) -> None:
+        """Whether somebody wants to know what its guest uses; to be said again and again, which ends periods."""
+        partition = self._built.partition
+        if not on:
+            self._active = partition.on_touch = None
+            return
+        now = partition.reference_time.now()
+        if self._active is None:
+            self._active = ActiveMemory(self._vid.chance(f"active memory of {self.name}"))
+            partition.on_touch = self._active.touched
+            self._period_ends = now
+        if now >= self._period_ends:
+            self._active.next_period(self.ram)
+            period = ticks(PERIOD_SECONDS)
+            self._period_ends = max(self._period_ends, now - period) + period
+
     def sweep(self, now: int) -> None:
         """Empty the balloon again, once a minute: a guest may have written there."""
-        if not self._sweeps_from:
+        if self._sweeps_from is None:
             if not self._given or now - self._swept_at < ticks(SWEEP_SECONDS):
                 return
-            self._swept_at = now
+            self._swept_at, self._sweeps_from = now, 0
         swept = list(islice(self.device.ballooned.runs_from(self._sweeps_from), SWEPT_AT_ONCE))
         for run in swept:
             self._built.partition.memory.discard(run.first, run.count)
-        self._sweeps_from = swept[-1].end if len(swept) == SWEPT_AT_ONCE else 0
+        self._sweeps_from = swept[-1].end if len(swept) == SWEPT_AT_ONCE else None
 
     def _resting(self) -> bool:
         session = self.device.session
@@ -365,6 +395,12 @@ class VmMemory:
         now = pressure(self.demand, self.assigned)
         if now is not None:
             self._pressure.add(now)
+
+    def restored(self, pages: int) -> None:
+        """Of which nothing was kept; so many runs a second are emptied all the same."""
+        self._account(pages)
+        self.removed_total += pages
+        self._sweeps_from = 0
 
     def given(self, runs: Sequence[Pages]) -> None:
         """Their memory is the host's from now on."""
@@ -420,6 +456,7 @@ class VmMemory:
         self._more.begin_anew()
         self.ram = PageSet(Pages(0, self.startup))
         self.demand = self.available = self.target = None
+        self.sample(on=False)
         self._rest_until = 0
         self._last_short = ""
         self.wake()

@@ -66,6 +66,7 @@ class FakeMachine:
     queued: deque[bytes] = attrs.field(factory=deque, init=False)
     pending: deque[int] = attrs.field(factory=deque, init=False)
     worked: int = attrs.field(default=0, init=False)
+    touches: list[tuple[int, int]] = attrs.field(factory=list, init=False)
     _kick: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -156,6 +157,9 @@ class FakeMachine:
     async def work(self, duration: int) -> None:
         self.worked += duration
         await trio.sleep(seconds(duration))
+
+    def touched(self, gpn: int, count: int) -> None:
+        self.touches.append((gpn, count))
 
     # --- what a host would do
 

@@ -27,8 +27,10 @@ from vsp_vsc.memory.guest import floor_pages
 MIB = 1 << 20
 
 
-def open_guests(*vms: tuple[VmTable, GuestMain], memory: int = 1024, pools: Sequence[PoolTable] = ()) -> Any:
-    """A host of `memory` MiB whose VMs run these; each may go on from a saved state."""
+def open_guests(
+    *vms: tuple[VmTable, GuestMain], memory: int = 1024, pools: Sequence[PoolTable] = (), **keys: Any
+) -> Any:
+    """A host of `memory` MiB, and of `keys`, whose VMs run these; each may go on from a saved state."""
     mains: Mapping[str, GuestMain] = {table.name: main for table, main in vms}
 
     def backend(hypervisor: Hypervisor, vm: VmTable) -> Backend:
@@ -41,7 +43,8 @@ def open_guests(*vms: tuple[VmTable, GuestMain], memory: int = 1024, pools: Sequ
         return TaskBackend(hypervisor, boot, resume)
 
     tables = [table for table, _ in vms]
-    topology = Topology(host=HostTable(memory=Size(memory * MIB)), vm=tables, pool=list(pools), folder=Path())
+    host = HostTable(memory=Size(memory * MIB), **keys)
+    topology = Topology(host=host, vm=tables, pool=list(pools), folder=Path())
     return partitions.open_host(topology, backends=backend)
 
 

@@ -81,6 +81,8 @@ class Claim:
     most: int
     assigned: int
     demand: int | None = None
+    active: int | None = None
+    """What its guest uses, where somebody has looked; its demand counts where nobody has."""
     buffer: int = 20
     weight: int = 5000
     limit: int | None = None
@@ -91,6 +93,12 @@ class Claim:
         """What it would have on an empty host."""
         most = self.most if self.limit is None else min(self.most, self.limit)
         return wish(self.demand, self.buffer, min(self.least, most), most, self.assigned)
+
+    @property
+    def in_use(self) -> int:
+        """What no tax is on."""
+        known = self.demand or 0 if self.active is None else self.active
+        return min(known, self.wish)
 
 
 Divide = Callable[[int, Sequence[Claim]], Mapping[str, int]]
@@ -104,12 +112,11 @@ def by_weight(capacity: int, claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def taxed(tax: Fraction) -> Divide:
-    """By weight where an idle page costs 1 / (1 - tax) active ones; what a VM needs is taken to be active."""
+    """By weight where an idle page costs 1 / (1 - tax) active ones."""
 
     def divide(capacity: int, claims: Sequence[Claim]) -> dict[str, int]:
         holders = [
-            divvy.Holder(claim.weight, min(claim.demand or 0, claim.wish), min(claim.least, claim.wish), claim.wish)
-            for claim in claims
+            divvy.Holder(claim.weight, claim.in_use, min(claim.least, claim.wish), claim.wish) for claim in claims
         ]
         return _whole(divvy.idle_tax_targets(capacity, holders, tax), claims)
 

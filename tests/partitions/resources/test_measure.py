@@ -21,7 +21,7 @@ from partitions.resources.sample import Cpu, Disk, Network, Node
 
 NOT_KNOWN = (
     *("uptime", "exit_code", "demand", "entitled", "reserve", "limit", "weight", "contended", "worth"),
-    *("target", "ballooned", "added", "pressure", "minimum", "maximum", "free", "capacity", "state"),
+    *("active", "target", "ballooned", "added", "pressure", "minimum", "maximum", "free", "capacity", "state"),
 )
 NODE = Node(
     path="vm/a",

@@ -88,6 +88,22 @@ def test_a_tax_on_idle_memory(tax: str, active: int, first: str, second: str) ->
     assert abs(shares["busy"] - Fraction(second) * scale) < 1
 
 
+@pytest.mark.parametrize(
+    ("active", "first", "second"),
+    [((50, 256), "102", "256"), ((60, 256), "107.6", "250.4"), ((90, 256), "125.6", "232.4"), ((0, 0), "179", "179")],
+)
+def test_what_is_in_use_goes_before_what_is_committed(active: tuple[int, int], first: str, second: str) -> None:
+    """E25 again, of VMs that have committed all that they have: what was seen of it in use is what no tax is on."""
+    claims = [
+        Claim(name, 0, 256_000, 256_000, demand=256_000, active=used * 1000)
+        for name, used in zip(("idle", "busy"), active, strict=True)
+    ]
+    shares = taxed(Fraction(3, 4))(358_000, claims)
+    assert abs(shares["idle"] - Fraction(first) * 1000) < 1
+    assert abs(shares["busy"] - Fraction(second) * 1000) < 1
+    assert [one.wish for one in claims] == [256_000, 256_000], "which is what it is for"
+
+
 def test_weights_count_only_where_memory_is_short() -> None:
     """Plenty: everybody has his wish. Short: minimums, then by weight; the buffer goes first, as on Hyper-V."""
     small = Claim("small", 100, 4000 * MIB, 0, demand=1000 * MIB, buffer=0, weight=1000)

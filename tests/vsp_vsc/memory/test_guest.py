@@ -26,10 +26,14 @@ class Platform:
     def __init__(self, mebibytes: int) -> None:
         self.memory = memoryview(bytearray(0))
         self.slept = 0.0
+        self.touches: list[tuple[int, int]] = []
         self.pages = PageAllocator(self.memory)
         self.pages.limit = mebibytes * MIB
         self.pages._starts, self.pages._counts = [0x100], [mebibytes * MIB - 0x100]
         self.heap = Memory(self.pages, self)
+
+    def touched(self, gpn: int, count: int) -> None:
+        self.touches.append((gpn, count))
 
     async def sleep(self, seconds: float) -> None:
         self.slept += seconds
