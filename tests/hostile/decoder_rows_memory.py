@@ -72,6 +72,11 @@ DECODERS = {
     "vsp_vsc.memory.protocol.decode_ranges": Decoder(
         lambda data, number: memory.decode_ranges(data, number % 64), (RANGES,)
     ),
+    "vsp_vsc.memory.ranges.PageSet.unpacked": Decoder(
+        lambda data, number: list(PageSet.unpacked(data, 1 << 40)),
+        (PageSet(RAM, Pages(1 << 17, 3)).packed(),),
+        ValueError,
+    ),
     "vsp_vsc.memory.session.MemorySession._take_pages": Decoder(answer, BALLOON),
     "vsp_vsc.memory.session.MemorySession.load": Decoder(go_on, (agreed().save(), saved())),
 }
@@ -79,4 +84,8 @@ ELSEWHERE = {
     "partitions.root.resources.Resources._parse": "reads a person's path; `ResourceError` for one that is none",
     "vsp_vsc.memory.vsp.MemoryVsp.load": "hands on to its session's own, and looks whose pages they are",
 }
-ROWS = Rows(DECODERS, ELSEWHERE, {"vsp_vsc.memory.guest": "vsp_vsc/memory/test_guest.py"})
+REACHED = {
+    "vsp_vsc.memory.active": "vsp_vsc/memory/test_active.py",
+    "vsp_vsc.memory.guest": "vsp_vsc/memory/test_guest.py",
+}
+ROWS = Rows(DECODERS, ELSEWHERE, REACHED)

@@ -42,6 +42,9 @@ class Owner:
     def reported(self, report: Report) -> None:
         self.report = report
 
+    def restored(self, pages: int) -> None:
+        self.said.append(("restored", pages))
+
     def given(self, runs: Sequence[Pages]) -> None:
         for run in runs:
             self.has.add(run)

@@ -6,8 +6,12 @@ one piece and not all behind it.
 
 from __future__ import annotations
 
+import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import islice
+from operator import lt
 from typing import Final
 
 from vsp_vsc.memory.protocol import Pages
@@ -103,6 +107,44 @@ class PageSet:
             taken.append(first)
             count -= first.count
         return taken
+
+    def within(self, other: PageSet) -> bool:
+        """Whether all of its pages are in the other, too."""
+        for starts, ends in self._pieces:
+            if other.covers(Pages(starts[0], ends[-1] - starts[0])):
+                continue
+            if not all(other.covers(Pages(start, end - start)) for start, end in zip(starts, ends, strict=True)):
+                return False
+        return True
+
+    def packed(self) -> bytes:
+        """To be kept: where each run begins and ends, in order, as 64-bit numbers."""
+        kept = array("Q")
+        for starts, ends in self._pieces:
+            both = [0] * (2 * len(starts))
+            both[::2], both[1::2] = starts, ends
+            kept.extend(both)
+        if sys.byteorder == "big":
+            kept.byteswap()
+        return kept.tobytes()
+
+    @classmethod
+    def unpacked(cls, untrusted: bytes, limit: int) -> PageSet:
+        """As it was, of pages below `limit`. Raises `ValueError`."""
+        kept = array("Q")
+        kept.frombytes(untrusted)
+        if sys.byteorder == "big":
+            kept.byteswap()
+        # Runs that do not touch one another: every number is greater than the one before.
+        if len(kept) % 2 or not all(map(lt, kept, islice(kept, 1, None))) or (kept and kept[-1] > limit):
+            raise ValueError("runs of pages that there cannot be")
+        made = cls()
+        starts, ends = kept[::2].tolist(), kept[1::2].tolist()
+        for at in range(0, len(starts), _MOST):
+            made._firsts.append(starts[at])
+            made._pieces.append((starts[at : at + _MOST], ends[at : at + _MOST]))
+        made._runs, made.total = len(starts), sum(ends) - sum(starts)
+        return made
 
     def clear(self) -> None:
         """No pages."""

@@ -119,7 +119,7 @@ class SavedMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wanted: int
     given: int
     offered: tuple[int, int]
-    ballooned: tuple[tuple[int, int], ...]
+    ballooned: bytes
     outbox: tuple[bytes, ...]
 
 
@@ -306,7 +306,7 @@ class MemorySession:
             wanted=question.wanted,
             given=question.given,
             offered=(question.offered.first, question.offered.count),
-            ballooned=tuple((run.first, run.count) for run in self.ballooned),
+            ballooned=self.ballooned.packed(),
             outbox=tuple(bytes(packet.payload) for packet in self.outbox),
         )
         return msgspec.msgpack.encode(record)
@@ -319,10 +319,7 @@ class MemorySession:
             session = cls()
             session.state = State(record.state)
             session._question = _Question(Asked(record.asked), record.wanted, record.given, Pages(*record.offered))
-            for first, count in record.ballooned:
-                if not 0 <= first < first + count <= PAGE_SPACE:
-                    raise ValueError("pages that there are not")
-                session.ballooned.add(Pages(first, count))
+            session.ballooned = PageSet.unpacked(record.ballooned, PAGE_SPACE)
         except ValueError as error:  # msgspec's errors are ValueErrors too
             raise BadValue(f"a saved dynamic memory session: {error}") from None
         if session.asked is Asked.HOT_ADD or not 0 <= record.given <= record.wanted <= PAGE_SPACE:

@@ -52,6 +52,9 @@ class MemoryOwner(Protocol):
     def reported(self, report: Report) -> None:
         """How much memory the guest needs."""
 
+    def restored(self, pages: int) -> None:
+        """So many pages are in the balloon of a guest that was saved, and goes on."""
+
     def given(self, runs: Sequence[Pages]) -> None:
         """Pages that are not the guest's any more; they were in `ram`, and not given before."""
 
@@ -134,15 +137,14 @@ class MemoryVsp(InputVsp[MemorySession]):
     async def serve(self, channel: Channel, opened: OpenedChannel) -> None:
         """Negotiate, then ask and listen until the channel closes. Raises `WireError` where the guest errs."""
         if isinstance(opened.restored, MemorySession):
-            self._owner.given(tuple(opened.restored.ballooned))
+            self._owner.restored(opened.restored.ballooned.total)
         await super().serve(channel, opened)
 
     def load(self, untrusted: bytes) -> MemorySession:
         """What `serve` goes on with. Raises `WireError`, also for a balloon with pages that the guest has not."""
         session = super().load(untrusted)
-        for run in session.ballooned:
-            if not self._owner.ram.covers(run):
-                raise BadValue(f"a saved balloon with {run}, which the guest does not have")
+        if not session.ballooned.within(self._owner.ram):
+            raise BadValue("a saved balloon with pages that the guest does not have")
         return session
 
     def _take(self, session: MemorySession, untrusted: Packet) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 from itertools import pairwise
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +74,40 @@ def test_taking_is_from_below_in_bounded_runs(count: int, longest: int, most: in
     assert sum(run.count for run in taken) + runs.total == 25
     assert sum(run.count for run in taken) <= count
     assert taken[0].first == 10
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=40))
+def test_what_is_kept_comes_back(runs: list[tuple[int, int]]) -> None:
+    """The same runs, and a set that goes on as the one before; of pages that there are."""
+    pages, at = PageSet(), 0
+    for gap, count in runs:
+        pages.add(Pages(at + gap, count))
+        at += gap + count
+    again = PageSet.unpacked(pages.packed(), at)
+    assert (list(again), len(again), again.total) == (list(pages), len(pages), pages.total)
+    for run in list(pages):
+        again.remove(run)
+    assert not again.total
+    if at:
+        with pytest.raises(ValueError, match="cannot be"):
+            PageSet.unpacked(pages.packed(), at - 1)
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2, 1), (1, 1), (1, 2, 2, 3), (1, 3, 2, 4)])
+def test_what_cannot_have_been_kept(numbers: tuple[int, ...]) -> None:
+    """Half a run, none, one that goes backwards, two that touch, two that meet."""
+    with pytest.raises(ValueError, match="cannot be"):
+        PageSet.unpacked(struct.pack(f"<{len(numbers)}Q", *numbers), 100)
+    with pytest.raises(ValueError, match="multiple"):
+        PageSet.unpacked(bytes(17), 100)
+
+
+def test_many_runs_are_kept_in_no_time() -> None:
+    """They lie in pieces, as they did; one that is in another set is found by its pieces."""
+    pages = PageSet.unpacked(struct.pack("<20000Q", *range(20_000)), 20_000)
+    assert (len(pages), pages.total) == (10_000, 10_000)
+    assert max(len(starts) for starts, _ in pages._pieces) == 1024
+    assert pages.within(PageSet(Pages(0, 20_000)))
+    assert not pages.within(PageSet(Pages(0, 19_998)))
+    assert pages.within(PageSet(*pages))
+    assert PageSet().within(PageSet())
