@@ -13,11 +13,11 @@ from partitions.resources.help import GRADES, HELP_OF, KEYS, MEANINGS
 from partitions.resources.sample import Heading, Node, Sample
 from partitions.resources.view import (
     CPU_SUMMARY,
-    LONG,
     SUMMARY,
     Column,
     View,
     columns_of,
+    counters_of,
     headline,
     notes,
     state_words,
@@ -72,7 +72,7 @@ def _told(said: Sequence[tuple[Grade, str]], look: Look) -> list[str]:
 
 def _marks(sample: Sample, look: Look) -> Marks:
     if look.long:
-        return Marks(sample, [name for name, _ in LONG[look.view]])
+        return Marks(sample, [name for name, _ in counters_of(look.view, sample)])
     return Marks(sample, [column.heading for column in columns_of(look.view, sample)])
 
 
@@ -117,9 +117,9 @@ def _label(node: Node, *, ended: bool = False) -> str:
 
 def _long(sample: Sample, look: Look) -> list[str]:
     """Where there is no room, a counter's name is cut from the left, where all begin with what they count."""
-    lines, marks = [], _marks(sample, look)
+    lines, marks, counters = [], _marks(sample, look), counters_of(look.view, sample)
     for node in sample.nodes:
-        pairs = [(name, cell(node), marks.of(node, name)) for name, cell in LONG[look.view]]
+        pairs = [(name, cell(node), marks.of(node, name)) for name, cell in counters]
         shown = [(name, value, grade) for name, value, grade in pairs if value is not None]
         lines.append(_label(node))
         indent, width = INDENT * (node.depth + 1), max((len(name) for name, _, _ in shown), default=0)

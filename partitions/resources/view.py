@@ -90,7 +90,6 @@ _MEMORY: Final = (
     Column("ASSIGNED", lambda node: mib(node.memory.assigned), 10),
     Column("DEMAND", lambda node: mib(node.memory.demand), 9),
     Column("TARGET", lambda node: mib(node.memory.target), 6),
-    Column("ACTV", lambda node: mib(node.memory.active), 5),
     Column("MCTLSZ", lambda node: mib(node.memory.ballooned), 8),
     Column("ADDED", lambda node: mib(node.memory.added), 2),
     Column("PRESSURE", lambda node: count(node.memory.pressure), 7),
@@ -334,6 +333,7 @@ def _weight(node: Node) -> int:
 
 Counter = tuple[str, Callable[[Node], str | None]]
 _VP: Final = "Hyper-V Hypervisor Virtual Processor"
+_LP: Final = "Hyper-V Hypervisor Logical Processor"
 _VM_MEMORY: Final = "Hyper-V Dynamic Memory VM"
 _STORAGE: Final = "Hyper-V Virtual Storage Device"
 _ADAPTER: Final = "Hyper-V Virtual Network Adapter"
@@ -376,7 +376,6 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
         ("added", lambda node: _with(_maybe(mib(node.memory.added)), "MB")),
         ("MCTLSZ", lambda node: _with(_maybe(mib(node.memory.ballooned)), "MB")),
         ("cause", lambda node: node.memory.cause or None),
-        ("ACTV", lambda node: _with(_maybe(mib(node.memory.active)), "MB")),
         ("demand", lambda node: _with(_maybe(mib(node.memory.demand)), "MB")),
         ("target", lambda node: _with(_maybe(mib(node.memory.target)), "MB")),
         ("minimum", lambda node: _with(_maybe(mib(node.memory.minimum)), "MB")),
@@ -407,6 +406,19 @@ LONG: Final[dict[View, tuple[Counter, ...]]] = {
     ),
 }
 """Counters by the names that Hyper-V's performance monitor and esxtop give them; None is left out."""
+
+
+def counters_of(view: View, sample: Sample) -> tuple[Counter, ...]:
+    """A view's, with those of the logical processors together on the host's row."""
+    busy, idle = sum(lp.run for lp in sample.lps), sum(lp.idle for lp in sample.lps)
+    if view is not View.CPU or not busy + idle:
+        return LONG[view]
+
+    def of_host(part: int) -> Callable[[Node], str | None]:
+        return lambda node: percent(100 * part / (busy + idle)) if node.kind == "host" else None
+
+    total, rest = (rf"{_LP}\% Total Run Time", of_host(busy)), (rf"{_LP}\% Idle Run Time", of_host(idle))
+    return (total, rest, *LONG[view])
 
 
 def _worth(node: Node) -> str | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partitions.resources.render import Look, above, below, rendered, rows, summary
-from partitions.resources.sample import Cpu, Disk, Network, Node
+from partitions.resources.sample import Cpu, Disk, Lp, Network, Node
 from partitions.resources.view import View
 from tests.partitions.resources.samples import DISKS, FARM, HEADING, MS, WINDOW, vm
 
@@ -142,6 +142,20 @@ def test_a_host_without_vms() -> None:
     assert rendered(empty, HEADING, Look())[-2:] == [
         "NODE  %RUN  %RDY  %MLMTD  %WAIT",
         "host   0.0   0.0     0.0    0.0",
+    ]
+
+
+def test_several_logical_processors() -> None:
+    """Percent of what: of one logical processor and of the host; the long form has the logical ones' counters, once."""
+    several = msgspec.structs.replace(FARM, lps=[Lp(run=60 * MS, idle=40 * MS), Lp(run=40 * MS, idle=60 * MS)])
+    lines = [line.split() for line in rows(several, Look())]
+    place = lines[0].index("%HOST")
+    assert lines[0][place - 1] == "%RUN"
+    assert (lines[1][place - 1 : place + 1], lines[3][place - 1 : place + 1]) == (["100.0", "50.0"], ["20.0", "10.0"])
+    long = rows(several, Look(long=True))
+    assert [line.split("Logical Processor\\")[1].split() for line in long if "Logical Processor\\" in line] == [
+        ["%", "Total", "Run", "Time", "50.0"],
+        ["%", "Idle", "Run", "Time", "50.0"],
     ]
 
 
