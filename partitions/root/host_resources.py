@@ -94,6 +94,7 @@ class HostResources:
         if self.made is None:
             from partitions.root.resources import Resources
 
+            self.scheduler.prepare()
             self.made = Resources(self.topology, self.machines, self.scheduler, self.listeners)
             self.made.take_over()
         return self.made

@@ -7,10 +7,8 @@ memory desk, disks, ports of switches) hears of changes by `on_change`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -23,12 +21,11 @@ from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.root.exits import CannotStart
 from partitions.root.host_resources import Machines, OnChange
 from partitions.root.resource_edits import edit_pool, edit_vm
+from partitions.root.resource_steps import Steps, lacking
 from partitions.topology_controls import CpuClass, CpuTable, PoolCpuTable, PoolTable
 from partitions.topology_figures import (
     KINDS,
     RESERVES,
-    WORDS,
-    Figures,
     Kind,
     cap_units,
     capacities,
@@ -95,7 +92,6 @@ class Resources:
 
     def take_over(self) -> None:
         """The topology's pools, and the VMs that are defined, with what those that run have reserved already."""
-        self._scheduler.prepare()
         self._file_is_good(pools=self._declared, vms=self.vms, all_is_new=True)
         waiting = list(self._declared)
         while waiting:
@@ -215,9 +211,8 @@ class Resources:
         The settings are the caller's to keep. Raises `ResourceError`.
         """
         nodes = self._nodes(name)
-        with _all_or_nothing() as undo:
-            for kind in ("disk", "network"):
-                self._devices(kind, nodes[kind], table, undo, on=nodes["cpu"].active)
+        with Steps() as steps:
+            self._devices(steps, nodes, table)
 
     # --- pools come and go
 
@@ -234,7 +229,7 @@ class Resources:
             figures = pool_figures(kind, table)
             answer = admission.admit(parents[kind], figures.reservation)
             if isinstance(answer, Refused):
-                raise ResourceError(f"pool/{table.name}", f"{kind}.reserve", _lacking(kind, answer))
+                raise ResourceError(f"pool/{table.name}", f"{kind}.reserve", lacking(kind, answer))
         self._groups += 1
         nodes = {
             kind: parents[kind].add(
@@ -303,19 +298,16 @@ class Resources:
         tables = {**self.pools, name: table}
         self._file_is_good(pools=list(tables.values()))
         parents = self._pools[table.parent].nodes if table.parent else self.roots
-        changed: list[Kind] = []
-        with _all_or_nothing() as undo:
+        with Steps() as steps:
             for kind in KINDS:
                 figures, grows = pool_figures(kind, table), expandable(kind, table)
-                about = kind, f"{kind}.reserve", undo
-                if self._rearrange(about, pool.nodes[kind], figures, parents[kind], grows=grows):
-                    changed.append(kind)
+                steps.rearrange(kind, f"{kind}.reserve", pool.nodes[kind], figures, parents[kind], grows=grows)
         before, pool.table = pool.table, table
         pool.nodes["cpu"].dedicated = bool(table.processors)
         if before.cpu != table.cpu or before.parent != table.parent or before.processors != table.processors:
             self._schedule_pool(name)
-        for kind in changed:
-            self._tell(kind, pool.nodes[kind])
+        for kind, node in steps.changed:
+            self._tell(kind, node)
 
     def _change_vm(self, name: str, values: Mapping[str, object]) -> None:
         vm = self.vms[name]
@@ -325,16 +317,13 @@ class Resources:
         for key, value in values.items():
             table = edit_vm(table, key, value, on=on, resizable=bool(self._listeners.get("memory")))
         self._file_is_good(vms={**self.vms, name: table})
-        changed: list[tuple[Kind, Node]] = []
-        with _all_or_nothing() as undo:
+        with Steps() as steps:
             for kind in KINDS:
                 pool = vm_pool(kind, table)
                 parent = self._pools[pool].nodes[kind] if pool else self.roots[kind]
-                figures = vm_figures(kind, table, self.host)
-                if self._rearrange((kind, RESERVES[kind], undo), nodes[kind], figures, parent):
-                    changed.append((kind, nodes[kind]))
-                if nodes[kind].inner:
-                    changed += self._devices(kind, nodes[kind], table, undo, on=on)
+                steps.rearrange(kind, RESERVES[kind], nodes[kind], vm_figures(kind, table, self.host), parent)
+            self._devices(steps, nodes, table)
+        changed = steps.changed
         if vm.dynamic_memory != table.dynamic_memory and ("memory", nodes["memory"]) not in changed:
             changed.append(("memory", nodes["memory"]))  # its buffer, which the tree does not know
         self._machines.settle(name, table)
@@ -407,8 +396,7 @@ class Resources:
                 shares=figures.shares,
                 demand=figures.demand,
             )
-            if inner:
-                self._devices(kind, nodes[kind], vm, [], on=False)
+        self._devices(Steps(), nodes, vm)
         nodes["cpu"].batch = _is_batch(vm)
         self._vms[name] = nodes
         return nodes
@@ -418,82 +406,12 @@ class Resources:
         node = self._nodes(name)[kind]
         return list(node.children.values()) if node.inner else [node]
 
-    def _devices(
-        self, kind: Kind, node: Node, vm: VmTable, undo: list[Callable[[], None]], *, on: bool
-    ) -> list[tuple[Kind, Node]]:
-        """Have the tree follow a VM's disks or adapters; those that have changed. Raises `ResourceError`."""
-        wanted = devices_figures(kind, vm)
-        changed: list[tuple[Kind, Node]] = []
-        for name in [name for name in node.children if name not in wanted]:
-            gone = node.children[name]
-            was_on = gone.active
-            if was_on:
-                gone.switch(on=False)
-            gone.remove()
-            undo.append(partial(_put_back, node, gone, was_on))
-            changed.append((kind, gone))
-        for name, figures in wanted.items():
-            child = node.children.get(name)
-            if child is not None:
-                if self._rearrange((kind, RESERVES[kind], undo), child, figures, node):
-                    changed.append((kind, child))
-                continue
-            child = node.add(
-                name, reservation=figures.reservation, limit=figures.limit, shares=figures.shares, demand=figures.demand
-            )
-            undo.append(partial(_take_out, child))
-            if on:
-                answer = admission.commit(child)
-                if isinstance(answer, Refused):
-                    raise ResourceError(child.path, RESERVES[kind], _lacking(kind, answer))
-            changed.append((kind, child))
-        shares = vm_figures(kind, vm, self.host).shares
-        if node.shares != shares:
-            before = node.shares
-            node.change(reservation=0, limit=None, shares=shares)
-            undo.append(lambda: node.change(reservation=0, limit=None, shares=before))
-        return changed
-
-    def _rearrange(
-        self,
-        about: tuple[Kind, str, list[Callable[[], None]]],
-        node: Node,
-        figures: Figures,
-        parent: Node,
-        *,
-        grows: bool | None = None,
-    ) -> bool:
-        """Other figures, another place; whether anything is other. Raises `ResourceError`."""
-        kind, key, undo = about
-        home = node.parent
-        assert home is not None, "the host does not change"
-        before = (node.reservation, node.limit, node.shares, node.demand, node.expandable)
-        after = (
-            *(figures.reservation, figures.limit, figures.shares),
-            node.demand if figures.demand is None else figures.demand,
-            node.expandable if grows is None else grows,
-        )
-        if before == after and home is parent:
-            return False
-        answer = admission.rearrange(
-            node,
-            reservation=figures.reservation,
-            limit=figures.limit,
-            shares=figures.shares,
-            expandable=grows,
-            parent=parent,
-        )
-        if isinstance(answer, Refused):
-            raise ResourceError(node.path, key, _lacking(kind, answer))
-        node.demand = after[3]
-
-        def back() -> None:
-            node.move(home)
-            node.change(reservation=before[0], limit=before[1], shares=before[2], expandable=before[4])
-            node.demand = before[3]
-
-        undo.append(back)
-        return True
+    def _devices(self, steps: Steps, nodes: Mapping[Kind, Node], vm: VmTable) -> None:
+        """Have the trees follow a VM's disks and adapters. Raises `ResourceError`."""
+        for kind, node in nodes.items():
+            if node.inner:
+                shares = vm_figures(kind, vm, self.host).shares
+                steps.devices(kind, node, devices_figures(kind, vm), shares, on=nodes["cpu"].active)
 
     def _tell(self, kind: Kind, node: Node) -> None:
         for heard in list(self._listeners.get(kind, ())):
@@ -538,37 +456,6 @@ def _is_batch(vm: VmTable) -> bool:
     return vm.cpu is not None and vm.cpu.class_ is CpuClass.BATCH
 
 
-@contextmanager
-def _all_or_nothing() -> Iterator[list[Callable[[], None]]]:
-    """Takes steps back, the last one first, where one of them cannot be done."""
-    undo: list[Callable[[], None]] = []
-    try:
-        yield undo
-    except ResourceError:
-        for step in reversed(undo):
-            step()
-        raise
-
-
-def _put_back(parent: Node, node: Node, was_on: bool) -> None:
-    node.parent = parent
-    parent.children[node.name] = node
-    if was_on:
-        node.switch(on=True)
-
-
-def _take_out(node: Node) -> None:
-    if node.active:
-        node.switch(on=False)
-    node.remove()
-
-
-def _lacking(kind: Kind, refused: Refused) -> str:
-    """Why, with the way that was asked."""
-    asked = tuple(step for step in refused.steps if not step.name.startswith("vm/"))  # which has nothing of its own
-    return f"cannot be granted: {attrs.evolve(refused, steps=asked).words(WORDS[kind])}"
-
-
 def _shortage(kind: Kind, vm: VmTable, leaf: Node, refused: Refused) -> str:
     """The words of a VM that is not started."""
     device = leaf.name.replace("/", " ") + " " if leaf.name.startswith(("disk", "nic")) else ""
@@ -576,4 +463,4 @@ def _shortage(kind: Kind, vm: VmTable, leaf: Node, refused: Refused) -> str:
     if kind == "memory" and vm.dynamic_memory is not None:
         key = "dynamic_memory.minimum"
     remedy = "lower that, free some, or raise what the last one has"
-    return f"{device}{key} {_lacking(kind, refused)}; {remedy}"
+    return f"{device}{key} {lacking(kind, refused)}; {remedy}"

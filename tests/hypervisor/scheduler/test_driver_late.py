@@ -32,7 +32,7 @@ class CoarseClock:
 
 
 async def computed(machine: Computers, seed: int) -> dict[str, list[tuple[int, int, int]]]:
-    """Guests that compute in many pieces, without a pause. For each end of one: when, what had run, the guest's clock."""
+    """Guests that compute in pieces, without a pause. At the end of each: when, what had run, the guest's clock."""
     ends: dict[str, list[tuple[int, int, int]]] = {}
     machine.scheduler.keep_log = True
     machine.scheduler.set_group(1, 0, "pool", cap=WHOLE)
