@@ -164,11 +164,12 @@ class Chosen:
     ) -> list[str]:
         """What the terminal shows; rows that have no room can be scrolled to."""
         if sample is None:
-            return [f"{heading.topology.rpartition('/')[2]}: waiting for the first window"[:width]]
+            words = f"{heading.topology.rpartition('/')[2]}: waiting for the first window"[:width]
+            return [words, *[""] * (height - 2), _foot("", keys, width, color=color)]
         look = Look(view=View(self.view), width=width, long=self.long, color=color)
         if self.help:
-            foot = "any key goes back"[:width]
-            return [*help_lines(look)[: height - 1], f"{_REVERSE}{foot:<{width}}{_PLAIN}" if color else foot]
+            page = help_lines(look)[: height - 1]
+            return [*page, *[""] * (height - 1 - len(page)), _foot("", ["any key goes back"], width, color=color)]
         if self.sorted:
             sample = by_use(sample, look.view)
         head, body = above(sample, heading, look)[: max(1, height - 4)], rows(sample, look)
@@ -179,17 +180,21 @@ class Chosen:
         self.top = max(0, min(self.top, len(body) - room))
         shown = body[self.top : self.top + room]
         more = "" if len(shown) == len(body) else f"rows {self.top + 1}-{self.top + len(shown)} of {len(body)}  "
-        foot = f"{'HELD  ' if self.held else ''}{where}{more}"
-        for key in keys:
-            if len(foot) + len(key) <= width:
-                foot += f"{key}  "
-        foot = foot.rstrip()[:width]
-        if color:
-            foot = f"{_REVERSE}{foot:<{width}}{_PLAIN}"
         lines = [*head, "", *fixed, *shown]
-        if said:  # at the bottom, where nothing moves when they come and go
-            lines += [*[""] * (height - 1 - len(said) - len(lines)), *said]
-        return [*lines[: height - 1], foot]
+        # What is said stands at the bottom, where nothing moves when it comes and goes.
+        lines += [*[""] * (height - 1 - len(said) - len(lines)), *said]
+        begin = f"{'HELD  ' if self.held else ''}{where}{more}"
+        return [*lines[: height - 1], _foot(begin, keys, width, color=color)]
+
+
+def _foot(begin: str, keys: Sequence[str], width: int, *, color: bool) -> str:
+    """The last line: as many keys as there is room for, none of them cut."""
+    foot = begin
+    for key in keys:
+        if len(foot) + len(key) <= width:
+            foot += f"{key}  "
+    foot = foot.rstrip()[:width]
+    return f"{_REVERSE}{foot:<{width}}{_PLAIN}" if color else foot
 
 
 class Screen:
