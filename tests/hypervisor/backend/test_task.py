@@ -260,6 +260,26 @@ async def test_work_of_one_processor_is_done_one_after_the_other(autojump_clock:
         assert guest.host.child.vps[1].runtime == pytest.approx(ticks(3), abs=10)
 
 
+async def test_pages_that_are_touched_are_told_to_whoever_asks(autojump_clock: MockClock) -> None:
+    """They are counted, too: a guest that never says so is known for it."""
+    told: list[tuple[int, int]] = []
+
+    async def entry(machines: Sequence[Machine]) -> None:
+        machines[0].touched(5, 6)
+        await machines[0].work(ticks(1))
+        machines[0].touched(-1, 1 << 80)
+        await trio.sleep_forever()
+
+    async with running(entry) as guest:
+        partition = guest.vp.partition
+        await trio.sleep(0.5)
+        assert partition.counters["touches"] == 1
+        partition.on_touch = lambda gpn, count: told.append((gpn, count))
+        await trio.sleep(1)
+        assert told == [(-1, 1 << 80)]
+        assert partition.counters["touches"] == 2
+
+
 async def test_traps_of_a_processor_that_an_intercept_stopped_raise(autojump_clock: MockClock) -> None:
     """Not an unrecoverable exception: the parent knows already. The guest stands still and does not end."""
     tried: list[str] = []
@@ -270,6 +290,7 @@ async def test_traps_of_a_processor_that_an_intercept_stopped_raise(autojump_clo
         for trap in (
             *(lambda: machine.hypercall(0), lambda: machine.read_msr(Msr.VP_INDEX), lambda: machine.cpuid(0)),
             *(lambda: machine.write_msr(Msr.EOM, 0), lambda: machine.port_in(1, 1), lambda: machine.port_out(1, 1, 0)),
+            lambda: machine.touched(1, 1),
         ):
             with pytest.raises(VpStopped):
                 trap()
@@ -282,7 +303,7 @@ async def test_traps_of_a_processor_that_an_intercept_stopped_raise(autojump_clo
     async with trio.open_nursery() as nursery:
         await nursery.start(guest.run)
         await trio.sleep(60)
-        assert len(tried) == 6
+        assert len(tried) == 7
         assert not guest.ended
         assert guest.host.exceptions == []
         assert guest.backend.failure is None

@@ -165,6 +165,26 @@ async def test_programs_use_memory() -> None:
     assert memory.used == 0
 
 
+async def test_what_programs_touch_is_told() -> None:
+    """As runs of pages: what they take, and of what they have as much as they go through, and no page that they lack."""
+    platform = Platform(65)
+    memory = platform.heap
+    await memory.use(20 << 20)
+    (first,) = platform.touches
+    assert first == (45 * MIB, 20 * MIB)
+    await memory.touch(4 << 20)
+    assert platform.touches[1:] == [(45 * MIB, 4 * MIB)]
+    await memory.use(80 << 20)  # of which much is swapped out at once
+    platform.touches.clear()
+    await memory.touch()
+    assert sum(count for _, count in platform.touches) << 12 == memory.used - memory.swapped
+    assert await memory.touch(0) == 0
+    memory.release()
+    platform.touches.clear()
+    await memory.touch()
+    assert platform.touches == []
+
+
 @given(st.lists(st.tuples(st.sampled_from(["use", "release", "in", "out", "add"]), st.integers(1, 3000)), max_size=20))
 def test_pages_are_somewhere_and_once(steps: list[tuple[str, int]]) -> None:
     """I12: kernel, programs, balloon and free pages are all that there are; the balloon never goes below the floor."""
