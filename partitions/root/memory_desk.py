@@ -229,6 +229,7 @@ class MemoryDesk:
         for vm in self._vms.values():
             vm.limit = None
             vm.sample(on=vm.dynamic and self.active is MemoryInUse.SAMPLED)
+            vm.look_for_answers()
             claim = vm.claim()
             if claim is None:
                 continue

@@ -21,6 +21,7 @@ import attrs
 from hypervisor.clock import seconds, ticks
 from hypervisor.inspect import Branch
 from hypervisor.pages import PAGE_SHIFT
+from hypervisor.trace import Layer
 from partitions.root.memory_added import RETRY_SECONDS, AddedMemory
 from partitions.root.memory_state import MemoryState, shown
 from partitions.topology_controls import DynamicMemoryTable, memory_range
@@ -110,6 +111,8 @@ class VmMemory:
         self._sweeps_from: int | None = None
         """The page at which it goes on in the next second; None while nothing is left to do."""
         self._last_short = ""
+        self._silent = False
+        """It is known for not answering."""
         self._pressure = _Pressure()
         self.added_total = self.removed_total = 0
         self.add_operations = self.remove_operations = 0
@@ -255,7 +258,7 @@ class VmMemory:
             maximum_pressure=self._pressure.most,
             memory_add_operations=self.add_operations,
             memory_remove_operations=self.remove_operations,
-            last_refusal=self._last_short or None,
+            last_refusal=self._last_short or ("its guest takes no more memory, ever" if self._more.refused else None),
         )
 
     # --- what can be changed while it runs
@@ -320,6 +323,16 @@ class VmMemory:
             case Change.HOT_ADD:
                 return self._more.offer(wanted.pages)
         return ""
+
+    def look_for_answers(self) -> None:
+        """Once for each question that nobody answers, a warning."""
+        if self.answers:
+            self._silent = False
+        elif not self._silent:
+            self._silent = True
+            asked = self.device.asked.value
+            words = f"its guest has not answered a question about its memory ({asked}) for {ANSWER_SECONDS:.0f} s"
+            self._vid.hypervisor.trace.warn(Layer.DEVICE, "memory_not_answered", self.partition_id, words)
 
     def next_step(self, state: HostState, free: int) -> Step:
         """What brings it nearer to its target."""

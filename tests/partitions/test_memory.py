@@ -15,6 +15,7 @@ from hypervisor.backend.base import Backend
 from hypervisor.backend.task import TaskBackend
 from hypervisor.hypervisor import Hypervisor
 from hypervisor.scheduler.tree import ResourceError
+from hypervisor.trace import TraceEvent
 from partitions.child import kernel
 from partitions.child.guest import Guest, GuestMain
 from partitions.host import CannotSave, Host, Vm
@@ -184,6 +185,8 @@ async def test_a_guest_that_refuses(autojump_clock: trio.abc.Clock) -> None:
         assert state(vm).assigned == host.vid.vm_memory_used == 64 * MIB
         with pytest.raises(CannotResize, match="takes no more"):
             await vm.set_memory("128MiB")
+        assert (await vm.set_memory("62MiB")).assigned == 62 * MIB
+        assert await host.inspect("vm/web/memory/last_refusal") == "its guest takes no more memory, ever"
         with pytest.raises(CannotResize, match=r"gave .* and has no more to give") as refused:
             await vm.set_memory("2MiB")
         assert str(refused.value).startswith('VM "web" has ')
@@ -212,17 +215,21 @@ async def test_a_guest_that_reports_and_does_not_answer(autojump_clock: trio.abc
         driver._inflate = lambda wanted: []
         await forever(guest)
 
+    warned: list[TraceEvent] = []
     async with open_guests((dynamic("web", 64, 256, 512), main)) as host:
         vm = host["web"]
         await vm.start()
         await trio.sleep(0.1)
         began = trio.current_time()
+        host.trace.add_sink(warned.append)
         with pytest.raises(CannotResize, match="256 MiB now: its guest does not answer"):
             await vm.set_memory("128MiB", patience=5)
         assert trio.current_time() == pytest.approx(began + 5)
         assert state(vm).driver == "ready"
         await trio.sleep(60)
         assert state(vm).driver == "does not answer"
+        (warning,) = [event for event in warned if event.event == "memory_not_answered"]
+        assert warning.words == "its guest has not answered a question about its memory (balloon) for 60 s"
         assert state(vm).demand is not None
         assert state(vm).assigned == host.vid.vm_memory_used == 256 * MIB
 
