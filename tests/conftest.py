@@ -22,20 +22,10 @@ settings.register_profile("long", deadline=None, max_examples=LONG)
 settings.load_profile("short")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Collected tests are no garbage: whoever collects it, to see what a test left, need not look at thousands.
-
-    Nor does the collector while they grow, which was half of the time until the first test began.
-    """
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000)
-        gc.enable()
+def pytest_collection_finish() -> None:
+    """Collected tests are no garbage: whoever collects it, to see what a test left, need not look at thousands."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -353,14 +353,16 @@ def test_a_guest_starts_before_what_it_does_not_need(topology: MakeTopology) -> 
     assert done.stdout.splitlines()[0] == "web | []"
 
 
-def test_no_garbage_is_looked_for_until_a_guest_runs(topology: MakeTopology) -> None:
+def test_no_garbage_is_looked_for_until_a_guest_runs(topology: MakeTopology, monkeypatch: pytest.MonkeyPatch) -> None:
     """A verb's start makes modules, which stay; a guest may run for days. In a process of others nothing changes."""
     folder = topology(web="import gc\nprint(gc.isenabled(), gc.get_freeze_count() > 10_000)")
     call = ["run", str(folder), "--clock", "virtual"]
     command = [sys.executable, "-m", "partitions.cli.main", *call]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "web | True True\n" in done.stdout
-    before = gc.isenabled(), gc.get_freeze_count()
-    assert before[0]
+    # Not by their number: of the objects that are frozen here some go meanwhile.
+    touched: list[str] = []
+    for name in ("enable", "disable", "freeze", "unfreeze", "set_threshold"):
+        monkeypatch.setattr(gc, name, lambda *_, name=name: touched.append(name))
     assert main(call) == 0
-    assert (gc.isenabled(), gc.get_freeze_count()) == before
+    assert touched == []
