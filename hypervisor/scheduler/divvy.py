@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
@@ -112,6 +112,9 @@ def rounded(amounts: Sequence[Fraction], ids: Sequence[int]) -> list[int]:
 
 # Trees
 
+Demands: TypeAlias = Mapping[Node, int | None]
+"""What nodes that are not inner would use now, in place of `Node.demand`."""
+
 
 class Wish(NamedTuple):
     """What a node wants of its parent."""
@@ -120,18 +123,19 @@ class Wish(NamedTuple):
     hi: int | None
 
 
-def wishes(root: Node, *, held: bool = False) -> dict[Node, Wish]:
+def wishes(root: Node, *, held: bool = False, demands: Demands | None = None) -> dict[Node, Wish]:
     """From the leaves up: what each node has reserved and wants, and what it wants at most.
 
     A pool's guarantee is its own or, where that is less, the sum of those in it: what they could not be guaranteed of
     its reservation has been taken from its parent's. `held` is for memory, which nobody gives back that was reserved
-    for him, needed or not.
+    for him, needed or not. `demands` stand in for those that nodes have.
     """
     found: dict[Node, Wish] = {}
+    demands = {} if demands is None else demands
     for node in reversed(list(root.walk())):
         hi: int | None
         if not node.inner:
-            lo, hi = (node.reservation, node.demand) if node.active and not node.batch else (0, 0)
+            lo, hi = (node.reservation, demands.get(node, node.demand)) if node.active and not node.batch else (0, 0)
         else:
             below = [found[child] for child in node.children.values()]
             wants = [wish.hi for wish in below]
@@ -149,19 +153,21 @@ def wishes(root: Node, *, held: bool = False) -> dict[Node, Wish]:
     return found
 
 
-def entitle(root: Node, capacity: int | Fraction, *, held: bool = False) -> dict[Node, Fraction]:
+def entitle(
+    root: Node, capacity: int | Fraction, *, held: bool = False, demands: Demands | None = None
+) -> dict[Node, Fraction]:
     """What each node is entitled to of `capacity`, by reservation, limit, shares and demand.
 
     With every demand unbounded it is what each could count on if all wanted everything.
     """
-    return {node: amount for node, (amount, _) in entitlements(root, capacity, held=held).items()}
+    return {node: amount for node, (amount, _) in entitlements(root, capacity, held=held, demands=demands).items()}
 
 
 def entitlements(
-    root: Node, capacity: int | Fraction, *, held: bool = False
+    root: Node, capacity: int | Fraction, *, held: bool = False, demands: Demands | None = None
 ) -> dict[Node, tuple[Fraction, Division | None]]:
     """The same, with how its children stand to each other; None for a node that is not inner."""
-    wanted = wishes(root, held=held)
+    wanted = wishes(root, held=held, demands=demands)
     most = wanted[root].hi
     top = Fraction(capacity) if most is None else min(Fraction(capacity), Fraction(most))
     found: dict[Node, tuple[Fraction, Division | None]] = {}
@@ -177,13 +183,16 @@ def entitlements(
             batch.append(node)
         found[node] = amount, division
     if batch:
-        _give_leftover(capacity - top, batch, found)
+        _give_leftover(capacity - top, batch, found, demands or {})
     return found
 
 
-def _give_leftover(left: Fraction, batch: Sequence[Node], found: dict[Node, tuple[Fraction, Division | None]]) -> None:
+def _give_leftover(
+    left: Fraction, batch: Sequence[Node], found: dict[Node, tuple[Fraction, Division | None]], demands: Demands
+) -> None:
     """The batch class is one level over all pools, as there is nothing that pools could promise it."""
-    limits = [[bound for bound in (node.limit, node.demand) if bound is not None] for node in batch]
+    bounds = [(node.limit, demands.get(node, node.demand)) for node in batch]
+    limits = [[bound for bound in both if bound is not None] for both in bounds]
     claims = [Claim(0, min(limit, default=None), node.shares) for limit, node in zip(limits, batch, strict=True)]
     for leaf, amount in zip(batch, divide(left, claims).amounts, strict=True):
         for node in leaf.upwards():

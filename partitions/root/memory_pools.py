@@ -33,6 +33,8 @@ class PoolShares:
         self._tax = tax
         self._in_use: dict[Node, int] = {}
         """Bytes of a VM's that no tax is on."""
+        self._demands: dict[Node, int] = {}
+        """What it wants now; the tree has what its settings say."""
         tables = resources.vms
         for name, node in self._nodes.items():
             if node.inner or not node.active:
@@ -40,13 +42,14 @@ class PoolShares:
             vm = vms.get(name.removeprefix("vm/"))
             claim = None if vm is None else vm.claim()
             if claim is not None:
-                node.demand = claim.wish << PAGE_SHIFT
+                demand = claim.wish << PAGE_SHIFT
             elif vm is not None:
-                node.demand = vm.assigned << PAGE_SHIFT
+                demand = vm.assigned << PAGE_SHIFT
             else:
-                node.demand = int(tables[name.removeprefix("vm/")].memory)
-            self._in_use[node] = node.demand if claim is None else claim.in_use << PAGE_SHIFT
-        self._most = entitle(self._root, _MORE_THAN_ANY, held=True)
+                demand = int(tables[name.removeprefix("vm/")].memory)
+            self._demands[node] = demand
+            self._in_use[node] = demand if claim is None else claim.in_use << PAGE_SHIFT
+        self._most = entitle(self._root, _MORE_THAN_ANY, held=True, demands=self._demands)
 
     def limit(self, claim: Claim) -> int | None:
         """Pages that its pools leave to a VM, where that is less than it wishes for."""
@@ -64,8 +67,8 @@ class PoolShares:
     def _divided(self, capacity: int) -> Mapping[Node, int | Fraction]:
         """At each level with the tax, if there is one: a pool pays for what is idle in it."""
         if self._tax is None:
-            return entitle(self._root, capacity, held=True)
-        wanted = wishes(self._root, held=True)
+            return entitle(self._root, capacity, held=True, demands=self._demands)
+        wanted = wishes(self._root, held=True, demands=self._demands)
         most = {node: _MORE_THAN_ANY if wish.hi is None else wish.hi for node, wish in wanted.items()}
         used: dict[Node, int] = {}
         for node in reversed(list(self._root.walk())):

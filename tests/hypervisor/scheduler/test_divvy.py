@@ -122,6 +122,21 @@ def test_what_cannot_be_divided_is_refused(capacity: int, claim: Claim) -> None:
         divide(capacity, [Claim(1, 2, 3), claim])
 
 
+def test_demands_stand_in_for_those_of_the_tree() -> None:
+    """As if they had been written into it, and they are not; those of the batch class, too."""
+    host = Node.host(100)
+    pool = host.add("pool/a", inner=True)
+    leaves = [where.add(f"vm/{n}", demand=40, active=True) for n, where in enumerate((pool, pool, host, host))]
+    leaves[3].batch = True
+    wanted = {leaves[0]: 5, leaves[2]: 20, leaves[3]: None}
+    found = entitle(host, 100, demands=wanted)
+    assert [node.demand for node in leaves] == [40] * 4
+    assert [found[node] for node in leaves] == [5, 40, 20, 35]
+    for node, demand in wanted.items():
+        node.demand = demand
+    assert entitle(host, 100) == found
+
+
 def test_ties_are_rounded_by_id() -> None:
     """Of equal remainders the lowest ID gets the unit, wherever it stands."""
     thirds = [Fraction(10, 3)] * 3
