@@ -124,10 +124,7 @@ class CpuScheduler:
 
     def remove_group(self, group_id: int) -> None:
         """Take away a group. Raises `ValueError` while something is in it, `KeyError` where there is none."""
-        if any(group.parent == group_id for group in self.groups.values()) or any(
-            partition.properties[Property.CPU_GROUP_ID] == group_id
-            for partition in self._hypervisor.partitions.values()
-        ):
+        if self.members(group_id) or any(group.parent == group_id for group in self.groups.values()):
             raise ValueError(f"group {group_id} is not empty")
         del self.groups[group_id]
         node = self._group_nodes.pop(group_id, None)
@@ -135,6 +132,11 @@ class CpuScheduler:
             self._present().remove(node)
             self._settle()
         self._review_threads()
+
+    def members(self, group_id: int) -> list[Partition]:
+        """Partitions that are in a group by their property; not those in groups inside it."""
+        partitions = self._hypervisor.partitions.values()
+        return [partition for partition in partitions if partition.properties[Property.CPU_GROUP_ID] == group_id]
 
     def has_processors(self, group_id: int) -> bool:
         """Whether there is a logical processor for who is in a group, or in the machine (0): others may have all."""

@@ -253,6 +253,10 @@ class Resources:
         pool = self._pools[self._parse(f"pool/{name}")[1]]
         inside = [f"vm/{vm}" for vm in self.vms_of(name)]
         inside += [f"pool/{other}" for other, one in self._pools.items() if one.table.parent == name]
+        strangers = [partition.id for partition in self._scheduler.members(pool.group)]
+        if strangers and not inside:  # by their property, which a parent may have set past us
+            has = ", ".join(map(str, strangers))
+            raise ResourceError(f"pool/{name}", "", f"is the CPU group of partition {has}: give it another CpuGroupId")
         if inside:
             # A pool in it is moved by another verb than a VM.
             how = (

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypervisor.properties import Property
 from partitions.host import Host, open_host
 from partitions.root.resources import ResourceError
 from partitions.topology import parse_topology
+from partitions.topology_controls import PoolTable
 
 BUSY = "async def main(guest):\n    await guest.cpu.run(1000)\n"
 WINDOW = 0.1
@@ -88,6 +90,20 @@ async def test_a_reservation_holds_at_once(tmp_path: Path, autojump_clock: trio.
         with pytest.raises(ResourceError, match="host 60 % of 100 % free -> needs 70 %"):
             host.resources.set("vm/b", "cpu.reserve", 70)
         assert await percent(host) == {"a": pytest.approx(40, abs=2), "b": pytest.approx(60, abs=2)}
+
+
+async def test_a_pool_is_not_taken_from_under_a_partition(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """That a parent has put there by its property, while its VM is elsewhere: nothing is half done."""
+    async with working(tmp_path, vm("a") + vm("b")) as host:
+        host.resources.add_pool(PoolTable(name="prod"))
+        partition, code = host["a"].partition_id or 0, Property.CPU_GROUP_ID
+        host.winhv.set_partition_property(partition, code, 1)
+        with pytest.raises(ResourceError, match=f"pool/prod: is the CPU group of partition {partition}: give it"):
+            host.resources.remove_pool("prod")
+        host.resources.set("pool/prod", "cpu.weight", 300)
+        host.winhv.set_partition_property(partition, code, 0)
+        host.resources.remove_pool("prod")
+        assert not host.resources.pools
 
 
 async def test_more_processors_than_there_are(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
