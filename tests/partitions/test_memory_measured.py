@@ -7,11 +7,12 @@ from fractions import Fraction
 import pytest
 import trio
 
-from partitions.child.guest import Guest
+from partitions.child.guest import Guest, GuestMain
 from partitions.inspect import InspectError
 from partitions.resources.sampler import Sampler
 from partitions.topology_controls import MemoryInUse, PoolMemoryTable, PoolTable
 from tests.partitions.test_memory import MIB, dynamic, fixed, forever, open_guests, state
+from vsp_vsc.memory.balance import HostState
 
 WORK = 210 * MIB
 ROUNDS = 10
@@ -178,3 +179,58 @@ async def test_a_tax_on_what_is_not_used(pools: bool, autojump_clock: trio.abc.C
         host.update("host/memory/balancer/idle_tax", "none")
         await trio.sleep(2)
         assert [(vm.memory.target or 0) // MIB for vm in host.values() if vm.memory] == [178, 178]
+
+
+async def test_five_servers_and_the_states_of_their_host(autojump_clock: trio.abc.Clock) -> None:
+    """M4 (Waldspurger 2002, fig. 8): five VMs, each with times of its own in which it works hard. Its states come
+    and go with its free memory, down at 4, 2 and 1 %, and up only a quarter of a band above; nobody is ever below its
+    minimum, no memory is there twice, and after the peak at the start next to nothing is swapped.
+    """
+    guests: dict[str, Guest] = {}
+
+    def program(number: int) -> GuestMain:
+        async def main(guest: Guest) -> None:
+            guests[f"s{number}"] = guest
+            await guest.sleep(5)
+            await guest.memory.use((150 - 10 * number) * MIB)  # all at once, as they boot
+            await guest.sleep(20)
+            guest.memory.release((100 - 10 * number) * MIB)
+            while True:
+                await guest.sleep(30 + 17 * number)
+                for _ in range(8):
+                    await guest.memory.use(10 * MIB)
+                    await guest.sleep(4)
+                await guest.memory.touch()
+                guest.memory.release(80 * MIB)
+
+        return main
+
+    tables = [dynamic(f"s{number}", 96, 128, 384) for number in range(5)]
+    seen: list[tuple[HostState, HostState, int]] = []
+    async with open_guests(*((table, program(n)) for n, table in enumerate(tables)), memory=960) as host:
+        desk = host.vid.desk
+        look = desk.balance
+
+        def watched() -> None:
+            before, free = desk.state, host.vid.vm_memory_free
+            look()
+            seen.append((before, desk.state, 1000 * free // host.vid.vm_memory))
+
+        setattr(desk, "balance", watched)  # noqa: B010
+        await host.start_all()
+        for second in range(300):
+            await trio.sleep(1)
+            assert all(state(vm).assigned >= 96 * MIB for vm in host.values())
+            assert sum(state(vm).assigned for vm in host.values()) + host.vid.vm_memory_free == 960 * MIB
+            if second == 120:
+                peak = sum(guest.memory.swapped for guest in guests.values())
+                assert peak < 20 * MIB
+        assert sum(guest.memory.swapped for guest in guests.values()) < 20 * MIB
+    changes = [(before, after, free) for before, after, free in seen if before is not after]
+    assert {after for _, after, _ in changes} >= {HostState.HIGH, HostState.SOFT, HostState.LOW}
+    enough = {HostState.HIGH: 45, HostState.SOFT: 25, HostState.HARD: 12}
+    little = {HostState.SOFT: 40, HostState.HARD: 20, HostState.LOW: 10}
+    order = [HostState.LOW, HostState.HARD, HostState.SOFT, HostState.HIGH]
+    for before, after, free in changes:
+        up = order.index(after) > order.index(before)
+        assert free >= enough[after] if up else free < little[after]
