@@ -159,7 +159,7 @@ def everybody(series: Series) -> Figure | None:
     rest = f" (the first {MOST_ROWS} of {len(vms)})" if len(vms) > MOST_ROWS else ""
     high = max(0.11 * len(rows), 2.0)
     made = Figure(figsize=(WIDTH, 1.4 + high), layout="constrained")
-    parts = [("run", "got (%RUN)"), ("ready", "waited for others (%RDY)")]
+    parts = [("run", "got (%RUN)"), ("ready", "waited for others (%RDY - %MLMTD)")]
     if any(node.has("capped") for node in rows):
         parts.append(("capped", "held back by a limit (%MLMTD)"))
     panels = made.subplots(1, len(parts), sharex=True, sharey=True)
