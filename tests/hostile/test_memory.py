@@ -303,3 +303,39 @@ def test_107_a_balloon_of_very_many_runs(monkeypatch: pytest.MonkeyPatch) -> Non
             assert await heard(rings) == []
 
     run(session)
+
+
+def test_107_a_balloon_that_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that goes on has its balloon, and the host its account of that; what the guest writes there is emptied in
+    pieces, from the first second on, so that very many runs hold nobody up.
+    """
+    monkeypatch.setattr("partitions.root.vm_memory.SWEPT_AT_ONCE", 2)
+
+    async def session() -> None:
+        async with evil() as guest:
+            rings = await ready(guest)
+            vm = guest.host["evil"]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Wish().want, guest.host, "6MiB", 5.0)
+                await trio.testing.wait_all_tasks_blocked()
+                await heard(rings)
+                pages = [1001, 1003, 1005, 1007, 1009]
+                assert await say(rings, balloon_response(*[(page, 1) for page in pages]).payload) == []
+                nursery.cancel_scope.cancel()
+            used = guest.host.vid.vm_memory_used
+            kept = await vm.checkpoint()
+            await vm.revert(kept)
+            await trio.testing.wait_all_tasks_blocked()
+            memory = vm.memory
+            assert memory is not None
+            assert (memory.ballooned, memory.removed_memory, memory.driver) == (5 << 12, 5 << 12, "ready")
+            assert guest.host.vid.vm_memory_used == used
+            for page in pages:
+                await guest.write(page << 12, b"mine")
+            device = guest.host.vmms.vms["evil"].worker.movable_memory()  # type: ignore[union-attr]
+            for empty in (2, 4, 5, 5):
+                device.sweep(guest.host.hypervisor.clock())
+                found = [await guest.read(page << 12, 4) for page in pages]
+                assert found == [bytes(4)] * empty + [b"mine"] * (5 - empty)
+
+    run(session)
