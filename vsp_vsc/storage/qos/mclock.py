@@ -10,22 +10,31 @@ A request goes when every node from the root down to its disk is past its `until
 child, the child one of its own, down to a disk: one that is owed an I/O first, the one owed for longest; else the one
 with the least `tag`. Hence a node gets its reservation, or its share if that is more, and never more than its limit.
 
+A node that its limit holds below its share is behind its siblings' tags. It is to have an I/O in each interval of its
+limit, and so its `deadline` is one interval after its `until`: of such nodes the one with the earliest goes, and before
+one that is owed an I/O, if that has until later. (Earliest deadline first is what meets all deadlines if anything
+does.) By tags alone it would wait for whoever else is behind, for longer than it can make up for.
+
     limit > reservation > shares     a node before its `until` is no candidate, whatever it is owed
 
 The root's limit is what the host's storage can do; without one there is nothing to share, and only limits count. A
-reservation of a node is at least the sum of those below it, so that a disk's is worth something in a pool without.
+reservation of a node is at least the sum of those below it, so that a disk's is worth something in a pool without; and
+at most its limit.
 
 Neither credit nor debt grows old. A node that was idle comes back at its parent's present (`v`), without what it did
-not use; one that a limit held back, or that its reservation put ahead, is at most `_LAG` requests from there; and when
-more is reserved than there is, all that are owed forget the same. So a change of controls takes effect within some
-requests. Intervals between I/Os are at least 1 / limit, but for one that had to wait for others: it may follow on the
-one before as if that had been in time, by at most one interval. Without that a limit beside shares could not be
-reached, as moments when a limit and when its parent have room seldom fall together.
+not use; one that a limit held back, or that its reservation put ahead, is at most `_LAG` requests from there. A
+reservation that limits kept from being used is owed for half of `_DEBT` at most; when more is reserved than there is,
+all that are owed forget the same. So a change of controls takes effect within some requests. Intervals between I/Os are
+at least 1 / limit, but for those that had to wait for others: up to `_CATCH_UP` may follow as if those before them had
+been in time. Without that a limit beside shares could not be reached, as moments when a limit and when its parent have
+room seldom fall together. In any [t, t + X) go limit * X and one, and those that catch up.
 
 Time is the caller's, in ns, and only moves forwards. `pull` takes what was due in its order with the moment at which it
 was due, so a caller that is late changes nothing but that, not even for a guest that sends its next request only when
-it has the answer to the one before. It makes up for at most `slack`, since a limit that holds on
-the average of a stall and the rush after it does not hold in each second. No Trio, no clock.
+it has the answer to the one before. At once it makes up for at most `slack`, since a limit that holds on the average of
+a stall and the rush after it does not hold in each second. For the rest of a stall the clock that limits go by stays
+behind, by half a second at most, and runs 5 % faster than the caller's until it is there again: all that is said of
+limits holds by that clock, and by the caller's to 5 % and the slack. No Trio, no clock.
 """
 
 from __future__ import annotations
@@ -33,7 +42,8 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import OrderedDict
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -45,11 +55,19 @@ _SHARE: Final = 1 << 40
 _LAG: Final = 8
 _DEBT: Final = _SECOND // 10
 """For how long a reservation may be owed, until all of a node's children forget some of it."""
+_CATCH_UP: Final = 2
+_MOST_BEHIND: Final = _SECOND // 2
+_PACE: Final = 20
+"""Of a stall, one part in so many of the time since is made up for."""
 _HEAP_ROOM: Final = 64
 _PIECE: Final = 128
 """Normalized I/Os of one request that are let go at a time: others under the same limit come in between."""
 MAX_RATE: Final = 1_000_000_000
 """The most I/Os a second that a reservation or limit may be."""
+
+
+_Entry: TypeAlias = "tuple[int, int, Node]"
+_Heap: TypeAlias = "list[_Entry]"
 
 
 class Phase(enum.Enum):
@@ -122,8 +140,12 @@ class Node:
     """Since when, while an event wakes it at `until`."""
     largest: int = 1
     """About the largest of its recent requests."""
-    by_tag: list[tuple[int, int, Node]] = attrs.field(factory=list)
-    by_due: list[tuple[int, int, Node]] = attrs.field(factory=list)
+    deadline: int = 0
+    """By when it should go, if limits have held it behind its siblings; 0 if they have not."""
+    by_deadline: _Heap = attrs.field(factory=list)
+    """Children that may go and have a deadline; all others that have a weight are in `by_tag`."""
+    by_tag: _Heap = attrs.field(factory=list)
+    by_due: _Heap = attrs.field(factory=list)
 
     @property
     def path(self) -> str:
@@ -154,6 +176,9 @@ class MClock:
         self._slack = slack * _SUB
         self._late = 0
         """Of the request that goes: from when it was due to now, at most the slack."""
+        self._behind = 0
+        """How far the clock was behind the caller's at `_stalled`, by the caller's."""
+        self._stalled = 0
         self._serial = 0
         self._events: list[tuple[int, int, Node]] = []
 
@@ -220,7 +245,7 @@ class MClock:
         if node.limit is None:
             node.until = 0
         else:
-            node.until = min(node.until, self._now + _interval(node.largest, node.limit))
+            node.until = min(max(node.until, self._now), self._now + _interval(node.largest, node.limit))
         parent = node.parent
         if parent is not None:
             clock = self._now - parent.forgiven
@@ -238,7 +263,7 @@ class MClock:
 
     def add(self, leaf: Node, cost: int, payload: Any, now: int) -> Request:
         """A request comes at `now`. What was due before is for `pull` to take first, if it is to count as before."""
-        self._now = max(self._now, now * _SUB)
+        self._now = max(self._now, self._clock(now * _SUB))
         request = Request(leaf, cost, payload, now)
         leaf.queue[id(request)] = request
         node: Node | None = leaf
@@ -268,15 +293,25 @@ class MClock:
                 return request
         return None
 
-    def _turn(self, end: int) -> bool:
+    def _clock(self, caller: int) -> int:
+        """What time it is for limits."""
+        behind = self._behind and self._behind - (caller - self._stalled) // _PACE
+        if behind > 0:
+            return caller - behind
+        self._behind = 0
+        return caller
+
+    def _turn(self, caller: int) -> bool:
         """Whether something goes until then; `_now` is when."""
         root, events = self.root, self._events
+        end = self._clock(caller)
         while events:
             moment = self._next_event()
             if moment is None or moment > (self._now if root.ready else end):
                 break  # all that may go at this moment is there to choose from
             node = heapq.heappop(events)[2]
-            self._now = max(self._now, moment, end - self._slack)
+            self._now = max(self._now, moment)
+            end = self._limited_stall(caller, end)
             assert node.throttled is not None, "or the entry would be dead"
             node.held += moment - node.throttled
             node.throttled = None
@@ -284,15 +319,26 @@ class MClock:
         if not root.ready:
             self._now = max(self._now, end)
             return False
-        self._now = max(self._now, end - self._slack)
+        end = self._limited_stall(caller, end)
         self._late = max(0, end - self._now)
         return True
+
+    def _limited_stall(self, caller: int, end: int) -> int:
+        """The same time as `end`, or an earlier one where the caller is later than can be made up for at once."""
+        stall = end - self._slack - self._now
+        if stall > 0:
+            behind = min(caller - end + stall, _MOST_BEHIND)
+            self._behind, self._stalled, end = behind, caller, caller - behind
+            self._now = max(self._now, end - self._slack)
+        return end
 
     def next_time(self) -> int | None:
         """The moment, in ns, before which `pull` gives nothing; None while nothing waits for one."""
         if self.root.ready:
             return self._now // _SUB
         moment = self._next_event()
+        if moment is not None and self._behind:
+            moment = max(moment, -(-(_PACE * (moment + self._behind) + self._stalled) // (_PACE + 1)))
         return None if moment is None else -(-moment // _SUB)
 
     # --- inside
@@ -337,9 +383,11 @@ class MClock:
             if parent is None:
                 return
             parent.ready_children += 1
+            if node.owed:
+                node.due = max(node.due, self._now - parent.forgiven - _DEBT // 2)
             if node.weight:
                 node.tag = max(node.tag, parent.v - _LAG * node.largest * _SHARE // node.weight)
-            _enter(parent, node)
+            _enter(parent, node, self._now)
             node = parent
 
     def _sleep(self, node: Node | None) -> None:
@@ -383,7 +431,7 @@ class MClock:
                 child.tag = min(child.tag + cost * step, parent.v + _LAG * child.largest * step)
             self._served(child, cost, ends)
             if child.ready:
-                _enter(parent, child)
+                _enter(parent, child, now)
             else:
                 parent.ready_children -= 1
         self._served(self.root, cost, ends)
@@ -397,7 +445,9 @@ class MClock:
         node.served += cost
         if node.limit is not None:
             step = _interval(cost, node.limit)
-            back = step if self._late else max(step, node.late)  # where it is late, `now` has been put back already
+            back = _CATCH_UP * step
+            if not self._late:
+                back = max(back, node.late)  # where it is late, `now` has been put back already
             node.until = max(node.until, node.since, now - back) + step
             node.late = min(max(node.late, self._late), max(0, now + self._late - node.until))
         until = node.until if node.weight or parent is None else max(node.until, node.due + parent.forgiven)
@@ -428,48 +478,74 @@ def _owe(node: Node | None) -> None:
     while node is not None:
         below = sum(child.owed for child in node.children.values())
         node.owed = max(node.reserve, below)
+        if node.limit is not None:
+            node.owed = min(node.owed, node.limit)
         node = node.parent
 
 
-def _enter(parent: Node, node: Node) -> None:
+def _enter(parent: Node, node: Node, now: int) -> None:
     """A child is a candidate with the tags that it has now; what the heaps have of it from before is dead."""
+    node.deadline = 0
     if node.weight:
-        if len(parent.by_tag) > 2 * len(parent.children) + _HEAP_ROOM:
-            parent.by_tag = [
-                entry for entry in set(parent.by_tag) if _lives(entry, parent) and entry[0] == entry[2].tag
-            ]
-            heapq.heapify(parent.by_tag)
-        heapq.heappush(parent.by_tag, (node.tag, node.id, node))
+        if node.tag < parent.v:
+            if node.limit is not None:
+                node.deadline = node.until + _interval(node.largest, node.limit)
+            elif node.children:
+                node.deadline = now  # it is limits below that have held it back
+        if node.deadline:
+            parent.by_deadline = _with(parent.by_deadline, (node.deadline, node.id, node), parent, _urgent)
+        else:
+            parent.by_tag = _with(parent.by_tag, (node.tag, node.id, node), parent, _shares)
     if node.owed:
-        if len(parent.by_due) > 2 * len(parent.children) + _HEAP_ROOM:
-            parent.by_due = [
-                entry for entry in set(parent.by_due) if _lives(entry, parent) and entry[0] == entry[2].due
-            ]
-            heapq.heapify(parent.by_due)
-        heapq.heappush(parent.by_due, (node.due, node.id, node))
+        parent.by_due = _with(parent.by_due, (node.due, node.id, node), parent, _is_owed)
 
 
-def _lives(entry: tuple[int, int, Node], parent: Node) -> bool:
-    return entry[2].ready and entry[2].parent is parent
+def _with(heap: _Heap, entry: _Entry, parent: Node, lives: Callable[[_Entry, Node], bool]) -> _Heap:
+    """With an entry more, and without dead ones if there were many."""
+    if len(heap) > 2 * len(parent.children) + _HEAP_ROOM:
+        heap = [one for one in set(heap) if lives(one, parent)]
+        heapq.heapify(heap)
+    heapq.heappush(heap, entry)
+    return heap
+
+
+def _urgent(entry: _Entry, parent: Node) -> bool:
+    node = entry[2]
+    return node.deadline == entry[0] and node.ready and node.parent is parent
+
+
+def _shares(entry: _Entry, parent: Node) -> bool:
+    node = entry[2]
+    return node.tag == entry[0] and node.ready and node.parent is parent and node.weight > 0 and not node.deadline
+
+
+def _is_owed(entry: _Entry, parent: Node) -> bool:
+    node = entry[2]
+    return node.due == entry[0] and node.ready and node.parent is parent and node.owed > 0
 
 
 def _pick(parent: Node, now: int) -> tuple[Node, Phase]:
     """Who of a node's children is next; one at least is a candidate."""
+    urgent = parent.by_deadline
+    while urgent and not _urgent(urgent[0], parent):
+        heapq.heappop(urgent)
     heap = parent.by_due
     while heap:
-        due, _, node = heap[0]
-        if not _lives(heap[0], parent) or node.due != due or not node.owed:
+        if not _is_owed(heap[0], parent):
             heapq.heappop(heap)
             continue
+        due, _, node = heap[0]
         clock = now - parent.forgiven
         if due > clock:
             break
         if clock - due > _DEBT:
             parent.forgiven += clock - due - _DEBT
+        if urgent and urgent[0][0] < due + parent.forgiven + _interval(node.largest, node.owed):
+            break
         return node, Phase.RESERVATION
+    if urgent:
+        return urgent[0][2], Phase.WEIGHT
     heap = parent.by_tag
-    while True:
-        tag, _, node = heap[0]
-        if _lives(heap[0], parent) and node.tag == tag and node.weight:
-            return node, Phase.WEIGHT
+    while not _shares(heap[0], parent):
         heapq.heappop(heap)
+    return heap[0][2], Phase.WEIGHT
