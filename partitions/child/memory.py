@@ -4,8 +4,8 @@
 
 Programs of a model guest do not really fill their memory: they say how much they use, as they say how long they work,
 and the kernel keeps real pages for it, and tells the hypervisor which of them were accessed. Memory short, the kernel
-drops its cache, then swaps, which takes time. A page that is swapped out comes in again when it is touched, if there is
-room by then.
+drops its cache, then swaps, which takes time, for its own needs too. A page that is swapped out comes in again when it
+is touched, if there is room by then.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Memory:
 
     def __init__(self, pages: PageAllocator, platform: _Time) -> None:
         self._pages = pages
+        pages.on_short = self._make_room
         self._platform = platform
         self._boot = pages.limit
         """Pages at boot, those below 1 MiB too."""
@@ -226,6 +227,18 @@ class Memory:
             count -= top[1]
         self._cache = self._cached
         return runs
+
+    def _make_room(self, count: int) -> None:
+        """The kernel needs adjacent pages below those that were added, and all are in use: of a program's, then."""
+        if self._swapped + count > self.swap_size >> PAGE_SHIFT:
+            return
+        for run in self._resident:
+            if run.count >= count and run.first + count <= self._boot:
+                taken = Pages(run.first, count)
+                self._resident.remove(taken)
+                self._free(taken)
+                self._swapped += count
+                return
 
     def _free(self, run: Pages) -> None:
         boot = min(run.end, self._boot) - run.first

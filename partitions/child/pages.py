@@ -19,7 +19,7 @@ _ZEROS = bytes(64 * PAGE_SIZE)
 class PageAllocator:
     """Hands out zeroed runs of pages above 1 MiB. Fresh guest memory is zero, so only pages used before are cleared."""
 
-    __slots__ = ("_counts", "_memory", "_starts", "first", "limit", "on_growth", "used_before")
+    __slots__ = ("_counts", "_memory", "_starts", "first", "limit", "on_growth", "on_short", "used_before")
 
     def __init__(self, memory: memoryview, first: int = FIRST_PAGE) -> None:
         self._memory = memory
@@ -33,6 +33,8 @@ class PageAllocator:
         """High-water mark: pages from here on were never handed out and are still zero."""
         self.on_growth: Callable[[int], None] | None = None
         """Called with the new mark."""
+        self.on_short: Callable[[int], None] | None = None
+        """Called for so many adjacent pages that there are not: who has some to spare may free them."""
 
     @property
     def free_pages(self) -> int:
@@ -43,7 +45,10 @@ class PageAllocator:
         """The first page number of `count` adjacent zeroed pages; `MemoryError` when no run is long enough."""
         if count <= 0:
             raise ValueError(f"{count} pages asked for")
-        index = next((index for index, run in enumerate(self._counts) if run >= count), None)
+        index = self._long_enough(count)
+        if index is None and self.on_short is not None:
+            self.on_short(count)
+            index = self._long_enough(count)
         if index is None:
             free, ours = self.free_pages, self.limit - self.first
             raise MemoryError(f"no {count} adjacent guest pages: {free} of {ours} are free")
@@ -61,6 +66,9 @@ class PageAllocator:
             if self.on_growth is not None:
                 self.on_growth(self.used_before)
         return gpn
+
+    def _long_enough(self, count: int) -> int | None:
+        return next((index for index, run in enumerate(self._counts) if run >= count), None)
 
     def take_top(self, most: int) -> tuple[int, int] | None:
         """Up to `most` pages from the end of the highest free run, as they are: first page and count. None if none.

@@ -321,6 +321,26 @@ async def test_others_make_room_for_one_that_grows(autojump_clock: trio.abc.Cloc
         assert state(host["b"]).assigned == 160 * MIB
 
 
+async def test_a_guest_that_uses_all_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """From its first instruction on, before its drivers have their rings: the kernel swaps for its own needs, too, and
+    the host hears of what is wanted.
+    """
+    guests: list[Guest] = []
+
+    async def main(guest: Guest) -> None:
+        guests.append(guest)
+        await guest.memory.use(300 * MIB)
+        await forever(guest)
+
+    async with open_guests((dynamic("web", 64, 128, 512), main)) as host:
+        await host["web"].start()
+        await trio.sleep(30)
+        assert state(host["web"]).driver == "ready"
+        assert state(host["web"]).added >= 256 * MIB
+        assert await guests[0].memory.touch() > 0
+        assert guests[0].memory.swapped == 0
+
+
 async def test_contention_is_by_weight(autojump_clock: trio.abc.Clock) -> None:
     """Two guests that want more than there is share it 1:3, none is ever below its minimum; the host is short."""
 

@@ -165,8 +165,27 @@ async def test_programs_use_memory() -> None:
     assert memory.used == 0
 
 
+async def test_the_kernel_has_room_where_programs_have_all() -> None:
+    """Adjacent pages of a program's are swapped out for it, as long as there is swap; the account stays right."""
+    platform = Platform(65)
+    memory, pages = platform.heap, platform.pages
+    await memory.use(70 << 20)
+    assert (memory.available, memory.swapped) == (0, 6 << 20)
+    first = pages.allocate(20)
+    assert (memory.available, memory.swapped, memory.used) == (0, (6 << 20) + 20 * 4096, 70 << 20)
+    pages.free(first, 20)
+    assert memory.available == 20
+    memory.swap_size = memory.swapped
+    with pytest.raises(MemoryError):
+        pages.allocate(21)
+    memory.swap_size = 1 << 40
+    with pytest.raises(MemoryError):
+        pages.allocate(66 * MIB)
+    assert memory.used == 70 << 20
+
+
 async def test_what_programs_touch_is_told() -> None:
-    """As runs of pages: what they take, and of what they have as much as they go through, and no page that they lack."""
+    """As runs of pages: what they take, of what they have as much as they go through, and no page that they lack."""
     platform = Platform(65)
     memory = platform.heap
     await memory.use(20 << 20)
