@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from hypervisor.wire import BadValue
 from tests.doubles.input import Served, serving
 from tests.vsp_vsc.memory.test_guest import Platform
 from vsp_vsc.input_device import NoDriver
@@ -200,3 +201,18 @@ async def test_what_a_trace_says(autojump_clock: trio.abc.Clock) -> None:
             "dynamic-memory: hot add: 512 pages from GPA 0x10000000",
             "dynamic-memory: hot add: 2 MiB of 2 MiB taken",
         ]
+
+
+async def test_a_saved_balloon_is_of_the_guests_own_pages(autojump_clock: trio.abc.Clock) -> None:
+    """One with others is refused whole: nobody gives away what the guest has not."""
+    async with pair() as both:
+        vsp = both.served.vsp
+        vsp.balloon(8 * MIB)
+        await both.answered()
+        session = vsp.session
+        assert session is not None
+        assert list(vsp.load(session.save()).ballooned) == list(session.ballooned)
+        kept, session.ballooned = session.ballooned, PageSet(*session.ballooned, Pages(RAM + 512, 1))
+        with pytest.raises(BadValue, match="pages that the guest does not have"):
+            vsp.load(session.save())
+        session.ballooned = kept

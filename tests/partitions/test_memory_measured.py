@@ -104,8 +104,10 @@ async def test_what_a_guest_uses_is_estimated(autojump_clock: trio.abc.Clock) ->
             await guest.memory.touch(now[0] * MIB)
             await guest.sleep(5)
 
-    async with open_guests((dynamic("web", 256, 256, 256), main), active_memory=MemoryInUse.SAMPLED) as host:
+    vms = (dynamic("web", 256, 256, 256), main), (dynamic("silent", 64, 64, 64), forever)
+    async with open_guests(*vms, active_memory=MemoryInUse.SAMPLED) as host:
         sampler = Sampler(host)
+        await host["silent"].start()
         vm = host["web"]
         await vm.start()
         await trio.sleep(25)
@@ -120,7 +122,7 @@ async def test_what_a_guest_uses_is_estimated(autojump_clock: trio.abc.Clock) ->
             assert await host.inspect("vm/web/memory/active") == active
             return active / MIB
 
-        last = await after(2, 65)
+        last = await after(8, 65)  # it has touched all of it when it began
         assert abs(last - 65) <= 25.6
         for used in (115, 165, 215, 250):
             assert await after(2, used) >= last + 0.8 * (used - last) - 10
@@ -129,8 +131,9 @@ async def test_what_a_guest_uses_is_estimated(autojump_clock: trio.abc.Clock) ->
         assert await after(2, 65) > 65 + 0.3 * (last - 65)
         assert abs(await after(7, 65) - 65) <= 25.6
         assert (state(vm).demand or 0) > 250 * MIB
-        (sample,) = sampler.sample().nodes[1:]
+        sample, silent = sampler.sample().nodes[1:]
         assert sample.memory.active == state(vm).active
+        assert (silent.memory.active, state(host["silent"]).active) == (None, None), "it has never told anything"
 
         await vm.pause()
         before = state(vm).active
