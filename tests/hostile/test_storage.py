@@ -41,7 +41,7 @@ from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import Counters, StorageSession
 from vsp_vsc.storage.vsp import StorageVsp
 
-PATTERN = bytes(index * 13 & 0xFF for index in range(1 << 20))
+PATTERN = bytes(index * 13 & 0xFF for index in range(256)) * 4096
 READ = read_cdb(0, 8)
 WRITE = write_cdb(0, 8)
 LAST_PAGE = (16 << 20) // 4096 - 1

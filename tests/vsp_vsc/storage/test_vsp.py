@@ -20,7 +20,7 @@ from vsp_vsc.storage.scsi.target import ScsiTarget
 from vsp_vsc.storage.session import TURN_BYTES
 from vsp_vsc.storage.vsp import StorageVsp
 
-PATTERN = bytes(index * 11 & 0xFF for index in range(1 << 20))
+PATTERN = bytes(index * 11 & 0xFF for index in range(256)) * 4096
 
 
 def disk(contents: int | bytes = PATTERN) -> ScsiTarget:
