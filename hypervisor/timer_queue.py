@@ -75,6 +75,12 @@ class TimerQueue:
         if len(self._next_turn) == 1 and self.on_earlier is not None:
             self.on_earlier()
 
+    def no_turn(self, waiting: Waiting) -> None:
+        """Take that back."""
+        self._next_turn.remove(waiting)
+        if not self._next_turn and self.on_earlier is not None:
+            self.on_earlier()
+
     def deadline(self) -> int | None:
         """The earliest; None while nobody waits."""
         if self._next_turn:

@@ -1,7 +1,7 @@
 """The processor scheduler on the hypervisor's clock: whose work is done when, and who is told. Hypervisor.
 
 It has no task. What it waits for is one entry of the hypervisor's timer queue, and that is the next moment at which
-some work ends, not the next slice: with nobody looking, slices are made up when somebody asks or when work ends, each
+some work ends, not the next slice; who has just begun the work that ends next wakes by itself. With nobody looking, slices are made up when somebody asks or when work ends, each
 with its own time. So 64 processors that share 8 for an hour cost their dispatches, and a wake-up now and then.
 
 Real clocks wake late. Who is told late that its work is done, and goes on working at once, goes on from when it was
@@ -10,12 +10,13 @@ done, and its clock says so (`lateness`). So the schedule of guests that compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from hypervisor.clock import NS_PER_TICK
+from hypervisor.clock import NS_PER_TICK, seconds
 from hypervisor.inspect import Branch
 from hypervisor.machine import VpStopped
 from hypervisor.properties import Property
@@ -84,6 +85,12 @@ class CpuScheduler:
         hypervisor.trace.on_scheduler = self._trace_wanted
         self._armed = 0
         """When it wants to be woken, in ticks."""
+        self._next: VpWork | None = None
+        """Whose task wakes by itself then, since its work is what is done next: nobody has to wake it."""
+        self._woken: VpWork | None = None
+        """Whose task has, and looks whether its work is done."""
+        self._told_alone: VpWork | None = None
+        """For whom alone time stands."""
         self.wakes = 0
         """How often the timer queue has woken it."""
 
@@ -227,6 +234,7 @@ class CpuScheduler:
         work = self._works.pop(vp, None)
         self._gated.pop(vp, None)
         if work is not None:
+            self._disown(work)
             self._present()
             self._settle()
             kernel = self._running_kernel()
@@ -278,20 +286,54 @@ class CpuScheduler:
     async def _do(self, kernel: CpuKernel, work: VpWork, ticks: int) -> None:
         work.ticks = ticks
         work.vp.busy = lambda: self._progress(work)
+        if self._told_alone is work:
+            self._go_on()
         kernel.work(work.node, ticks * NS_PER_TICK)
         work.parked = trio.lowlevel.current_task()
-        self._settle()
+        self._settle(work)
+        scope = work.alarm
 
         def cancelled(_: object) -> trio.lowlevel.Abort:
             work.parked = None  # whatever happens now, the task goes on because it is cancelled
-            now = self._present()
-            if work.ticks:
-                undone = now.stop(work.node)
-                self._ran(work, work.ticks * NS_PER_TICK - undone)
-                self._settle()
+            if scope is None or trio.current_time() < scope.deadline:
+                self._give_up(work)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        if scope is not None:
+            try:
+                with scope:
+                    await trio.lowlevel.wait_task_rescheduled(cancelled)
+            except trio.Cancelled:
+                self._give_up(work)
+                raise
+            finally:
+                work.alarm = None
+            if work.ticks:
+                self._disown(work)
+                self._woken = work
+                self.fire()
+                self._woken = None
+            if not work.ticks:
+                return
+            # Not yet: what else there is has changed meanwhile.
+            scope, work.parked = None, trio.lowlevel.current_task()
+            self._arm()
         await trio.lowlevel.wait_task_rescheduled(cancelled)
+
+    def _disown(self, work: VpWork) -> None:
+        """Its task does not wake for the scheduler, or not any more."""
+        if self._next is work:
+            self._next = None
+            if work.alarm is not None:
+                work.alarm.deadline = math.inf
+
+    def _give_up(self, work: VpWork) -> None:
+        self._disown(work)
+        now = self._present()
+        if work.ticks:
+            undone = now.stop(work.node)
+            self._ran(work, work.ticks * NS_PER_TICK - undone)
+            self._settle()
 
     def _progress(self, work: VpWork) -> int:
         """100 ns units of the work under way that are done."""
@@ -497,19 +539,9 @@ class CpuScheduler:
 
     def inspect(self) -> Branch:
         """What it goes by, and how it keeps up."""
-        return Branch(
-            {
-                "quantum_ms": self.quantum / 1_000_000,
-                "switch_us": self.switch_cost / 1_000,
-                "contended": self.contended,
-                "processors": len(self._works),
-                "groups": lambda: Branch({str(number): group.name for number, group in self.groups.items()}),
-                "wakes": self.wakes,
-                "lateness_ns": self.lateness.worst,
-                "late_wakes": self.lateness.wakes,
-                "let_go_ns": self.lateness.let_go,
-            }
-        )
+        from hypervisor.scheduler.figures import overview
+
+        return overview(self, len(self._works))
 
     def inspect_vp(self, vp: VirtualProcessor) -> Branch:
         """How a processor has spent its time."""
@@ -568,35 +600,53 @@ class CpuScheduler:
             threads.look()
         self._settle()
 
-    def _settle(self) -> None:
-        """Behind each input: tell whose work is done, and set the alarm."""
+    def _settle(self, new: VpWork | None = None) -> None:
+        """Behind each input: tell whose work is done, and set the alarm. `new` has just begun."""
         kernel, notes = self._running_kernel(), self._notes
         if self._threads is not None:
             self._threads.tell()
-        told = False
+        told = 0
         while notes.done:
             work = self._by_node[notes.done.popleft()]
             if work.ticks:
                 self._ran(work, work.ticks * NS_PER_TICK)
             work.told_at = kernel.now
+            self._disown(work)
             if work.parked is not None:
                 trio.lowlevel.reschedule(work.parked)
                 work.parked = None
-                told = True
-        if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now and self.lateness.stand():
-            self._hypervisor.timers.next_turn(self._turn)
-        self._arm()
+                told += 1
+            elif work.alarm is not None or work is self._woken:  # its task wakes by itself, or has
+                told += 1
+        if told and self._hypervisor.clock() * NS_PER_TICK > kernel.now:
+            began = self.lateness.stand()
+            self._told_alone = self._woken if began and told == 1 else None
+            if began:
+                self._hypervisor.timers.next_turn(self._turn)
+        self._arm(new)
 
     def _others_had_a_turn(self) -> None:
         if not self.lateness.turn_over():
             self._hypervisor.timers.next_turn(self._turn)
             return
+        self._time_goes_on()
+        self._arm()
+
+    def _go_on(self) -> None:
+        """Nobody else was told, and who was is back with more to do already: time need not stand for it."""
+        if self.lateness.turns:
+            self.lateness.turns = 0
+            self._hypervisor.timers.no_turn(self._turn)
+            self._time_goes_on()
+
+    def _time_goes_on(self) -> None:
+        self._told_alone = None
         if self._caught_up is not None:
             self._caught_up.set()
             self._caught_up = None
-        self._arm()
 
-    def _arm(self) -> None:
+    def _arm(self, new: VpWork | None = None) -> None:
+        """Be woken when there is something to tell: by the timer queue, or by who has just begun `new` and is next."""
         kernel = self._running_kernel()
         if self.lateness.turns:
             return
@@ -608,11 +658,18 @@ class CpuScheduler:
         if self._threads is not None and self._threads.next_look is not None:
             look = self._threads.next_look
             wake = look if wake is None else min(wake, look)
-        if wake is None:
-            self._hypervisor.timers.set(self, None)
-        else:
-            self._armed = -(-wake // NS_PER_TICK)
-            self._hypervisor.timers.set(self, self._armed)
+        armed = None if wake is None else -(-wake // NS_PER_TICK)
+        if self._next is not None:
+            if armed == self._armed:
+                return
+            self._disown(self._next)
+        if armed is not None:
+            self._armed = armed
+            if new is not None and new.ticks and wake == kernel.now + new.ticks * NS_PER_TICK:
+                left = seconds(max(0, armed - self._hypervisor.clock()))
+                self._next, new.alarm = new, trio.CancelScope(deadline=trio.current_time() + left)
+                armed = None
+        self._hypervisor.timers.set(self, armed)
 
     async def _in_time(self, work: VpWork) -> CpuKernel:
         """While others that were told late go on from an earlier time, new work has to wait: it is of a later one."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypervisor.inspect import Branch
 from hypervisor.scheduler.settings import CpuTimes
+
+if TYPE_CHECKING:
+    from hypervisor.scheduler.driver import CpuScheduler
 
 
 def counters(times: CpuTimes) -> dict[str, object]:
@@ -36,6 +41,23 @@ def branch(times: CpuTimes) -> Branch:
             "wait_per_dispatch_ns": times.wait_per_dispatch,
             "longest_wait_ns": times.longest_wait,
             "counters": lambda: Branch(counters(times)),
+        }
+    )
+
+
+def overview(scheduler: CpuScheduler, working: int) -> Branch:
+    """What a scheduler goes by, and how it keeps up. `working`: processors that have ever worked."""
+    return Branch(
+        {
+            "quantum_ms": scheduler.quantum / 1_000_000,
+            "switch_us": scheduler.switch_cost / 1_000,
+            "contended": scheduler.contended,
+            "processors": working,
+            "groups": lambda: Branch({str(number): group.name for number, group in scheduler.groups.items()}),
+            "wakes": scheduler.wakes,
+            "lateness_ns": scheduler.lateness.worst,
+            "late_wakes": scheduler.lateness.wakes,
+            "let_go_ns": scheduler.lateness.let_go,
         }
     )
 

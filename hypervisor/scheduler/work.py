@@ -28,6 +28,8 @@ class VpWork:
     waiting: deque[trio.lowlevel.Task] = attrs.field(factory=deque)
     parked: trio.lowlevel.Task | None = None
     """The owner, until its work is done."""
+    alarm: trio.CancelScope | None = None
+    """The owner's own, where it wakes by itself when its work is done."""
     ticks: int = 0
     """Of the work under way; 0 while there is none."""
     base: int = 0

@@ -78,6 +78,21 @@ async def test_a_turn_of_all_others(hypervisor: Hypervisor, autojump_clock: trio
     assert hypervisor.timers.deadline() is None
 
 
+async def test_a_turn_that_is_taken_back(hypervisor: Hypervisor, autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody fires; another's turn stays."""
+    alarms = [Alarm(hypervisor), Alarm(hypervisor)]
+    async with timers_running(hypervisor):
+        for alarm in alarms:
+            hypervisor.timers.next_turn(alarm)
+        hypervisor.timers.no_turn(alarms[0])
+        await trio.sleep(1)
+        hypervisor.timers.next_turn(alarms[0])
+        hypervisor.timers.no_turn(alarms[0])
+        assert hypervisor.timers.deadline() is None
+        await trio.sleep(1)
+    assert [len(alarm.fired) for alarm in alarms] == [0, 1]
+
+
 async def test_a_timer_that_is_always_due_does_not_keep_others_out(
     hypervisor: Hypervisor, autojump_clock: trio.testing.MockClock
 ) -> None:

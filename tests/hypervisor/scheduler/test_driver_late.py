@@ -108,6 +108,24 @@ async def test_a_guests_clock_never_goes_back(autojump_clock: MockClock) -> None
     assert (works_at, seen) == ([0, 3], [4 * MS])
 
 
+async def test_who_looks_tells_nobody_off(autojump_clock: MockClock) -> None:
+    """Somebody reads accounts in the same turn in which a guest is woken late, before it or after: it was not late."""
+    seen: set[int] = set()
+    for _ in range(12):  # Trio draws who is first
+        machine = Computers(1, CoarseClock(3 * MS))
+        machine.partition("a")
+
+        async def look(machine: Computers = machine) -> None:
+            await trio.sleep(0.001)
+            assert machine.times("a").run <= NS_PER_MS
+
+        async with computing(machine) as nursery:
+            nursery.start_soon(look)
+            await machine.scheduler.run(machine.vp("a"), 1 * MS)
+            seen.add(machine.host.clock_of(machine.vp("a")))
+    assert seen == {1 * MS}
+
+
 async def test_who_slept_goes_on_from_now(autojump_clock: MockClock) -> None:
     """A sleep that was over before its guest was told of its work ends at once, and late: that is counted."""
     clock = CoarseClock(10 * MS)
