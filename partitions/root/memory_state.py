@@ -74,7 +74,7 @@ def fixed_memory(settings: VmTable) -> MemoryState:
 def shown(state: MemoryState, *, last_refusal: str | None = None, **counters: int | None) -> Branch:
     """The same to look at: Hyper-V's counters by their names, in bytes and percent, and counters that have more."""
     names = ("guest_available_memory", "average_pressure", "minimum_pressure", "maximum_pressure")
-    operations = ("memory_add_operations", "memory_remove_operations")
+    operations = ("memory_add_operations", "memory_remove_operations", "used_while_ballooned")
     found: dict[str, object] = {
         "physical_memory": state.assigned,
         "guest_visible_physical_memory": state.visible,

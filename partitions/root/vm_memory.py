@@ -115,6 +115,8 @@ class VmMemory:
         """It is known for not answering."""
         self._pressure = _Pressure()
         self.added_total = self.removed_total = 0
+        self.used_again = 0
+        """Bytes that its guest had used of pages in its balloon, whenever these were emptied again."""
         self.add_operations = self.remove_operations = 0
 
     # --- how it is, in pages
@@ -258,6 +260,7 @@ class VmMemory:
             maximum_pressure=self._pressure.most,
             memory_add_operations=self.add_operations,
             memory_remove_operations=self.remove_operations,
+            used_while_ballooned=self.used_again,
             last_refusal=self._last_short or ("its guest takes no more memory, ever" if self._more.refused else None),
         )
 
@@ -374,9 +377,14 @@ class VmMemory:
                 return
             self._swept_at, self._sweeps_from = now, 0
         swept = list(islice(self.device.ballooned.runs_from(self._sweeps_from), SWEPT_AT_ONCE))
+        before = self._resident()
         for run in swept:
             self._built.partition.memory.discard(run.first, run.count)
+        self.used_again += max(0, before - self._resident())
         self._sweeps_from = swept[-1].end if len(swept) == SWEPT_AT_ONCE else None
+
+    def _resident(self) -> int:
+        return sum({block: block.resident for _, block, *_ in self._built.partition.memory.extents()}.values())
 
     def _resting(self) -> bool:
         session = self.device.session

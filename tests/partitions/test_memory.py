@@ -498,4 +498,7 @@ async def test_pages_in_the_balloon_are_emptied(autojump_clock: trio.abc.Clock) 
         assert resident(host, "web") >= before + 4 * MIB
         await trio.sleep(70)
         assert resident(host, "web") <= before + 64 * 1024
+        assert await host.inspect("vm/web/memory/used_while_ballooned") == 4 * MIB
+        await trio.sleep(70)
+        assert await host.inspect("vm/web/memory/used_while_ballooned") == 4 * MIB
         assert memory[run.first << 12] == 0
