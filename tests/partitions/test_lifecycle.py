@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,17 +18,18 @@ from partitions.lifecycle import (
 )
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(VmState, VmEvent)))
-def test_every_pair_is_in_the_table_or_refused(state: VmState, event: VmEvent) -> None:
+@pytest.mark.parametrize("state", VmState)
+def test_every_pair_is_in_the_table_or_refused(state: VmState) -> None:
     """There is no third answer, and a refusal names both."""
-    if (state, event) in TRANSITIONS:
-        assert next_state(state, event) is TRANSITIONS[state, event]
-        assert allowed(state, event)
-    else:
-        assert not allowed(state, event)
-        with pytest.raises(InvalidTransition, match=state.value.replace("_", " ")) as raised:
-            next_state(state, event)
-        assert (raised.value.state, raised.value.event) == (state, event)
+    for event in VmEvent:
+        if (state, event) in TRANSITIONS:
+            assert next_state(state, event) is TRANSITIONS[state, event], event
+            assert allowed(state, event), event
+        else:
+            assert not allowed(state, event), event
+            with pytest.raises(InvalidTransition, match=state.value.replace("_", " ")) as raised:
+                next_state(state, event)
+            assert (raised.value.state, raised.value.event) == (state, event)
 
 
 def test_requests_start_from_settled_states_only() -> None:

@@ -75,9 +75,10 @@ def test_the_table_and_the_code_know_the_same_structs(table: str) -> None:
     assert set(golden(table)) == set(declared(table))
 
 
-@pytest.mark.parametrize(("table", "name"), [(table, name) for table in DECLARED for name in sorted(declared(table))])
-def test_offsets_and_sizes(table: str, name: str) -> None:
+@pytest.mark.parametrize("table", DECLARED)
+def test_offsets_and_sizes(table: str) -> None:
     """Each field lies where the sources put it, no field is missing, and none is ours."""
-    struct = declared(table)[name]
-    found = {field.name: (field.offset, field.size) for field in struct.FIELDS}
-    assert {"*": (0, struct.SIZE), **found} == golden(table)[name]
+    due = golden(table)
+    for name, struct in declared(table).items():
+        found = {field.name: (field.offset, field.size) for field in struct.FIELDS}
+        assert {"*": (0, struct.SIZE), **found} == due[name], name

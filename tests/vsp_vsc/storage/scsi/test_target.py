@@ -273,12 +273,13 @@ def test_unit_ready() -> None:
 KNOWN = {row.opcode for row in ScsiTarget.commands.rows}
 
 
-@pytest.mark.parametrize("opcode", sorted(set(range(256)) - KNOWN))
-def test_all_else_is_no_command(opcode: int) -> None:
-    """INVALID COMMAND OPERATION CODE that points at byte 0."""
-    sense = initiator().sense(cdb(opcode))
-    assert_sense(sense, Reason.INVALID_OPCODE)
-    assert sense.field == 0
+def test_all_else_is_no_command() -> None:
+    """INVALID COMMAND OPERATION CODE that points at byte 0; each is asked of a target that was asked nothing before."""
+    for opcode in sorted(set(range(256)) - KNOWN):
+        print(f"{opcode:#x}")  # shown where it fails
+        sense = initiator().sense(cdb(opcode))
+        assert_sense(sense, Reason.INVALID_OPCODE)
+        assert sense.field == 0
 
 
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 8192))
