@@ -36,6 +36,7 @@ async def by_daemon(
 ) -> AsyncIterator[Vm]:
     """A VM whose component is the daemon's."""
     async with daemon(root, program) as device:
+        bound = trio.Event()
 
         async def main(guest: Guest) -> None:
             driver = kind(device)
@@ -44,12 +45,14 @@ async def by_daemon(
             await guest.unbind(name)
             channel = await guest.open_channel(name, ring_bytes=RING_BYTES)
             async with responding(channel, Responder(component, driver.answer, driver.versions)):
+                bound.set()
                 await trio.sleep_forever()
 
         with trio.fail_after(PATIENCE):
             async with open_guest(main, [name]) as host:  # type: ignore[attr-defined]
                 vm = host["web"]
                 await vm.start()
+                await bound.wait()  # before that it is the guest's own driver who is ready, and about to go
                 words = component.words
                 while vm.integration[words] is not Contact.READY or not registered(vm, component):  # noqa: ASYNC110
                     await trio.sleep(0.01)
