@@ -39,6 +39,8 @@ class Window:
     """Nanoseconds in which somebody waited for a processor."""
     disks: Mapping[str, FlowFigures]
     """As of the end, by `vm/web`, `pool/prod` and `host`."""
+    spans: Mapping[str, tuple[int, int]] = {}
+    """By the same names, normalized I/Os that were due, and ns for which those directly below contended."""
     whole: bool = False
     """The whole run: a VM that has ended has the memory that it had."""
 
@@ -215,9 +217,14 @@ class _Tree:
         """With what the controls say, and how much is its due."""
         flow = self.window.disks.get(path)
         elapsed = self.window.length
-        if flow is None:
-            return msgspec.structs.replace(disk, elapsed=elapsed)
+        due, short = self.window.spans.get(path, (None, 0))
+        entitled = None if due is None or not elapsed else round(1e9 * due / elapsed, 3)
         modelled = bool(self.window.host.topology.host.disk_iops)
+        contended = None
+        if modelled or path.startswith("pool/"):
+            contended = short * SHORTEST_CONTENTION > elapsed
+        if flow is None:
+            return msgspec.structs.replace(disk, elapsed=elapsed, entitled=entitled, contended=contended)
         reserve, limit = flow.reserve, flow.limit
         if path.startswith("vm/"):  # whose disks have them
             own = self.flows.get(path, [])
@@ -225,11 +232,11 @@ class _Tree:
         return msgspec.structs.replace(
             disk,
             elapsed=elapsed,
-            entitled=flow.entitled,
+            entitled=flow.entitled if entitled is None else entitled,
             reserve=reserve or None,
             limit=limit or None,
             weight=None if path == HOST else flow.weight,
-            contended=flow.waiting > 0 if modelled else None,
+            contended=contended,
         )
 
     def _sum(self, pool: str, rows: list[Node], depth: int) -> Node:

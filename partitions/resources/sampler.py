@@ -47,6 +47,8 @@ class Reading:
     lps: list[Lp]
     contended_for: int
     """Nanoseconds in which somebody has waited for a processor."""
+    disks: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    """See `DiskQos.spans`."""
 
 
 class Sampler:
@@ -116,7 +118,7 @@ class Sampler:
                 taken[name] = self._of(source, name)
             if number % VMS_AT_ONCE == 0:
                 yield None
-        yield Reading(time, taken, lps, contended_for)
+        yield Reading(time, taken, lps, contended_for, self._host.vmms.disk_controls.spans())
 
     def read(self) -> Reading:
         """All VMs now, at one go."""
@@ -150,7 +152,11 @@ class Sampler:
                 disks.setdefault(name, was)
         if not whole:
             self._disks = disks
-        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, disks, whole))
+        spans = {
+            name: (due - before.disks.get(name, (0, 0))[0], short - before.disks.get(name, (0, 0))[1])
+            for name, (due, short) in after.disks.items()
+        }
+        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, disks, spans, whole))
 
     def sample(self) -> Sample:
         """What has come since the last one, at one go: where time stands still meanwhile."""

@@ -66,18 +66,21 @@ class DiskControl:
         self.owner.remove(self)
 
     def _set(self, key: str, text: str) -> None:
+        """What goes together is checked by whoever has the figures: the tree, or the disk itself if it is not there."""
+        from vsp_vsc.storage.qos.policy import figure_of
+
+        figure, resources = figure_of(key, text), self.owner.resources()
+        if self.owner.node_of(self) is None:
+            policy = self.policy.with_figure(key, figure)
+            self.table = IopsTable(reserve=policy.reserve, limit=policy.limit, weight=policy.weight)
+            self.owner.changed(self)
+            return
         from hypervisor.scheduler.tree import ResourceError
 
-        policy = self.policy.with_value(key, text)
-        resources = self.owner.resources()
-        if self.owner.node_of(self) is not None:
-            try:
-                resources.set(f"vm/{self.vm}", f"{self.name.replace('/', '.')}.iops.{key}", getattr(policy, key))
-            except ResourceError as error:
-                raise ValueError(str(error)) from None
-            return
-        self.table = IopsTable(reserve=policy.reserve, limit=policy.limit, weight=policy.weight)
-        self.owner.changed(self)
+        try:
+            resources.set(f"vm/{self.vm}", f"{self.name.replace('/', '.')}.iops.{key}", figure)
+        except ResourceError as error:
+            raise ValueError(str(error)) from None
 
 
 class DiskControls:
@@ -137,6 +140,10 @@ class DiskControls:
     def each(self) -> Iterator[tuple[str, FlowFigures]]:
         """The same, one by one, for those who give others their turn meanwhile."""
         return iter(()) if self.qos is None else self.qos.each()
+
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """See `DiskQos.spans`; empty where nothing is controlled."""
+        return {} if self.qos is None else self.qos.spans()
 
     def meters(self, vm: str, names: Iterable[str]) -> list[Meter]:
         """What the disks of a VM have counted, by their names such as `disk/0`; of those that are counted."""

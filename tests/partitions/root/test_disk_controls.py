@@ -12,6 +12,7 @@ import trio
 from hypervisor.scheduler.tree import ResourceError
 from partitions.host import DiskError, Host, open_host
 from partitions.inspect.answers import InspectError
+from partitions.resources.sampler import Sampler
 from partitions.root.disk_controls import DiskControls
 from partitions.topology import parse_topology
 from partitions.topology_schema import DiskTable, IopsTable, Size
@@ -116,7 +117,7 @@ async def test_a_leaf_that_is_set_holds_at_once(folder: Path, autojump_clock: tr
             with pytest.raises(InspectError, match="a limit is a whole number from 0 to"):
                 host.update(leaf, wrong)
         host.update(DISK.format("a", 0) + "/iops_reserve", "200")
-        with pytest.raises(InspectError, match="must not be above the limit of 100"):
+        with pytest.raises(InspectError, match="must not be above its limit of 100"):
             host.update(leaf, "100")
         with pytest.raises(InspectError, match="a weight is a whole number from 1 to 10000"):
             host.update(DISK.format("a", 0) + "/iops_weight", "0")
@@ -139,6 +140,28 @@ async def test_shares_of_the_hosts_storage(folder: Path, autojump_clock: trio.ab
         figures = controls(host).figures()
         assert (figures["vm/a"].entitled, figures["vm/b"].entitled) == (200, 600)
         assert figures["host"].limit == 800
+
+
+async def test_a_sample_has_what_was_due_in_its_window(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """And whether anybody went short, in a window at whose end nobody wants anything any more."""
+    text = "[host]\ndisk_iops = 800\n" + vm("a", rest=DEEP) + vm("b", "weight = 300", DEEP)
+    async with open_host(parse_topology(text, folder)) as host:
+        sampler = Sampler(host)
+        with sampler:
+            await host.start_all()
+            await trio.sleep(2)
+            await host["a"].turn_off()
+            await host["b"].turn_off()
+            sample = sampler.sample()
+            await trio.sleep(2)
+            after = sampler.sample()
+        disks = [node.disk for path in ("vm/a", "vm/b", "host") if (node := sample.node(path)) is not None]
+        assert [disk and disk.entitled for disk in disks] == pytest.approx([200, 600, 800], rel=0.06)
+        assert disks[2] is not None
+        assert disks[2].contended
+        host_after = after.node("host")
+        assert host_after is not None
+        assert host_after.disk is None or not host_after.disk.contended
 
 
 async def test_a_capacity_alone_is_shared(folder: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import NamedTuple
 
 from hypervisor.scheduler import divvy, tree
 from vsp_vsc.storage.qos.mclock import Node
 
 
-def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Fraction]:
-    """Normalized I/Os a second by node, of those that are bounded.
+class Due(NamedTuple):
+    """Of a node, at a moment."""
+
+    amount: Fraction | None
+    """Normalized I/Os a second; None where nothing bounds it."""
+    contended: bool
+    """Whether those directly below it want more than it has for them, so that reserves and weights decide."""
+
+
+def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Due]:
+    """What each node is due.
 
     Who has requests waiting wants all that there is; who has none wants what it gets. `delivered` has that, and names
     the disks. Where the host has no capacity only limits bound anything.
@@ -19,8 +29,14 @@ def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Fraction]:
     top = tree.Node.host(bound)
     there = {root: top}
     _copy(root, top, there, delivered)
-    amounts = divvy.entitle(top, bound)
-    return {node: amounts[copy] for node, copy in there.items() if root.limit is not None or _limited(node)}
+    divided = divvy.entitlements(top, bound)
+    found = {}
+    for node, copy in there.items():
+        amount, division = divided[copy]
+        bounded = root.limit is not None or _limited(node)
+        short = bounded and division is not None and division.state is not divvy.State.UNCONTENDED
+        found[node] = Due(amount if bounded else None, short)
+    return found
 
 
 def _copy(node: Node, made: tree.Node, there: dict[Node, tree.Node], delivered: Mapping[Node, int]) -> None:

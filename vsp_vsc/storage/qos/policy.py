@@ -27,12 +27,9 @@ class IopsPolicy(msgspec.Struct, frozen=True):
         """Whether anything is controlled by it."""
         return self != NONE
 
-    def with_value(self, key: str, text: str) -> IopsPolicy:
-        """With one figure as a person has written it. ValueError, whose words say what would be taken."""
-        least, most = {"reserve": (0, MAX_RATE), "limit": (0, MAX_RATE), "weight": (1, MAX_WEIGHT)}[key]
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise ValueError(f"a {key} is a whole number from {least} to {most}, not {text!r}")
-        changed: IopsPolicy = msgspec.structs.replace(self, **{key: int(text)})
+    def with_figure(self, key: str, figure: int) -> IopsPolicy:
+        """With another one. ValueError for figures that cannot be together."""
+        changed: IopsPolicy = msgspec.structs.replace(self, **{key: figure})
         changed.check()
         return changed
 
@@ -42,6 +39,14 @@ class IopsPolicy(msgspec.Struct, frozen=True):
             raise ValueError(f"reserve {self.reserve}, limit {self.limit}, weight {self.weight}")
         if self.limit and self.reserve > self.limit:
             raise ValueError(f"the reserve must not be above the limit of {self.limit}, is {self.reserve}")
+
+
+def figure_of(key: str, text: str) -> int:
+    """A reserve, limit or weight as a person has written it. ValueError, whose words say what would be taken."""
+    least, most = {"reserve": (0, MAX_RATE), "limit": (0, MAX_RATE), "weight": (1, MAX_WEIGHT)}[key]
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ValueError(f"a {key} is a whole number from {least} to {most}, not {text!r}")
+    return int(text)
 
 
 NONE: Final = IopsPolicy()
