@@ -2,7 +2,8 @@
 
 It has no task. What it waits for is one entry of the hypervisor's timer queue, and that is the next moment at which
 some work ends, not the next slice; who has just begun the work that ends next wakes by itself. With nobody looking,
-slices are made up when somebody asks or when work ends, each with its own time. So 64 processors that share 8 for an hour cost their dispatches, and a wake-up now and then.
+slices are made up when somebody asks or when work ends, each with its own time. So 64 processors that share 8 for an
+hour cost their dispatches, and a wake-up now and then.
 
 Real clocks wake late. Who is told late that its work is done, and goes on working at once, goes on from when it was
 done, and its clock says so (`lateness`). So the schedule of guests that compute is the same on either clock.
