@@ -200,7 +200,8 @@ def _disk_words(disk: Disk | None) -> Iterator[str]:
         yield f"no request to a disk was held back{used}"
     else:
         held = f"{disk.waited_ms:.2f} ms of the {disk.latency_ms:.2f} ms that it took"
-        yield f"a request to a disk was held back for {held}, by a limit or for others{used}"
+        decided = "; the storage was contended, so shares decided" if disk.contended else ""
+        yield f"a request to a disk was held back for {held}, by a limit or for others{used}{decided}"
 
 
 def _network_words(network: Network | None) -> Iterator[str]:

@@ -173,5 +173,8 @@ def test_a_whole_run() -> None:
         "  db   500    2.00     0.50    8.00       3*",
         "* DROPPED above 0: db: frames that a limit, a full queue or the link's loss took (docs/top-and-plot.md#lines)",
     ]
+    short = msgspec.structs.replace(node, disk=msgspec.structs.replace(disk, contended=True))
+    first, *_ = summary(msgspec.structs.replace(DISKS, nodes=[short]))
+    assert first.endswith("1200 of its 1200 IOPS were used; the storage was contended, so shares decided")
     calm = msgspec.structs.replace(node, disk=Disk(requests=1, elapsed=WINDOW), network=None)
     assert summary(msgspec.structs.replace(DISKS, nodes=[calm]))[0] == ("resources: no request to a disk was held back")
