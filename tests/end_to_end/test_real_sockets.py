@@ -162,8 +162,9 @@ def test_a_person_at_a_terminal(run: Run) -> None:
     os.close(theirs)
 
 
-def test_tab_offers_vms_and_no_ports(run: Run) -> None:
+def test_tab_offers_vms_and_no_ports(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports are the guest's to know, and files are no ports."""
+    monkeypatch.setattr("partitions.control_folder._SHARED", str(run.folder))
     assert [name for name, _ in candidates(["connect", ""])] == ["web"]
     assert list(candidates(["connect", "web", ""])) == []
 

@@ -54,8 +54,9 @@ async def test_who_answers_is_no_host(tmp_path: Path, answer: bytes) -> None:
             await host.hello()
 
 
-async def test_one_that_is_no_host_hides_no_others(tmp_path: Path) -> None:
+async def test_one_that_is_no_host_hides_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any socket in the folder was asked who it is, and one odd answer ended every verb."""
+    monkeypatch.setattr(control_folder, "_SHARED", str(tmp_path))
     environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
     folder = control_folder.make(environment)
     async with listening(folder / f"odd-1{control_folder.SUFFIX}", b"HTTP/1.1 400 Bad Request\n"):
