@@ -27,7 +27,8 @@ reservation that limits kept from being used is owed for half of `_DEBT` at most
 all that are owed forget the same. So a change of controls takes effect within some requests. Intervals between I/Os are
 at least 1 / limit, but for those that had to wait for others: up to `_CATCH_UP` may follow as if those before them had
 been in time. Without that a limit beside shares could not be reached, as moments when a limit and when its parent have
-room seldom fall together. In any [t, t + X) go limit * X and one, and those that catch up.
+room seldom fall together. In any [t, t + X) go limit * X and one, and those that catch up. Whoever is beside larger
+requests catches up on what two of those have kept from it.
 
 Time is the caller's, in ns, and only moves forwards. `pull` takes what was due in its order with the moment at which it
 was due, so a caller that is late changes nothing but that, not even for a guest that sends its next request only when
@@ -434,6 +435,7 @@ class MClock:
                 _enter(parent, child, now)
             else:
                 parent.ready_children -= 1
+        self.root.largest = max(cost, self.root.largest * 63 // 64, 1)
         self._served(self.root, cost, ends)
         return request if ends else None
 
@@ -446,6 +448,9 @@ class MClock:
         if node.limit is not None:
             step = _interval(cost, node.limit)
             back = _CATCH_UP * step
+            root = self.root
+            if root.largest > cost and root.limit is not None:
+                back += _CATCH_UP * _interval(root.largest, root.limit)
             if not self._late:
                 back = max(back, node.late)  # where it is late, `now` has been put back already
             node.until = max(node.until, node.since, now - back) + step

@@ -166,3 +166,19 @@ def test_no_more_is_owed_than_limits_allow() -> None:
     keep_busy(clock, [*two, other, heavy])
     run(clock, 4 * SECOND)
     assert [slow.served, other.served] == [pytest.approx(40, abs=2), pytest.approx(0, abs=2)]
+
+
+@pytest.mark.parametrize("cost", [1, 2, 8])
+def test_a_limit_beside_requests_of_256_kib(cost: int) -> None:
+    """It waits for each of them, for longer than its interval, and yet gets its due; one of them more at most."""
+    clock = MClock(500)
+    large, small = clock.add_node(clock.root, "large"), clock.add_node(clock.root, "small", limit=261, weight=300)
+    keep_busy(clock, [large], cost=32)
+    keep_busy(clock, [small], cost=cost)
+    run(clock, SECOND)
+    for second in range(2, 6):
+        before = small.served
+        run(clock, second * SECOND)
+        assert small.served - before <= 261 + 32
+    assert small.served == pytest.approx(5 * 261, abs=64)
+    assert small.served + large.served == pytest.approx(2500, abs=32)
