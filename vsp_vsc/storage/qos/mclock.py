@@ -426,7 +426,7 @@ class MClock:
             elif cost:
                 child.due += _interval(cost, child.owed)
                 child.reserved += cost
-            child.largest = max(cost, child.largest * 7 // 8, 1)
+            child.largest = max(cost, child.largest * (63 if child.children else 56) // 64, 1)
             if child.weight:
                 step = _SHARE // child.weight
                 child.tag = min(child.tag + cost * step, parent.v + _LAG * child.largest * step)
@@ -448,9 +448,8 @@ class MClock:
         if node.limit is not None:
             step = _interval(cost, node.limit)
             back = _CATCH_UP * step
-            root = self.root
-            if root.largest > cost and root.limit is not None:
-                back += _CATCH_UP * _interval(root.largest, root.limit)
+            if self.root.largest > cost:
+                back += _CATCH_UP * _kept(parent, cost)
             if not self._late:
                 back = max(back, node.late)  # where it is late, `now` has been put back already
             node.until = max(node.until, node.since, now - back) + step
@@ -476,6 +475,16 @@ def _check(reserve: int, limit: int | None, weight: int) -> None:
 def _interval(cost: int, rate: int) -> int:
     """How long an I/O takes up a rate; rounded up, so that no limit is exceeded."""
     return -(-cost * _SECOND // rate)
+
+
+def _kept(node: Node | None, cost: int) -> int:
+    """How long a request may have to wait for a larger one that went before it, at any level from a node upwards."""
+    longest = 0
+    while node is not None:
+        if node.limit is not None and node.largest > cost:
+            longest = max(longest, _interval(node.largest, node.limit))
+        node = node.parent
+    return longest
 
 
 def _owe(node: Node | None) -> None:

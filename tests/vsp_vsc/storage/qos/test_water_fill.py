@@ -168,11 +168,12 @@ def test_no_more_is_owed_than_limits_allow() -> None:
     assert [slow.served, other.served] == [pytest.approx(40, abs=2), pytest.approx(0, abs=2)]
 
 
-@pytest.mark.parametrize("cost", [1, 2, 8])
-def test_a_limit_beside_requests_of_256_kib(cost: int) -> None:
+@pytest.mark.parametrize(("cost", "pool"), [(1, False), (2, False), (8, False), (1, True)])
+def test_a_limit_beside_requests_of_256_kib(cost: int, pool: bool) -> None:
     """It waits for each of them, for longer than its interval, and yet gets its due; one of them more at most."""
-    clock = MClock(500)
-    large, small = clock.add_node(clock.root, "large"), clock.add_node(clock.root, "small", limit=261, weight=300)
+    clock = MClock(None if pool else 500)
+    above = clock.add_node(clock.root, "pool", limit=500) if pool else clock.root
+    large, small = clock.add_node(above, "large"), clock.add_node(above, "small", limit=261, weight=300)
     keep_busy(clock, [large], cost=32)
     keep_busy(clock, [small], cost=cost)
     run(clock, SECOND)
