@@ -30,6 +30,13 @@ class Figures:
     limit: int | None = None
     shares: int = DEFAULT_WEIGHT
     demand: int | None = None
+    dedicated: int = 0
+    """What a pool has for itself, used or not."""
+
+    @property
+    def claim(self) -> int:
+        """What the node takes of its parent's as long as nobody is in it."""
+        return max(self.reservation, self.dedicated)
 
 
 def processor_units(percent: float) -> int:
@@ -69,13 +76,14 @@ def pool_figures(kind: Kind, pool: PoolTable) -> Figures:
 
 
 def _pool_cpu(pool: PoolTable) -> Figures:
-    """Processors of its own are taken of the host's whole, and it has no others."""
+    """Processors of its own are taken of the host's whole, and it has no others; of these it gets what its limit is."""
     cpu = pool.cpu or PoolCpuTable()
     limit = cap_units(cpu.limit) if cpu.limit else None
     if not pool.processors:
         return Figures(processor_units(cpu.reserve), limit, cpu.weight)
     own = len(parse_processors(pool.processors)) * WHOLE
-    return Figures(own, own, cpu.weight)
+    most = own if limit is None else min(own, limit)
+    return Figures(most, most, cpu.weight, dedicated=own)
 
 
 def expandable(kind: Kind, pool: PoolTable) -> bool:

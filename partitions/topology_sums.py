@@ -87,7 +87,7 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> tuple[dic
         waiting = [(index, pool) for index, pool in waiting if pool.parent not in made]
         for index, pool in ready:
             figures = pool_figures(kind, pool)
-            answer = admit(made[pool.parent], figures.reservation)
+            answer = admit(made[pool.parent], figures.claim)
             if isinstance(answer, Refused):
                 fits = False
                 keys: KeyPath = ("pool", index, kind, "reserve")
@@ -102,6 +102,7 @@ def _grow(check: Check, file: TopologyFile, kind: Kind, root: Node) -> tuple[dic
                 # One below it has been told already, and counts for nothing here.
                 limit=None if figures.limit is not None and figures.limit < figures.reservation else figures.limit,
                 expandable=expandable(kind, pool),
+                dedicated=figures.dedicated,
             )
     return made, fits
 
@@ -110,6 +111,8 @@ def _most(node: Node) -> int:
     """What it may come to take of its parent's: a pool that does not grow takes what it has, and starts fewer VMs."""
     if not node.inner:
         return node.reservation
+    if node.dedicated:
+        return node.dedicated
     inside = sum(_most(child) for child in node.children.values())
     most = max(node.reservation, inside) if node.expandable else node.reservation
     return most if node.limit is None else max(node.reservation, min(most, node.limit))

@@ -155,15 +155,15 @@ def _light_and_heavy(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
     while waiting:
         for pool in [pool for pool in waiting if pool.parent in pools]:
             figures = pool_figures("cpu", pool)
-            pools[pool.name] = made = pools[pool.parent].add(
+            pools[pool.name] = pools[pool.parent].add(
                 f"pool/{pool.name}",
                 inner=True,
                 reservation=figures.reservation,
                 limit=figures.limit,
                 shares=figures.shares,
                 expandable=expandable("cpu", pool),
+                dedicated=figures.dedicated,
             )
-            made.dedicated = bool(pool.processors)
         waiting = [pool for pool in waiting if pool.name not in pools]
     nodes: list[Node] = []
     for vm in topology.vm:

@@ -110,7 +110,7 @@ def reservation_used(node: Node) -> int:
 
 def _claim(node: Node) -> int:
     used = reservation_used(node)
-    return max(node.reservation, used) if node.inner else used
+    return max(node.reservation, used, node.dedicated) if node.inner else used
 
 
 def rearrange(
@@ -120,6 +120,7 @@ def rearrange(
     limit: int | None,
     shares: int,
     expandable: bool | None = None,
+    dedicated: int = 0,
     parent: Node | None = None,
 ) -> Admitted | Refused:
     """Other figures and, with `parent`, another pool, if all of it can be granted; or everything is as before.
@@ -136,7 +137,7 @@ def rearrange(
             return Refused((Step(node.path, node.name, 0, reservation),), node.used, node.used - reservation)
         if limit is not None and node.used > limit:
             return Refused((Step(node.path, node.name, 0, limit, limited=True),), node.used, node.used - limit)
-        claim = max(reservation, node.used)
+        claim = max(reservation, node.used, dedicated)
     else:
         claim = reservation if node.active else 0
     before = node.claim
@@ -145,5 +146,5 @@ def rearrange(
     home.take(before)
     if isinstance(answer, Admitted):
         node.move(target)
-        node.change(reservation=reservation, limit=limit, shares=shares, expandable=expandable)
+        node.change(reservation=reservation, limit=limit, shares=shares, expandable=expandable, dedicated=dedicated)
     return answer

@@ -128,7 +128,8 @@ def wishes(root: Node, *, held: bool = False, demands: Demands | None = None) ->
 
     A pool's guarantee is its own or, where that is less, the sum of those in it: what they could not be guaranteed of
     its reservation has been taken from its parent's. `held` is for memory, which nobody gives back that was reserved
-    for him, needed or not. `demands` stand in for those that nodes have.
+    for him, needed or not. `demands` stand in for those that nodes have. A pool with something of its own wants that,
+    and nothing of its parent's.
     """
     found: dict[Node, Wish] = {}
     demands = {} if demands is None else demands
@@ -137,7 +138,7 @@ def wishes(root: Node, *, held: bool = False, demands: Demands | None = None) ->
         if not node.inner:
             lo, hi = (node.reservation, demands.get(node, node.demand)) if node.active and not node.batch else (0, 0)
         else:
-            below = [found[child] for child in node.children.values()]
+            below = [found[child] for child in node.children.values() if not child.dedicated]
             wants = [wish.hi for wish in below]
             hi = None if None in wants else sum(want for want in wants if want is not None)
             lo = sum(wish.lo for wish in below)
@@ -145,8 +146,6 @@ def wishes(root: Node, *, held: bool = False, demands: Demands | None = None) ->
             lo = max(lo, own)
         if held and hi is not None:
             hi = max(lo, hi)
-        if node.dedicated:
-            lo = hi = node.reservation
         if node.limit is not None:
             hi = node.limit if hi is None else min(hi, node.limit)
         found[node] = Wish(lo if hi is None else min(lo, hi), hi)
@@ -168,29 +167,44 @@ def entitlements(
 ) -> dict[Node, tuple[Fraction, Division | None]]:
     """The same, with how its children stand to each other; None for a node that is not inner."""
     wanted = wishes(root, held=held, demands=demands)
-    most = wanted[root].hi
-    top = Fraction(capacity) if most is None else min(Fraction(capacity), Fraction(most))
     found: dict[Node, tuple[Fraction, Division | None]] = {}
-    amounts = {root: top}
-    batch: list[Node] = []
+    whole = set_aside(root, [node for node in wanted if node.dedicated], capacity)
+    apart = {node: at_most(own, wanted[node].hi) for node, own in whole.items()}
+    amounts = dict(apart)
+    batch: dict[Node, list[Node]] = {node: [] for node in apart}
     for node in root.walk():
         amount, division = amounts[node], None
         if node.inner:
-            children = list(node.children.values())
+            children = [child for child in node.children.values() if not child.dedicated]
             division = divide(amount, [Claim(*wanted[child], child.shares) for child in children])
             amounts.update(zip(children, division.amounts, strict=True))
         elif node.batch and node.active:
-            batch.append(node)
+            batch[next(above for above in node.upwards() if above in apart)].append(node)
         found[node] = amount, division
-    if batch:
-        _give_leftover(capacity - top, batch, found, demands or {})
+    for node in apart:
+        for above in () if node.parent is None else node.parent.upwards():
+            found[above] = found[above][0] + apart[node], found[above][1]
+        if batch[node]:
+            left = at_most(whole[node], node.limit) - apart[node]
+            _give_leftover(left, batch[node], found, demands or {})
     return found
+
+
+def set_aside(root: Node, apart: Sequence[Node], capacity: int | Fraction) -> dict[Node, Fraction]:
+    """What each of the pools `apart` has of its own, and what that leaves to all others together, at the root."""
+    amounts = divide(capacity, [Claim(node.dedicated, node.dedicated, 1) for node in apart]).amounts
+    return {root: Fraction(capacity - sum(amounts)), **dict(zip(apart, amounts, strict=True))}
+
+
+def at_most(amount: Fraction, bound: int | None) -> Fraction:
+    """No more than the bound, if there is one."""
+    return amount if bound is None else min(amount, Fraction(bound))
 
 
 def _give_leftover(
     left: Fraction, batch: Sequence[Node], found: dict[Node, tuple[Fraction, Division | None]], demands: Demands
 ) -> None:
-    """The batch class is one level over all pools, as there is nothing that pools could promise it."""
+    """The batch class is one level over all pools that share, as there is nothing that pools could promise it."""
     bounds = [(node.limit, demands.get(node, node.demand)) for node in batch]
     limits = [[bound for bound in both if bound is not None] for both in bounds]
     claims = [Claim(0, min(limit, default=None), node.shares) for limit, node in zip(limits, batch, strict=True)]

@@ -41,8 +41,11 @@ class Node:
     """What it would use if it were alone; None if there is no bound. Not looked at in inner nodes."""
     batch: bool = False
     """Gets only what all others leave, whatever has been said for it."""
-    dedicated: bool = False
-    """All that it has reserved is set aside for it, used or not, and it has nothing else."""
+    dedicated: int = 0
+    """So much is set aside for a pool, used or not, and it has nothing else; 0 for one that shares with its siblings.
+
+    Its reservation, which is what those in it can reserve, is no more than that, and less where its limit is.
+    """
     expandable: bool = True
     """What it has not reserved for its children, it may take of its parent's."""
     active: bool = True
@@ -72,8 +75,8 @@ class Node:
 
     @property
     def claim(self) -> int:
-        """What it takes of its parent's: all that it has reserved, or more where that is used in it."""
-        return max(self.reservation, self.used) if self.inner else self.used
+        """What it takes of its parent's: all that it has reserved or of its own, or more where that is used in it."""
+        return max(self.reservation, self.used, self.dedicated) if self.inner else self.used
 
     def upwards(self) -> Iterator[Node]:
         """Itself, its parent, and so on to the root."""
@@ -101,6 +104,7 @@ class Node:
         demand: int | None = None,
         expandable: bool = True,
         active: bool = False,
+        dedicated: int = 0,
     ) -> Node:
         """A new child; `active` is for what is not inner. Raises `ResourceError`."""
         if not self.inner:
@@ -110,7 +114,7 @@ class Node:
         check_figures(f"{self.path}/{name}" if self.parent else name, reservation, limit, shares)
         child = Node(name, next(self._ids), inner, demand=demand, expandable=expandable, active=inner)
         child._ids = self._ids
-        child.reservation, child.limit, child.shares = reservation, limit, shares
+        child.reservation, child.limit, child.shares, child.dedicated = reservation, limit, shares, dedicated
         child.parent = self
         self.children[name] = child
         self.take(child.claim)
@@ -153,11 +157,13 @@ class Node:
         parent.children[self.name] = self
         parent.take(self.claim)
 
-    def change(self, *, reservation: int, limit: int | None, shares: int, expandable: bool | None = None) -> None:
+    def change(
+        self, *, reservation: int, limit: int | None, shares: int, expandable: bool | None = None, dedicated: int = 0
+    ) -> None:
         """Other figures. Raises `ResourceError`."""
         check_figures(self.path, reservation, limit, shares)
         before = self.claim
-        self.reservation, self.limit, self.shares = reservation, limit, shares
+        self.reservation, self.limit, self.shares, self.dedicated = reservation, limit, shares, dedicated
         if expandable is not None:
             self.expandable = expandable
         if not self.inner and self.active:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from hypervisor.scheduler.divvy import Claim, State, divide, wishes
+from hypervisor.scheduler.divvy import Claim, State, at_most, divide, set_aside, wishes
 from hypervisor.scheduler.tree import Node
 from partitions.resources.sample import HOST
 
@@ -26,6 +26,8 @@ class PoolClaim(NamedTuple):
     reservation: int
     limit: int | None
     shares: int
+    own: int = 0
+    """What it has for itself, used or not, and it gets nothing else."""
 
 
 class LeafClaim(NamedTuple):
@@ -80,8 +82,9 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
     wanted = wishes(root)
     yield None
     found = Entitled({}, {}, {})
-    most = wanted[root].hi
-    due = {root: Fraction(capacity if most is None else min(capacity, most))}
+    whole = set_aside(root, [places[name] for name, claim in pools.items() if claim.own], capacity)
+    apart = {node: at_most(own, wanted[node].hi) for node, own in whole.items()}
+    due = dict(apart)
     for node in root.walk():
         if not node.inner:
             owner = owners[node]
@@ -90,8 +93,9 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
         path = node.name
         found.amounts[path] = due[node]
         # Who wants nothing takes no part, and an idle VM costs nothing.
-        children = [child for child in node.children.values() if wanted[child].hi != 0]
-        due |= dict.fromkeys(node.children.values(), Fraction(0))
+        sharing = [child for child in node.children.values() if not child.dedicated]
+        children = [child for child in sharing if wanted[child].hi != 0]
+        due |= dict.fromkeys(sharing, Fraction(0))
         # Those that claim the same get the same: as one with as many times the claim, they are divided much faster.
         alike: dict[Claim, list[Node]] = {}
         for child in children:
@@ -103,8 +107,13 @@ def entitled(capacity: int, pools: Mapping[str, PoolClaim], leaves: Iterable[Lea
         if division.lam is not None:
             found.worth[path] = division.lam
         yield None
+    for node, amount in apart.items():
+        for above in () if node.parent is None else node.parent.upwards():
+            found.amounts[above.name] += amount
     if batch:
-        _leftover(capacity, batch, pools, found)
+        for node, own in whole.items():
+            inside = [leaf for leaf in batch if _home(leaf.pool, pools) == node.name]
+            _leftover(node.name, at_most(own, node.limit) - apart[node], inside, pools, found)
     yield found
 
 
@@ -118,14 +127,25 @@ def _pool(name: str, pools: Mapping[str, PoolClaim], places: dict[str, Node]) ->
         claim = pools[name]
         above = _pool(claim.parent, pools, places)
         places[name] = above.add(
-            f"pool/{name}", inner=True, reservation=claim.reservation, limit=claim.limit, shares=claim.shares
+            f"pool/{name}",
+            inner=True,
+            reservation=claim.reservation,
+            limit=claim.limit,
+            shares=claim.shares,
+            dedicated=claim.own,
         )
     return places[name]
 
 
-def _leftover(capacity: int, batch: list[LeafClaim], pools: Mapping[str, PoolClaim], found: Entitled) -> None:
+def _home(pool: str, pools: Mapping[str, PoolClaim]) -> str:
+    """The path of who has that for himself which a pool divides: one around it, or the host."""
+    return next((f"pool/{name}" for name in _upwards(pool, pools) if pools[name].own), HOST)
+
+
+def _leftover(
+    home: str, left: Fraction, batch: list[LeafClaim], pools: Mapping[str, PoolClaim], found: Entitled
+) -> None:
     """What normal ones leave goes to the batch class by its own weights, within the limits of the pools around it."""
-    left = max(Fraction(0), capacity - found.amounts[HOST])
     claims = []
     for leaf in batch:
         most = Fraction(leaf.demand if leaf.limit is None else min(leaf.demand, leaf.limit))
@@ -139,7 +159,7 @@ def _leftover(capacity: int, batch: list[LeafClaim], pools: Mapping[str, PoolCla
         for path in (leaf.owner, HOST, *(f"pool/{name}" for name in _upwards(leaf.pool, pools))):
             found.amounts[path] = found.amounts.get(path, Fraction(0)) + amount
     if division.state is not State.UNCONTENDED:
-        found.contended[HOST] = True
+        found.contended[home] = True
 
 
 def _upwards(pool: str, pools: Mapping[str, PoolClaim]) -> Iterator[str]:

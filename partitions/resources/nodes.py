@@ -108,12 +108,8 @@ class _Tree:
         for name, pool in self.pools.items():
             figures = pool_figures("cpu", pool)
             limit = None if figures.limit is None else self._time(figures.limit)
-            if pool.processors:
-                from partitions.topology_units import parse_processors
-
-                most = len(parse_processors(pool.processors)) * self.window.length
-                limit = most if limit is None else min(limit, most)
-            found[name] = PoolClaim(pool.parent, self._time(figures.reservation), limit, figures.shares)
+            own = self._time(figures.dedicated)
+            found[name] = PoolClaim(pool.parent, self._time(figures.reservation), limit, figures.shares, own)
         return found
 
     def _leaf_claims(self) -> Iterator[LeafClaim]:

@@ -44,11 +44,12 @@ class Steps:
         """Other figures, another place. Raises `ResourceError` at `key`."""
         home = node.parent
         assert home is not None, "the host does not change"
-        before = (node.reservation, node.limit, node.shares, node.demand, node.expandable)
+        before = (node.reservation, node.limit, node.shares, node.demand, node.expandable, node.dedicated)
         after = (
             *(figures.reservation, figures.limit, figures.shares),
             node.demand if figures.demand is None else figures.demand,
             node.expandable if grows is None else grows,
+            figures.dedicated,
         )
         if before == after and home is parent:
             return
@@ -58,6 +59,7 @@ class Steps:
             limit=figures.limit,
             shares=figures.shares,
             expandable=grows,
+            dedicated=figures.dedicated,
             parent=parent,
         )
         if isinstance(answer, Refused):
@@ -66,7 +68,9 @@ class Steps:
 
         def back() -> None:
             node.move(home)
-            node.change(reservation=before[0], limit=before[1], shares=before[2], expandable=before[4])
+            node.change(
+                reservation=before[0], limit=before[1], shares=before[2], expandable=before[4], dedicated=before[5]
+            )
             node.demand = before[3]
 
         self._undo.append(back)

@@ -227,9 +227,10 @@ class Resources:
         parents = self._pools[table.parent].nodes if table.parent else self.roots
         for kind in KINDS:
             figures = pool_figures(kind, table)
-            answer = admission.admit(parents[kind], figures.reservation)
+            answer = admission.admit(parents[kind], figures.claim)
             if isinstance(answer, Refused):
-                raise ResourceError(f"pool/{table.name}", f"{kind}.reserve", lacking(kind, answer))
+                key = "processors" if figures.dedicated else f"{kind}.reserve"
+                raise ResourceError(f"pool/{table.name}", key, lacking(kind, answer))
         self._groups += 1
         nodes = {
             kind: parents[kind].add(
@@ -239,10 +240,10 @@ class Resources:
                 limit=figures.limit,
                 shares=figures.shares,
                 expandable=expandable(kind, table),
+                dedicated=figures.dedicated,
             )
             for kind in KINDS
         }
-        nodes["cpu"].dedicated = bool(table.processors)
         self._pools[table.name] = _Pool(table, self._groups, nodes)
         self._schedule_pool(table.name)
         for kind, node in nodes.items():
@@ -305,9 +306,9 @@ class Resources:
         with Steps() as steps:
             for kind in KINDS:
                 figures, grows = pool_figures(kind, table), expandable(kind, table)
-                steps.rearrange(kind, f"{kind}.reserve", pool.nodes[kind], figures, parents[kind], grows=grows)
+                key = "processors" if figures.dedicated and "processors" in values else f"{kind}.reserve"
+                steps.rearrange(kind, key, pool.nodes[kind], figures, parents[kind], grows=grows)
         before, pool.table = pool.table, table
-        pool.nodes["cpu"].dedicated = bool(table.processors)
         if before.cpu != table.cpu or before.parent != table.parent or before.processors != table.processors:
             self._schedule_pool(name)
         for kind, node in steps.changed:

@@ -222,6 +222,12 @@ def test_all_keys(folder: Path) -> None:
             HOST + vm("a", "cpu = { reserve = 100 }\nprocessors = 2") + pool("p", 'processors = "0-2"'),
             "line 2: host.logical_processors: the host has 400 %, its VMs and pools together reserve 500 %",
         ),
+        (
+            HOST
+            + vm("web", 'pool = "a"\ncpu = { reserve = 80 }')
+            + pool("a", 'processors = "0-1"\ncpu = { limit = 50 }'),
+            "cpu.reserve: cannot be granted even to this VM alone: pool/a 50 % of its limit of 50 % free -> needs 80 %",
+        ),
     ],
 )
 def test_refusals(folder: Path, text: str, expected: str) -> None:

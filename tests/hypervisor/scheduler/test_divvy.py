@@ -257,12 +257,58 @@ def test_a_reservation_is_good_below_a_pool_that_has_none() -> None:
 def test_processors_of_its_own_are_not_lent() -> None:
     """What a pool has for itself nobody else gets, however idle it is, and it gets nothing else."""
     root = Node.host(4)
-    own = root.add("pool/own", inner=True, reservation=2, limit=2)
-    own.dedicated = True
+    own = root.add("pool/own", inner=True, reservation=2, limit=2, dedicated=2)
     inside = own.add("vm/a", demand=1, active=True)
     other = root.add("vm/b", active=True)
     amounts = entitle(root, 4)
-    assert (amounts[own], amounts[inside], amounts[other]) == (2, 1, 2)
+    assert [amounts[node] for node in (root, own, inside, other)] == [3, 1, 1, 2]
+    inside.demand = None
+    own.change(reservation=2, limit=2, shares=1, dedicated=3)
+    amounts = entitle(root, 4)
+    assert [amounts[node] for node in (root, own, inside, other)] == [3, 2, 2, 1], "its limit leaves the third idle"
+    inside.batch = True
+    amounts = entitle(root, 4)
+    assert [amounts[node] for node in (root, own, inside, other)] == [3, 2, 2, 1], "and nobody else's batch has it"
+    own.change(reservation=0, limit=None, shares=1, dedicated=5)
+    assert entitle(root, 4)[other] == 0, "more than there is"
+
+
+parts = st.lists(
+    st.tuples(st.integers(0, 9), st.none() | st.integers(9, 40), st.integers(1, 500), st.none() | st.integers(0, 99)),
+    max_size=4,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(parts, st.lists(st.tuples(parts, st.integers(1, 50), st.none() | st.integers(1, 50)), max_size=3), st.booleans())
+def test_each_with_something_of_its_own_is_a_host_by_itself(
+    shared: list[tuple[int, int | None, int, int | None]],
+    apart: list[tuple[list[tuple[int, int | None, int, int | None]], int, int | None]],
+    batch: bool,
+) -> None:
+    """What is due to whom in such a pool, and beside it, is as if each had a host of its own of that size."""
+    sizes = [60, *(own if limit is None else min(own, limit) for _, own, limit in apart)]
+    together = Node.host(60 + sum(own for _, own, _ in apart))
+    places = [together]
+    for number, (_, own, _) in enumerate(apart, 1):
+        most = sizes[number]
+        places.append(together.add(f"pool/{number}", inner=True, reservation=most, limit=most, dedicated=own))
+    expected: list[Fraction] = []
+    nodes: list[Node] = []
+    sums: list[Fraction] = []
+    for place, size, shape in zip(places, sizes, [shared, *(one for one, _, _ in apart)], strict=True):
+        alone = Node.host(size)
+        for root, made in ((alone, list[Node]()), (place, nodes)):
+            for number, (low, limit, weight, demand) in enumerate(shape):
+                leaf = root.add(f"vm/{number}", reservation=low, limit=limit, shares=weight, demand=demand, active=True)
+                leaf.batch = batch and number % 2 == 1
+                made.append(leaf)
+        due = entitle(alone, size)
+        sums.append(due[alone])
+        expected += [due[leaf] for leaf in alone.children.values()]
+    found = entitle(together, together.reservation)
+    assert [found[node] for node in nodes] == expected
+    assert [found[place] for place in places] == [sum(sums), *sums[1:]]
 
 
 def test_leftover() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +86,23 @@ def test_batch_counts_in_its_pools() -> None:
     pools = {"outer": PoolClaim("", 0, 50, 100), "inner": PoolClaim("outer", 0, None, 100)}
     found = divided(100, pools, [leaf("vm/n", 20, pool="inner"), leaf("vm/b", 100, pool="inner", batch=1)])
     assert found.amounts == {"host": 50, "pool/outer": 50, "pool/inner": 50, "vm/n": 20, "vm/b": 30}
+
+
+def test_a_pool_with_processors_of_its_own_shares_with_nobody() -> None:
+    """Neither what it leaves idle nor what its limit keeps from it is due to others, and batch gets that of its own."""
+    pools = {"own": PoolClaim("", 150, 150, 100, own=200), "kid": PoolClaim("own", 0, 120, 300)}
+    others = [leaf("vm/b", 300, shares=300), leaf("vm/c", 300)]
+    inside = [leaf("vm/a", 30, pool="own"), leaf("vm/k", 200, pool="kid")]
+    found = divided(400, pools, [*others, *inside[:1]]).amounts
+    assert found == {"host": 230, "pool/own": 30, "pool/kid": 0, "vm/a": 30, "vm/b": 150, "vm/c": 50}
+    divisions = divided(400, pools, [*others, *inside])
+    mine = {"pool/own": 150, "pool/kid": 120, "vm/k": 120, "vm/a": 30}
+    assert divisions.amounts == mine | {"host": 350, "vm/b": 150, "vm/c": 50}
+    assert divisions.contended == {"host": True, "pool/own": False, "pool/kid": True}
+    batch = [leaf("vm/x", 100, pool="own", batch=1), leaf("vm/y", 100, pool="own", shares=300, batch=1)]
+    found = divided(400, pools, [leaf("vm/b", 300), inside[0], *batch, leaf("vm/z", 300, batch=1)]).amounts
+    assert [found[f"vm/{name}"] for name in "abxyz"] == [30, 200, 30, 90, 0]
+    assert (found["host"], found["pool/own"]) == (350, 150)
 
 
 TOPOLOGY = """
@@ -232,6 +250,65 @@ async def test_the_limit_of_several_devices(tmp_path: Path, autojump_clock: Mock
         assert node.disk.reserve == 14
         limits = (300, 300_000) if node is both else (None, None)
         assert (node.disk.limit, node.network.limit) == limits
+
+
+def filled(capacity: float, wants: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Weights and most of each, by halving what a weight is worth."""
+    low, high = 0.0, capacity
+    for _ in range(60):
+        worth = (low + high) / 2
+        if sum(min(worth * weight, most) for weight, most in wants.values()) > capacity:
+            high = worth
+        else:
+            low = worth
+    return {name: min(low * weight, most) for name, (weight, most) in wants.items()}
+
+
+async def test_e7_cpu_groups_with_affinity(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A group of 4 processors at 50 % of them: its two busy VMs get, and are due, 25 % of the four each. What a group
+    cannot use or does not want is due to nobody else.
+    """
+    (tmp_path / "busy.py").write_text(
+        "async def main(guest):\n    for cpu in guest.cpus:\n        guest.start_soon(cpu.run, 1000)\n"
+        "    await guest.sleep(1000)\n"
+    )
+    text = """[host]
+    logical_processors = 7
+    [[pool]]
+    name = "half"
+    processors = "0-3"
+    cpu = { limit = 200 }
+    [[pool]]
+    name = "idle"
+    processors = "4"
+    """
+    vms = [("a", 4, "half", 100, 100), ("b", 4, "half", 100, 100), ("i", 1, "idle", 100, 30)]
+    vms += [("o", 2, "", 100, 100), ("p", 2, "", 300, 60)]
+    for name, count, pool, weight, limit in vms:
+        text += (
+            f'[[vm]]\nname = "{name}"\nprogram = "busy.py"\nmemory = "4MiB"\nprocessors = {count}\npool = "{pool}"\n'
+        )
+        text += f"cpu = {{ weight = {weight}, limit = {limit} }}\n"
+    expected: dict[str, float] = {}
+    for pool, size in (("half", 200), ("idle", 100), ("", 200)):
+        inside = [vm for vm in vms if vm[2] == pool]
+        expected |= filled(size, {name: (weight * count, limit * count) for name, count, _, weight, limit in inside})
+    assert (expected["a"], expected["i"]) == pytest.approx((100, 30))
+    expected |= {"half": 200, "idle": 30, "host": sum(expected.values())}
+    async with open_host(parse_topology(text, tmp_path)) as host:
+        with Sampler(host) as sampler:
+            await host.start_all()
+            await trio.sleep(0.5)
+            sampler.sample()
+            await trio.sleep(1)
+            nodes = sampler.sample().nodes
+            # As the trees of admission have it, where those that are on count with all that they could use.
+            live = host.resources.entitled("cpu")
+        host.turn_all_off()
+    assert {node.name: node.cpu.entitled for node in nodes} == pytest.approx(expected, abs=0.01)
+    assert {node.name: node.cpu.delivered for node in nodes} == pytest.approx(expected, abs=1)
+    for node, (amount, _) in live.items():
+        assert amount / 65536 * 100 == pytest.approx(expected[node.name.rpartition("/")[2]], abs=0.01)
 
 
 async def test_a_vm_that_leaves_is_counted_once(tmp_path: Path, autojump_clock: MockClock) -> None:

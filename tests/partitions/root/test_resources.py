@@ -16,6 +16,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.host import Host, StartFailed, open_host
 from partitions.topology import parse_topology
+from partitions.topology_controls import PoolTable
 from partitions.topology_figures import KINDS
 from partitions.topology_schema import CpuTable, DiskTable, IopsTable, Size, Topology, VmTable
 from tests.doubles.root import idle
@@ -276,6 +277,40 @@ async def test_pools_come_and_go(folder: Path, autojump_clock: trio.abc.Clock) -
         resources.set("vm/a", "pool", "host")
         resources.remove_pool("new")
         assert resources.roots["cpu"].used == 0
+
+
+async def test_a_pool_with_processors_of_its_own(folder: Path, autojump_clock: trio.abc.Clock) -> None:
+    """They are taken of the host's, all of them; what can be reserved in it is what its limit leaves."""
+    text = "[host]\nlogical_processors = 4\n" + '[[pool]]\nname = "own"\nprocessors = "0-1"\ncpu = { limit = 50 }\n'
+    text += vm("in", 'pool = "own"\ncpu = { reserve = 40 }') + vm("out", "processors = 2\ncpu = { reserve = 100 }")
+    async with opened(folder, text) as host:
+        await host.start_all()
+        resources = host.resources
+        root, own = resources.roots["cpu"], resources.node("cpu", "pool/own")
+        assert (root.used, own.reservation, own.limit, own.claim) == (4 * LP, LP // 2, LP // 2, 2 * LP)
+        before = used(host)
+        for path, key, value, words in (
+            ("vm/in", "cpu.reserve", 60, "own 50 % of its limit of 50 % free -> needs 60 %"),
+            ("pool/own", "cpu.limit", 30, "own 0 % of its limit of 30 % free -> needs 40 %"),
+            ("pool/own", "processors", "0-2", "own.processors: cannot be granted: host 200 % of 400 % free"),
+        ):
+            with pytest.raises(ResourceError, match=words):
+                resources.set(path, key, value)
+            assert used(host) == before
+            assert own.dedicated == 2 * LP
+        with pytest.raises(ResourceError, match=r"pool/more.processors: cannot be granted"):
+            resources.add_pool(PoolTable(name="more", processors="2"))
+        resources.set("pool/own", "cpu.limit", 0)
+        assert (own.reservation, own.claim, root.used) == (2 * LP, 2 * LP, 4 * LP)
+        resources.set("pool/own", "processors", "1")
+        assert (own.reservation, own.claim, root.used) == (LP, LP, 3 * LP)
+        resources.set("pool/own", "processors", "")
+        assert (own.reservation, own.claim, own.dedicated) == (0, LP * 40 // 100, 0)
+        resources.add_pool(PoolTable(name="more", processors="2"))
+        assert root.used == 3 * LP + LP * 40 // 100
+        host.turn_all_off()
+        await host.wait_all()
+        assert root.used == LP
 
 
 async def test_the_processor_scheduler_is_told(folder: Path, autojump_clock: trio.abc.Clock) -> None:
