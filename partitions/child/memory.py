@@ -4,12 +4,13 @@
 
 Programs of a model guest do not really fill their memory: they say how much they use, as they say how long they work,
 and the kernel keeps real pages for it, and tells the hypervisor which of them were accessed. Memory short, the kernel
-drops its cache, then swaps, which takes time, for its own needs too. A page that is swapped out comes in again when it
-is touched, if there is room by then.
+drops its cache, then swaps, which takes time, for its own needs too, and for the balloon. A page that is swapped out
+comes in again when it is touched, if there is room by then.
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hypervisor.pages import PAGE_SHIFT, PAGE_SIZE
@@ -53,6 +54,9 @@ class Memory:
         self._balloon = 0
         self.swap_size = 2 * self._boot << PAGE_SHIFT
         """Bytes that can be swapped out: as people size it, twice the memory."""
+        self.swap_seed = 0
+        """Decides which of the pages that programs do not use are swapped out for the balloon."""
+        self._chance: Random | None = None
         self.hot_add = True
         """Whether this guest ever takes memory that is added."""
 
@@ -179,6 +183,38 @@ class Memory:
         """The kernel's pages and the programs'."""
         return self.total - self.available - self._balloon + self._swapped
 
+    @property
+    def swappable(self) -> int:
+        """Programs' pages that could be swapped out."""
+        return max(0, min(self._resident.total, (self.swap_size >> PAGE_SHIFT) - self._swapped))
+
+    @property
+    def swapped_pages(self) -> int:
+        """What the page file holds."""
+        return self._swapped
+
+    def swap_out(self, count: int) -> float:
+        """Programs' pages become free: at random out of those that were not touched last, then of the others.
+
+        Whole units of the balloon as far as there are some, so that it is not made of single pages.
+        """
+        left = count = min(count, self.swappable)
+        if self._chance is None:
+            self._chance = Random(self.swap_seed)
+        for runs in self._by_use():
+            whole, rest = _units(runs)
+            self._chance.shuffle(whole)
+            first = left // BALLOON_UNIT
+            rest += whole[first : first + 1]
+            self._chance.shuffle(rest)
+            for run in whole[:first] + rest:
+                if not left:
+                    break
+                gone = Pages(run.first, min(run.count, left))
+                self._swap_run(gone)
+                left -= gone.count
+        return count * SWAP_SECONDS
+
     def take(self, count: int) -> Pages | None:
         """Pages for the balloon: of added memory first, then from the top."""
         run = self._take_added(count) or self._take_boot(count)
@@ -234,11 +270,25 @@ class Memory:
             return
         for run in self._resident:
             if run.count >= count and run.first + count <= self._boot:
-                taken = Pages(run.first, count)
-                self._resident.remove(taken)
-                self._free(taken)
-                self._swapped += count
+                self._swap_run(Pages(run.first, count))
                 return
+
+    def _swap_run(self, run: Pages) -> None:
+        self._resident.remove(run)
+        self._free(run)
+        self._swapped += run.count
+
+    def _by_use(self) -> tuple[list[Pages], list[Pages]]:
+        """What programs have in memory: what was not touched last, and what was."""
+        left, idle, active = self._active, [], []
+        for run in self._resident:
+            used = min(left, run.count)
+            left -= used
+            if used:
+                active.append(Pages(run.first, used))
+            if used < run.count:
+                idle.append(Pages(run.first + used, run.count - used))
+        return idle, active
 
     def _free(self, run: Pages) -> None:
         boot = min(run.end, self._boot) - run.first
@@ -260,6 +310,17 @@ class Memory:
         spent = pages * SWAP_SECONDS
         await self._platform.sleep(spent)
         return spent
+
+
+def _units(runs: list[Pages]) -> tuple[list[Pages], list[Pages]]:
+    """The balloon's units in these runs, and what lies around them."""
+    whole, rest = [], []
+    for run in runs:
+        start = min(-(-run.first // BALLOON_UNIT) * BALLOON_UNIT, run.end)
+        end = max(start, run.end // BALLOON_UNIT * BALLOON_UNIT)
+        whole += [Pages(first, BALLOON_UNIT) for first in range(start, end, BALLOON_UNIT)]
+        rest += [Pages(first, last - first) for first, last in ((run.first, start), (end, run.end)) if first < last]
+    return whole, rest
 
 
 def _pages(size: int) -> int:

@@ -78,6 +78,7 @@ class Source:
             target=state.target,
             ballooned=state.ballooned,
             added=state.added,
+            swapped=state.swapped,
             cause=state.cause,
             pressure=None if state.pressure is None else float(state.pressure),
             minimum=state.minimum,

@@ -247,6 +247,7 @@ class _Tree:
             ballooned=_sum_known([row.memory.ballooned for row in rows]),
             demand=_sum_known([row.memory.demand for row in rows]),
             active=_sum_known([row.memory.active for row in rows]),
+            swapped=_sum_known([row.memory.swapped for row in rows]),
             target=_sum_known([row.memory.target for row in rows]),
         )
         network = None if not networks else add_counts([Network(), *networks], elapsed=length)

@@ -146,6 +146,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     """What its balloon holds: in esxtop MCTLSZ."""
     added: Whole | None = None
     """What was added to what it was built with, and is there."""
+    swapped: Whole | None = None
+    """What its guest says that its page files hold: of a model guest what is swapped out; Linux always says 0."""
     cause: str = ""
     """Why it has less than it was built with: idle, host, limit, asked."""
     pressure: Real | None = None

@@ -36,6 +36,8 @@ class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
     """100 x demand / assigned: "Current Pressure"."""
     ballooned: int
     added: int
+    swapped: int | None
+    """What its guest says that its page files hold: of a model guest what is swapped out. None before it has said."""
     added_memory: int
     """All that it ever got while it ran: "Added Memory"."""
     removed_memory: int
@@ -64,6 +66,7 @@ def fixed_memory(settings: VmTable) -> MemoryState:
         pressure=None,
         ballooned=0,
         added=0,
+        swapped=None,
         added_memory=0,
         removed_memory=0,
         driver="none",
@@ -84,6 +87,7 @@ def shown(state: MemoryState, *, last_refusal: str | None = None, **counters: in
         "target": state.target,
         "ballooned": state.ballooned,
         "added": state.added,
+        "swapped": state.swapped,
         "current_pressure": state.pressure,
         **{name: counters.get(name) for name in names[1:]},
         "added_memory": state.added_memory,

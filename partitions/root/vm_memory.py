@@ -102,6 +102,7 @@ class VmMemory:
         self._period_ends = 0
         """By its own clock."""
         self.available: int | None = None
+        self.swapped: int | None = None
         self._given = 0
         """Pages in the balloon that the host's account has."""
         self._rest_until = 0
@@ -243,6 +244,7 @@ class VmMemory:
             pressure=pressure(self.demand, self.assigned),
             ballooned=self.ballooned * _PAGE,
             added=self.added * _PAGE,
+            swapped=None if self.swapped is None else self.swapped * _PAGE,
             added_memory=self.added_total * _PAGE,
             removed_memory=self.removed_total * _PAGE,
             driver=self.driver,
@@ -413,6 +415,7 @@ class VmMemory:
         most = 4 * max(self.maximum, self.ram.total)
         self.demand = min(max(0, report.committed - self._given - returning), most)
         self.available = min(report.available, self.ram.total)
+        self.swapped = report.page_file
         now = pressure(self.demand, self.assigned)
         if now is not None:
             self._pressure.add(now)
@@ -468,7 +471,7 @@ class VmMemory:
             self._account(-self._given)
         if offered is not None:
             self.ram.add(offered)
-        self.demand = self.available = self.target = None
+        self.demand = self.available = self.swapped = self.target = None
 
     # --- its end
 
@@ -476,7 +479,7 @@ class VmMemory:
         """The guest begins again with what it was built with; nobody serves its device."""
         self._more.begin_anew()
         self.ram = PageSet(Pages(0, self.startup))
-        self.demand = self.available = self.target = None
+        self.demand = self.available = self.swapped = self.target = None
         self.sample(on=False)
         self._rest_until = 0
         self._last_short = ""

@@ -1,8 +1,11 @@
 """The guest's end of a dynamic memory channel, with no Trio in it, after Linux's hv_balloon. Child side.
 
 Pages leave in units of 2 MiB and then of 4 KiB, until what was asked for is there or the guest has no more than its
-floor available. Memory that is added goes to the kernel at once. What the driver reports as committed counts its
-balloon and its floor, since a host takes what is committed for what is needed.
+floor: what is free first, then what the kernel can swap out for it. Without swap Linux's driver stops at the floor of
+free memory, and so does this one; with swap, pages of programs that could be swapped out count as well, since they are
+there for whoever needs them. Memory that is added goes to the kernel at once. What the driver reports as committed
+counts its balloon and its floor, since a host takes what is committed for what is needed; its page file is as large as
+what is in it.
 """
 
 from __future__ import annotations
@@ -70,6 +73,17 @@ class PageHeap(Protocol):
     def committed(self) -> int:
         """In use by the kernel and by programs, swapped out or not; not the balloon's."""
 
+    @property
+    def swapped_pages(self) -> int:
+        """Of programs' pages, those that are not in memory."""
+
+    @property
+    def swappable(self) -> int:
+        """Of programs' pages in memory, as many as there is room for where they would be swapped out to."""
+
+    def swap_out(self, count: int) -> float:
+        """Make `count` of the swappable pages free; the seconds that it takes."""
+
     def take(self, count: int) -> Pages | None:
         """`count` adjacent pages out of use, a unit of 2 MiB at a multiple of its size; None where there are none."""
 
@@ -99,6 +113,7 @@ class BalloonDriver:
         self.most_pages = 0
         """That the host will ever give, if it has said so."""
         self._transaction = 0
+        self._busy = 0.0
 
     def begin(self) -> Packet:
         """The first version. Another follows where that is refused."""
@@ -110,7 +125,12 @@ class BalloonDriver:
         """How much memory the guest needs."""
         heap = self._heap
         committed = heap.committed + self.ballooned.total + floor_pages(heap.total)
-        return self._message(MemoryType.STATUS_REPORT, MemoryStatus(heap.available, committed))
+        return self._message(MemoryType.STATUS_REPORT, MemoryStatus(heap.available, committed, heap.swapped_pages))
+
+    def busy(self) -> float:
+        """Seconds that what was last taken keeps the driver busy before it can answer; asked for once."""
+        busy, self._busy = self._busy, 0.0
+        return busy
 
     def take(self, untrusted: Packet) -> list[Packet]:
         """A host's packet; what to answer. Raises `WireError`."""
@@ -144,7 +164,9 @@ class BalloonDriver:
     def _inflate(self, wanted: int) -> list[Packet]:
         """All messages of the answer: fewer pages where the floor is reached."""
         heap = self._heap
-        left = min(wanted, max(0, heap.available - floor_pages(heap.total)))
+        left = min(wanted, max(0, heap.available + heap.swappable - floor_pages(heap.total)))
+        if left > heap.available:
+            self._busy += heap.swap_out(left - heap.available)
         messages: list[list[Pages]] = [[]]
         unit = BALLOON_UNIT
         while left:

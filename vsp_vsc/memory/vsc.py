@@ -36,7 +36,10 @@ async def open_memory(channel: Channel, platform: MemoryPlatform) -> AsyncIterat
         with contextlib.suppress(trio.ClosedResourceError):  # closed at our own end: the driver is being stopped
             while True:
                 for packet in await channel.receive_batch():
-                    await channel.send_batch(driver.take(packet))
+                    answers = driver.take(packet)
+                    if busy := driver.busy():
+                        await platform.sleep(busy)
+                    await channel.send_batch(answers)
 
     async def report() -> None:
         with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):

@@ -20,7 +20,7 @@ from partitions.resources.measure import (
 from partitions.resources.sample import Cpu, Disk, Network, Node
 
 NOT_KNOWN = (
-    *("uptime", "exit_code", "demand", "entitled", "reserve", "limit", "weight", "contended", "worth"),
+    *("uptime", "exit_code", "demand", "entitled", "reserve", "limit", "weight", "contended", "worth", "swapped"),
     *("active", "target", "ballooned", "added", "pressure", "minimum", "maximum", "free", "capacity", "state"),
 )
 NODE = Node(

@@ -204,12 +204,69 @@ async def test_what_programs_touch_is_told() -> None:
     assert platform.touches == []
 
 
-@given(st.lists(st.tuples(st.sampled_from(["use", "release", "in", "out", "add"]), st.integers(1, 3000)), max_size=20))
-def test_pages_are_somewhere_and_once(steps: list[tuple[str, int]]) -> None:
-    """I12: kernel, programs, balloon and free pages are all that there are; the balloon never goes below the floor."""
+@pytest.mark.parametrize(
+    ("ram", "floor"),
+    [(32, 24), (128, 72), (512, 168), (2048, 360), (8192, 744), (32768, 1512)],
+)
+async def test_a_guest_that_uses_all_swaps_down_to_the_floor(ram: int, floor: int) -> None:
+    """E28 for a guest with swap: the balloon stops where free pages and those that programs could do without are as
+    many as the floor; what is swapped out is what programs have no memory for, to the page. Without swap: nothing.
+    """
+    heap = Platform(ram).heap
+    memory = BalloonDriver(heap)
+    await heap.use((ram - 1) << 20)
+    for swap, given_up in ((0, 0), (1 << 40, (ram - 1 - floor) * MIB)):
+        heap.swap_size = swap
+        memory.take(packet(6, struct.pack("<II", 0xFFFF_FFFF, 0)))
+        assert memory.ballooned.total == heap.swapped_pages == given_up
+        assert memory.busy() == pytest.approx(given_up * 0.000_1)
+        assert memory.busy() == 0
+    assert (heap.available, heap.used) == (0, (ram - 1) << 20)
+    assert struct.unpack_from("<Q", memory.report().payload, 24) == (given_up,)
+
+
+async def test_free_pages_go_before_used_ones_and_idle_ones_before_active_ones() -> None:
+    """Chosen by the guest's seed, in the balloon's units as far as there are some; what is touched last stays."""
+
+    async def ballooned(seed: int, mebibytes: int, active: int = 80) -> tuple[Memory, list[Pages]]:
+        heap = Platform(300).heap
+        heap.swap_seed = seed
+        await heap.use(259 << 20)
+        await heap.touch(active << 20)
+        memory = BalloonDriver(heap)
+        memory.take(packet(6, struct.pack("<II", mebibytes * MIB, 0)))
+        assert memory.ballooned.total == mebibytes * MIB
+        return heap, list(memory.ballooned)
+
+    heap, _ = await ballooned(0, 40)
+    assert heap.swapped == 0
+    heap, runs = await ballooned(0, 41)
+    assert (heap.swapped, heap.used, heap.available) == (1 << 20, 259 << 20, 0)
+    heap, runs = await ballooned(0, 140)
+    assert heap.swapped == 100 << 20
+    active = [run for run in heap._resident if run.first < (41 + 80) * MIB]
+    assert active[0].first == 41 * MIB
+    assert active[0].count >= 80 * MIB
+    assert len(runs) <= 55
+    assert runs == (await ballooned(0, 140))[1] != (await ballooned(1, 140))[1]
+    heap, _ = await ballooned(0, 180, active=200)
+    assert (heap.swapped, heap.active) == (140 << 20, 119 << 20)
+    assert not heap._resident.meets(Pages(241 * MIB, 59 * MIB))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["use", "release", "in", "out", "add"]), st.integers(1, 3000)), max_size=20),
+    st.sampled_from([0, 1 << 20, 1 << 40]),
+)
+def test_pages_are_somewhere_and_once(steps: list[tuple[str, int]], swap: int) -> None:
+    """I12: kernel, programs, balloon and free pages are all that there are; the balloon never goes below the floor.
+
+    Nor does it have programs use more or less, or swap where there is no room for it, or while there are free pages.
+    """
     memory = driver(48)
     heap = memory._heap
     assert isinstance(heap, Memory)
+    heap.swap_size = swap
     for what, pages in steps:
         match what:
             case "use":
@@ -218,9 +275,11 @@ def test_pages_are_somewhere_and_once(steps: list[tuple[str, int]]) -> None:
             case "release":
                 heap.release(pages << 12)
             case "in":
-                before = heap.available
+                before, could, used, out = heap.available, heap.swappable, heap.used, heap.swapped
                 memory.take(packet(6, struct.pack("<II", pages, 0)))
-                assert heap.available >= min(before, floor_pages(heap.total))
+                assert heap.available + heap.swappable >= min(before + could, floor_pages(heap.total))
+                assert heap.used == used
+                assert out == heap.swapped or (heap.available == 0 and heap.swapped <= swap)
             case "out":
                 runs = memory.ballooned.take(pages, longest=1 << 20, most=100)
                 for run in runs:
