@@ -131,9 +131,12 @@ async def test_controls_come_and_go_with_guests_that_run() -> None:
             assert times(host)[0].run - before == pytest.approx(got * 1e9, abs=20_000_000)
             scheduler.set_partition(partition.id)
             assert not vcpus(made)[0].held
-            (free,) = await ran(made, 0.1)
-            assert free > 0.02
+            since = vcpus(made)[0].cpu_time()
+            while vcpus(made)[0].cpu_time() < since + 20_000_000:  # which a busy machine may take long for
+                await trio.sleep(0.005)
+            assert not vcpus(made)[0].held
+            born = partition.vps[0].born
+            earliest = host.hypervisor.clock() - born
             account = times(host)[0]
-            assert sum((account.run, account.ready, account.capped, account.halted)) == pytest.approx(
-                (host.hypervisor.clock() - partition.vps[0].born) * 100, abs=5_000_000
-            )
+            latest = host.hypervisor.clock() - born
+            assert earliest * 100 <= account.life <= latest * 100
