@@ -118,7 +118,7 @@ async def test_a_guest_that_is_held_is_paused_reset_and_turned_off_as_any_other(
 async def test_controls_come_and_go_with_guests_that_run() -> None:
     """A cap that is set holds at once; where the last control is taken back, nobody is held any more."""
     made: list[KvmBackend] = []
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with host_of([SPIN], made) as host:
             await host.start_all()
             (partition,) = (it for it in host.hypervisor.partitions.values() if it is not host.hypervisor.root)
@@ -131,9 +131,9 @@ async def test_controls_come_and_go_with_guests_that_run() -> None:
             assert times(host)[0].run - before == pytest.approx(got * 1e9, abs=20_000_000)
             scheduler.set_partition(partition.id)
             assert not vcpus(made)[0].held
-            since = vcpus(made)[0].cpu_time()
-            while vcpus(made)[0].cpu_time() < since + 20_000_000:  # which a busy machine may take long for
-                await trio.sleep(0.005)
+            free = 0.0
+            while free < 0.02:  # which may take long on a busy machine
+                free += sum(await ran(made, 0.005))
             assert not vcpus(made)[0].held
             born = partition.vps[0].born
             earliest = host.hypervisor.clock() - born
