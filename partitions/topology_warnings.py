@@ -45,6 +45,7 @@ def control_warnings(topology: Topology, source: Callable[[], str] = str) -> lis
     for rule in (
         _more_processors_than_there_are,
         _limits_without_effect,
+        _more_than_a_limit_at_first,
         _iops_of_nothing,
         _bandwidth_of_nothing,
         _light_and_heavy,
@@ -89,6 +90,16 @@ def _limits_without_effect(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
         if own is not None and around is not None and own > around[1]:
             reason = f"has no effect: its pool/{around[0]} may have {processor_words(around[1])}"
             yield ("vm", index, "cpu", "limit"), reason
+
+
+def _more_than_a_limit_at_first(topology: Topology) -> Iterator[tuple[KeyPath, str]]:
+    """Memory of a VM that its pool may not have: its balloon has to make up for it, though its host may have enough."""
+    for index, vm in enumerate(topology.vm):
+        around = None if vm.dynamic_memory is None else _around(topology, "memory", vm_pool("memory", vm))
+        if around is not None and int(vm.memory) > around[1]:
+            most = WORDS["memory"](around[1])
+            reason = f"it starts with more than the {most} of pool/{around[0]}, until its guest gives the rest back"
+            yield ("vm", index, "memory"), reason
 
 
 def _around(topology: Topology, kind: Kind, pool: str) -> tuple[str, int] | None:

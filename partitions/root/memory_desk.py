@@ -216,12 +216,17 @@ class MemoryDesk:
             vm = self._vms[claim.name]
             vm.target = found[claim.name]
             vm.sweep(now)
-            step = vm.next_step(self.state, free)
+            room = None if shares is None else shares.room(claim.name)
+            most = free if room is None else min(free, max(0, room))
+            step = vm.next_step(self.state, most, over=max(0, -(room or 0)))
             if step.change is Change.NOTHING or not step.pages:
                 continue
             self._tell(vm, step.change, step.pages)
             vm.apply(step)
-            if step.change is not Change.BALLOON:
+            gives = step.change is Change.BALLOON
+            if shares is not None:
+                shares.moved(claim.name, -step.pages if gives else step.pages)
+            if not gives:
                 free = max(0, min(free - step.pages, self._free_pages() - self._wanted))
 
     def _claims(self, shares: PoolShares | None) -> list[Claim]:

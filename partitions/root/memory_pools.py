@@ -35,6 +35,8 @@ class PoolShares:
         """Bytes of a VM's that no tax is on."""
         self._demands: dict[Node, int] = {}
         """What it wants now; the tree has what its settings say."""
+        self._has: dict[Node, int] = {}
+        """Pages of all that is in a pool with a limit."""
         tables = resources.vms
         for name, node in self._nodes.items():
             if node.inner or not node.active:
@@ -48,6 +50,9 @@ class PoolShares:
             else:
                 demand = int(tables[name.removeprefix("vm/")].memory)
             self._demands[node] = demand
+            has = int(tables[name.removeprefix("vm/")].memory) >> PAGE_SHIFT if vm is None else vm.assigned
+            for pool in _limited(node):
+                self._has[pool] = self._has.get(pool, 0) + has
             self._in_use[node] = demand if claim is None else claim.in_use << PAGE_SHIFT
         self._most = entitle(self._root, _MORE_THAN_ANY, held=True, demands=self._demands)
 
@@ -58,6 +63,21 @@ class PoolShares:
             return None
         most = int(self._most[node]) >> PAGE_SHIFT
         return most if most < claim.wish else None
+
+    def room(self, name: str) -> int | None:
+        """Pages that a VM can have more before a pool around it has more than its limit; less than none where one has.
+
+        None where no pool has a limit.
+        """
+        node = self._nodes.get(f"vm/{name}")
+        pools = () if node is None else _limited(node)
+        return min([((pool.limit or 0) >> PAGE_SHIFT) - self._has.get(pool, 0) for pool in pools], default=None)
+
+    def moved(self, name: str, pages: int) -> None:
+        """A VM gets more, or is asked for some: it counts for those after it in the same round."""
+        node = self._nodes.get(f"vm/{name}")
+        for pool in () if node is None else _limited(node):
+            self._has[pool] = self._has.get(pool, 0) + pages
 
     def divide(self, capacity: int, claims: Sequence[Claim]) -> dict[str, int]:
         """A `Divide`; the capacity is the host's, not what is left for these."""
@@ -80,3 +100,15 @@ class PoolShares:
             holders = [Holder(child.shares, used[child], wanted[child].lo, most[child]) for child in below_it]
             amounts.update(zip(below_it, idle_tax_targets(amounts[node], holders, self._tax).amounts, strict=True))
         return amounts
+
+
+def tightest(resources: Resources, name: str) -> Node | None:
+    """The pool around a VM that leaves it least, by its limit alone; None where none has a limit."""
+    node = next((node for node in resources.roots["memory"].walk() if node.name == f"vm/{name}"), None)
+    pools = [] if node is None else _limited(node)
+    return min(pools, key=lambda pool: pool.limit or 0, default=None)
+
+
+def _limited(node: Node) -> list[Node]:
+    """The pools around it that have a limit."""
+    return [pool for pool in node.upwards() if pool.inner and pool.parent is not None and pool.limit is not None]

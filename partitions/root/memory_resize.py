@@ -73,6 +73,9 @@ async def _resize(memory: VmMemory, size: int, patience: float) -> None:
     if memory.dynamic and not memory.minimum <= pages <= memory.maximum:
         words = f"from {size_words(memory.minimum << PAGE_SHIFT)} to {size_words(memory.maximum << PAGE_SHIFT)}"
         raise CannotResize(f"{name}: memory must be {words}, is {size_words(size)}")
+    if memory.dynamic and (pool := memory.pool) is not None and pool.limit is not None and size > pool.limit:
+        words = f"{size_words(size)} are more than the limit of {pool.name}, {size_words(pool.limit)}"
+        raise CannotResize(f"{name}: memory: {words}; raise that, or ask for less")
     memory.pin(pages)
     with trio.move_on_after(patience):
         while not device.ready:

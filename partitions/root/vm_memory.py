@@ -34,6 +34,7 @@ from vsp_vsc.memory.session import Asked, Report
 from vsp_vsc.memory.vsp import MemoryVsp
 
 if TYPE_CHECKING:
+    from hypervisor.scheduler.tree import Node
     from partitions.root.vid import Vid, VmPartition
 
 ANSWER_SECONDS: Final = 60.0
@@ -161,6 +162,16 @@ class VmMemory:
     def driver(self) -> str:
         """How its driver is."""
         return self.device.state if self.answers else "does not answer"
+
+    @property
+    def pool(self) -> Node | None:
+        """The pool around it whose limit leaves it least, if there is any with a limit."""
+        resources = None if self._vid.resources is None else self._vid.resources.made
+        if resources is None or not resources.pools:
+            return None
+        from partitions.root.memory_pools import tightest
+
+        return tightest(resources, self.name)
 
     @property
     def refuses(self) -> bool:
@@ -339,12 +350,13 @@ class VmMemory:
             words = f"its guest has not answered a question about its memory ({asked}) for {ANSWER_SECONDS:.0f} s"
             self._vid.hypervisor.trace.warn(Layer.DEVICE, "memory_not_answered", self.partition_id, words)
 
-    def next_step(self, state: HostState, free: int) -> Step:
-        """What brings it nearer to its target."""
+    def next_step(self, state: HostState, free: int, over: int = 0) -> Step:
+        """What brings it nearer to its target; `over` is what a pool around it has above its limit."""
         if not self.device.idle:
             return Step()
         if self.pinned is not None:
-            return self.by_hand(self.pinned) if self.pinned != self.assigned else Step()
+            size = self.pinned if self.limit is None or not self.dynamic else min(self.pinned, self.limit)
+            return self.by_hand(size) if size != self.assigned else Step()
         if self.target is None:
             return Step()
         standing = Standing(
@@ -353,6 +365,7 @@ class VmMemory:
             least=self.minimum,
             room=min(self._more.room, max(0, self.maximum - self.ram.total)),
             balloons=not self._resting(),
+            over=over,
         )
         return step(self.target.pages, standing, state, free)
 
@@ -404,8 +417,8 @@ class VmMemory:
     # --- `MemoryOwner`
 
     def began(self) -> None:
-        """Somebody may wait for it."""
-        if self.pinned not in (None, self.assigned):
+        """Somebody may wait for it, or a pool have more than its limit since it started."""
+        if self.pinned not in (None, self.assigned) or (self.dynamic and self._settings.pool):
             self.wake()
 
     def reported(self, report: Report) -> None:

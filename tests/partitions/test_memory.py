@@ -403,6 +403,63 @@ async def test_a_limit_below_its_memory(autojump_clock: trio.abc.Clock) -> None:
         assert state(vm).assigned == 96 * MIB
 
 
+async def test_a_limit_holds_from_the_start(autojump_clock: trio.abc.Clock) -> None:
+    """E31 of a guest that uses all of its memory before anybody has asked for some: its kernel swaps for the balloon.
+
+    To the page, at once, and without a way around it for who asks for a size.
+    """
+
+    async def main(guest: Guest) -> None:
+        await guest.memory.use(90 * MIB)
+        await forever(guest)
+
+    table = dynamic("web", 32, 96, 128)
+    table.pool = "p"
+    pool = PoolTable(name="p", memory=PoolMemoryTable(limit=Size(65 * MIB)))
+    async with open_guests((table, main), pools=[pool]) as host:
+        vm = host["web"]
+        await vm.start()
+        await trio.sleep(3)
+        now = state(vm)
+        assert (now.assigned, now.ballooned, now.cause) == (65 * MIB, 31 * MIB, "limit")
+        assert (now.swapped or 0) // MIB == 26
+        assert host.vid.desk.figures().state == "high"
+        with pytest.raises(CannotResize, match=r"80 MiB are more than the limit of pool/p, 65 MiB"):
+            await vm.set_memory("80MiB")
+        assert (await vm.set_memory("62MiB")).assigned == 62 * MIB
+        host.resources.set("pool/p", "memory.limit", "60MiB")
+        await trio.sleep(2)
+        assert state(vm).assigned == 60 * MIB
+        assert (state(vm).swapped or 0) // MIB == 31
+
+
+async def test_nobody_grows_past_a_limit(autojump_clock: trio.abc.Clock) -> None:
+    """A pool never has more than its limit, also where one in it does not give what another is due."""
+
+    def program(use: int, swap: int) -> GuestMain:
+        async def main(guest: Guest) -> None:
+            guest.memory.swap_size = swap * MIB
+            await guest.memory.use(use * MIB)
+            await forever(guest)
+
+        return main
+
+    keeps, grows = dynamic("keeps", 32, 100, 256, weight=100), dynamic("grows", 32, 64, 256, weight=9000)
+    keeps.pool, grows.pool = "p", "q"
+    pools = [
+        PoolTable(name="p", memory=PoolMemoryTable(limit=Size(200 * MIB))),
+        PoolTable(name="q", parent="p"),
+    ]
+    async with open_guests((keeps, program(98, 0)), (grows, program(250, 1024)), pools=pools) as host:
+        await host.start_all()
+        for _ in range(20):
+            await trio.sleep(0.5)
+            assert sum(state(vm).assigned for vm in host.values()) <= 200 * MIB
+        has = [state(vm).assigned // MIB for vm in host.values()]
+        assert has == [100, 100]
+        assert (state(host["grows"]).target or 0) > 130 * MIB
+
+
 async def test_pools_share_memory(autojump_clock: trio.abc.Clock) -> None:
     """Pools 1:3 of what is left, VMs 1:1 inside of one; a pool's limit is kept to, and so is its reservation.
 

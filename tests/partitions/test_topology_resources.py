@@ -323,6 +323,23 @@ def test_names_of_other_hosts(folder: Path, text: str, expected: str) -> None:
         ),
         ("host = { disk_iops = 9 }\n" + pool("a", "disk = { weight = 200 }") + VM, []),
         (
+            pool("a", 'memory = { limit = "40MiB" }')
+            + pool("b", 'parent = "a"\nmemory = { limit = "64MiB" }')
+            + VM
+            + 'pool = "b"\nmemory = "64MiB"\ndynamic_memory = { minimum = "32MiB" }\n',
+            [
+                'pool[1] "b".memory.limit: has no effect: pool/a around it may have 40 MiB',
+                'vm[0] "web".memory: it starts with more than the 40 MiB of pool/a, until its guest gives the rest '
+                "back",
+            ],
+        ),
+        (
+            pool("a", 'memory = { limit = "64MiB" }')
+            + VM
+            + 'pool = "a"\nmemory = "64MiB"\ndynamic_memory = { minimum = "32MiB" }\n',
+            [],
+        ),
+        (
             HOST + VM + pool("a", "cpu = { limit = 900 }"),
             ['pool[0] "a".cpu.limit: has no effect: the host has 400 %'],
         ),

@@ -176,6 +176,8 @@ class Standing:
     """That can still be added."""
     balloons: bool = True
     """Its driver can give pages, and has not just said that it has none."""
+    over: int = 0
+    """That a pool around it has above its limit: what of it this VM has above its target, it gives at once."""
 
 
 @attrs.frozen
@@ -198,8 +200,9 @@ def step(target: int, standing: Standing, state: HostState, free: int) -> Step:
         return Step(Change.HOT_ADD, pages) if pages else Step()
     excess = assigned - max(target, standing.least)
     slack = max(BALLOON_UNIT, target // _SLACK) if state is HostState.HIGH else BALLOON_UNIT
-    if not standing.balloons or excess < slack:
+    over = min(excess, standing.over)
+    if not standing.balloons or (excess < slack and over <= 0):
         return Step()
     most = {HostState.HIGH: SHRINK_A_TICK, HostState.SOFT: SHRINK_A_TICK * HURRY}.get(state, excess)
     pages = min(excess, most) // BALLOON_UNIT * BALLOON_UNIT
-    return Step(Change.BALLOON, pages)
+    return Step(Change.BALLOON, max(pages, over))

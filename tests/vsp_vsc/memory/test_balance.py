@@ -229,6 +229,23 @@ def test_what_is_done_in_each_state() -> None:
     assert step(300 * MIB, little, HostState.LOW, 0) == Step()
 
 
+def test_what_is_above_a_limit_comes_back_at_once() -> None:
+    """To the page, on a host that has enough, without slack; and no more of it than a VM has above its target."""
+
+    def gives(target: int, over: int, assigned: int = 300 * MIB, **keys: bool) -> int:
+        return step(target, Standing(assigned, 0, 64 * MIB, 0, over=over, **keys), HostState.HIGH, 900 * MIB).pages
+
+    assert gives(200 * MIB, 100 * MIB) == 100 * MIB
+    assert gives(139 * MIB, 100 * MIB) == 100 * MIB
+    assert gives(139 * MIB, 10 * MIB) == 32 * MIB  # and as much as if there were none
+    assert gives(200 * MIB, 500 * MIB, 201 * MIB + 1) == MIB + 1
+    assert gives(200 * MIB, 1, 201 * MIB) == 1
+    assert gives(200 * MIB, 0, 201 * MIB) == 0
+    assert gives(300 * MIB, 100 * MIB) == 0
+    assert gives(0, 500 * MIB) == 236 * MIB  # to its minimum
+    assert gives(200 * MIB, 100 * MIB, balloons=False) == 0
+
+
 def test_steps_of_growth() -> None:
     """What was ballooned comes back before memory is added; no step is larger than what is free, or than a bound."""
     assert step(500 * MIB, standing(100 * MIB, 10 * MIB, room=900 * MIB), HostState.HIGH, 900 * MIB) == Step(
