@@ -1,4 +1,4 @@
-"""What the scheduler's driver keeps: the work of each processor, and what the kernel says meanwhile. Hypervisor."""
+"""What the scheduler's timekeeper keeps: the work of each processor, and what the kernel says meanwhile. Hypervisor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+
+from hypervisor.clock import NS_PER_TICK
 
 if TYPE_CHECKING:
     from hypervisor.scheduler.events import SchedulerTrace
@@ -38,6 +40,13 @@ class VpWork:
     """Nanoseconds that it has run and that are no whole tick yet."""
     told_at: int = -1
     """The scheduler's time when work of it was done last."""
+
+    def ran(self, ns: int) -> None:
+        """The work under way has ended, and so much of it was done."""
+        self.ticks = 0
+        self.base += ns
+        whole, self.residue = divmod(ns + self.residue, NS_PER_TICK)
+        self.vp.ran(whole)
 
 
 class Notes:
