@@ -33,6 +33,8 @@ from partitions.boundary.turns import Turns
 
 T = TypeVar("T")
 VERSION = 1
+_PAGE_SPACE = 1 << 51
+"""Pages past all that 63 bits of an address can name."""
 MOST_RAISED = 1024
 """Interrupts that wait for the guest's next turn to be told; a guest that has a timer and never halts gets no turn."""
 
@@ -247,11 +249,13 @@ class RecordedMachine:
         await self._inner.work(duration)
 
     def touched(self, gpn: int, count: int) -> None:
-        """Its host may give it memory by that."""
+        """Its host may give it memory by that; pages that no partition can have mean nothing to it, nor to a record."""
+        first = min(max(gpn, 0), _PAGE_SPACE)
+        count = min(max(gpn + count, first), _PAGE_SPACE) - first
         if self._log.live:
             self._log.end()
-            self._log.say({"event": "touched", "vp": self.vp_index, "gpa": gpn << PAGE_SHIFT, "value": count})
-        self._inner.touched(gpn, count)
+            self._log.say({"event": "touched", "vp": self.vp_index, "gpa": first << PAGE_SHIFT, "value": count})
+        self._inner.touched(first, count)
 
 
 class Watch(trio.abc.Instrument):

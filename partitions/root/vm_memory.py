@@ -100,6 +100,8 @@ class VmMemory:
         self.demand: int | None = None
         self._active: ActiveMemory | None = None
         """While somebody samples what its guest uses."""
+        self._touches = 0
+        """That there had been when its guest began: what one before it told says nothing of this one."""
         self._period_ends = 0
         """By its own clock."""
         self.available: int | None = None
@@ -209,7 +211,7 @@ class VmMemory:
     @property
     def active(self) -> int | None:
         """Pages that its guest uses, by a sample of them; None where nobody samples, or its guest does not tell."""
-        if self._active is None or not self._built.partition.counters["touches"]:
+        if self._active is None or self._built.partition.counters["touches"] == self._touches:
             return None
         return self._active.pages(self.ram.total)
 
@@ -494,6 +496,7 @@ class VmMemory:
         self.ram = PageSet(Pages(0, self.startup))
         self.demand = self.available = self.swapped = self.target = None
         self.sample(on=False)
+        self._touches = self._built.partition.counters["touches"]
         self._rest_until = 0
         self._last_short = ""
         self.wake()

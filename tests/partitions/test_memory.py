@@ -18,6 +18,7 @@ from hypervisor.scheduler.tree import ResourceError
 from hypervisor.trace import TraceEvent
 from partitions.child import kernel
 from partitions.child.guest import Guest, GuestMain
+from partitions.child.memory import SWAP_SECONDS
 from partitions.host import CannotSave, Host, Vm
 from partitions.root.memory_state import CannotResize, MemoryState, fixed_memory
 from partitions.topology_controls import DynamicMemoryTable, PoolMemoryTable, PoolTable
@@ -426,11 +427,38 @@ async def test_a_limit_holds_from_the_start(autojump_clock: trio.abc.Clock) -> N
         assert host.vid.desk.figures().state == "high"
         with pytest.raises(CannotResize, match=r"80 MiB are more than the limit of pool/p, 65 MiB"):
             await vm.set_memory("80MiB")
+        begin = trio.current_time()
         assert (await vm.set_memory("62MiB")).assigned == 62 * MIB
+        assert trio.current_time() - begin == pytest.approx(3 * 256 * SWAP_SECONDS)
         host.resources.set("pool/p", "memory.limit", "60MiB")
         await trio.sleep(2)
         assert state(vm).assigned == 60 * MIB
         assert (state(vm).swapped or 0) // MIB == 31
+
+
+async def test_a_guest_has_its_host_look_once_a_window_at_most(autojump_clock: trio.abc.Clock) -> None:
+    """It can open its channel, and reset itself, as often as it likes; all VMs are looked at each time."""
+    looks = 0
+    table = dynamic("web", 32, 64, 128)
+    table.pool = "p"
+    async with open_guests((table, forever), pools=[PoolTable(name="p")]) as host:
+        await host["web"].start()
+        await trio.sleep(1)
+        desk = host.vid.desk
+        look = desk.balance
+
+        def counted() -> None:
+            nonlocal looks
+            looks += 1
+            look()
+
+        setattr(desk, "balance", counted)  # noqa: B010
+        memory = host.vmms.vms["web"].worker.memory  # type: ignore[union-attr]
+        assert memory is not None
+        for _ in range(1000):
+            memory.began()
+            await trio.sleep(0.001)
+        assert 8 <= looks <= 12
 
 
 async def test_nobody_grows_past_a_limit(autojump_clock: trio.abc.Clock) -> None:
@@ -444,20 +472,26 @@ async def test_nobody_grows_past_a_limit(autojump_clock: trio.abc.Clock) -> None
 
         return main
 
-    keeps, grows = dynamic("keeps", 32, 100, 256, weight=100), dynamic("grows", 32, 64, 256, weight=9000)
-    keeps.pool, grows.pool = "p", "q"
+    vms = [
+        (dynamic("keeps", 32, 100, 256, weight=100), program(98, 0)),
+        (dynamic("grows", 32, 64, 256, weight=9000), program(250, 1024)),
+        (dynamic("also", 32, 32, 256, weight=9000), program(250, 1024)),
+    ]
+    for (table, _), pool in zip(vms, "pqq", strict=True):
+        table.pool = pool
     pools = [
         PoolTable(name="p", memory=PoolMemoryTable(limit=Size(200 * MIB))),
         PoolTable(name="q", parent="p"),
     ]
-    async with open_guests((keeps, program(98, 0)), (grows, program(250, 1024)), pools=pools) as host:
+    async with open_guests(*vms, pools=pools) as host:
         await host.start_all()
         for _ in range(20):
             await trio.sleep(0.5)
             assert sum(state(vm).assigned for vm in host.values()) <= 200 * MIB
-        has = [state(vm).assigned // MIB for vm in host.values()]
-        assert has == [100, 100]
-        assert (state(host["grows"]).target or 0) > 130 * MIB
+        has = {name: state(vm).assigned // MIB for name, vm in host.items()}
+        assert has["keeps"] == 100
+        assert sum(has.values()) == 200
+        assert sum(state(host[name]).target or 0 for name in ("grows", "also")) > 130 * MIB
 
 
 async def test_pools_share_memory(autojump_clock: trio.abc.Clock) -> None:

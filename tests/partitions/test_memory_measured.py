@@ -184,6 +184,29 @@ async def test_a_tax_on_what_is_not_used(pools: bool, autojump_clock: trio.abc.C
         assert [(vm.memory.target or 0) // MIB for vm in host.values() if vm.memory] == [178, 178]
 
 
+async def test_what_a_guest_told_says_nothing_of_the_next_one(autojump_clock: trio.abc.Clock) -> None:
+    """A guest that uses nothing after a reset has told nothing: its committed memory counts, not an estimate of 0."""
+    lives: list[Guest] = []
+
+    async def main(guest: Guest) -> None:
+        lives.append(guest)
+        if len(lives) == 1:
+            await guest.sleep(1)
+            await guest.memory.use(32 * MIB)
+        await forever(guest)
+
+    async with open_guests((dynamic("web", 32, 64, 64), main), active_memory=MemoryInUse.SAMPLED) as host:
+        vm = host["web"]
+        await vm.start()
+        await trio.sleep(40)
+        assert (state(vm).active or 0) > 16 * MIB
+        await vm.reset()
+        await trio.sleep(80)
+        assert len(lives) == 2
+        assert state(vm).active is None
+        assert state(vm).demand is not None
+
+
 async def test_five_servers_and_the_states_of_their_host(autojump_clock: trio.abc.Clock) -> None:
     """M4 (Waldspurger 2002, fig. 8): five VMs, each with times of its own in which it works hard. Its states come
     and go with its free memory, down at 4, 2 and 1 %, and up only a quarter of a band above; nobody is ever below its

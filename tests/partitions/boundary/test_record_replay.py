@@ -34,6 +34,7 @@ async def main(guest):
         await first.write(0, b"\\1" * first.block_size)
         await guest.work(0.25)
         await guest.memory.use(8192)
+        guest.memory._platform.touched(-(1 << 70), 1 << 80)
         await guest.sleep(0.25)
         await guest.reset()
     print("second life")
@@ -103,8 +104,9 @@ def test_a_reset_is_a_second_boot(machine: Path, tmp_path: Path) -> None:
     assert len(Record.read(tmp_path / "record").boots) == 2
     assert any(msgspec.json.decode(line).get("seconds", 0) >= 0.5 for line in lines)
     assert any('"event":"worked"' in line for line in lines)
-    (touched,) = [msgspec.json.decode(line) for line in lines if '"event":"touched"' in line]
+    touched, absurd = [msgspec.json.decode(line) for line in lines if '"event":"touched"' in line]
     assert (touched["gpa"] % 4096, touched["value"]) == (0, 2)
+    assert (absurd["gpa"], absurd["value"]) == (0, 1 << 51)
     fresh(machine)
     assert replay(machine, "cat", tmp_path / "record").ok
     parted = replay(machine, "cat", tmp_path / "record").finish()
