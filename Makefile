@@ -22,8 +22,9 @@ demo: $(READY) ## boot two children, give them disks, show their traffic
 # One more than there are processors: some tests wait for other programs.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 
+# Compiled files are kept even where Python is told otherwise: else each of a hundred processes compiles all it imports.
 test: $(READY) ## the fast test suite, on all processors
-	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 LINUX_TESTS ?= tests/linux_guest
 
