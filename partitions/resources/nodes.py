@@ -82,8 +82,8 @@ class _Tree:
         for pool in self.pools.values():
             self.children[pool.parent].append(f"pool/{pool.name}")
         self.due: Entitled = Entitled({}, {}, {})
-        self.wanted: dict[str, int] = {}
-        """Nanoseconds of processors, by path."""
+        self.wanted: dict[str, int] | None = {}
+        """Nanoseconds of processors, by path; None where that is not known."""
         self.flows: dict[str, list[FlowFigures]] = {}
         """Of each VM's disks, by its path."""
         for name, flow in window.disks.items():
@@ -102,6 +102,19 @@ class _Tree:
             if step is not None:
                 self.due = step
             yield None
+        if self._somebody_is_gone():
+            self.wanted = None
+            self.due = Entitled({}, self.due.contended, {})
+
+    def _somebody_is_gone(self) -> bool:
+        """Whether a VM that had to wait is off at the end of the run: nobody knows what it still wanted, nor therefore
+        what was whose due.
+        """
+        window = self.window
+        return window.whole and any(
+            came.cpu.ready + came.cpu.capped and not window.host[name].state.active
+            for name, came in window.came.items()
+        )
 
     def _pool_claims(self) -> dict[str, PoolClaim]:
         found = {}
@@ -118,6 +131,7 @@ class _Tree:
         It wanted what it got, and what it waited for unless it was done with all its work at the end.
         """
         length, host = self.window.length, self.window.host.topology.host
+        self.wanted = all_wanted = dict[str, int]()
         for name, came in self.window.came.items():
             table = self.tables.get(name)
             if table is None:
@@ -141,7 +155,7 @@ class _Tree:
                     batch=batch,
                 )
             if came.vps:
-                self.wanted[f"vm/{name}"] = wanted
+                all_wanted[f"vm/{name}"] = wanted
 
     def _time(self, units: int) -> int:
         """Nanoseconds of the window from 1/65536 of a processor."""
@@ -186,7 +200,7 @@ class _Tree:
             cpu = msgspec.structs.replace(
                 cpu,
                 delivered=self._percent(cpu.run) or 0.0,
-                demand=self._percent(self.wanted.get(path)),
+                demand=self._percent(None if self.wanted is None else self.wanted.get(path)),
                 entitled=self._percent(self.due.amounts.get(path)),
             )
         controls: dict[str, Any] = {"weight": DEFAULT_WEIGHT if table.cpu is None else table.cpu.weight}
@@ -284,11 +298,16 @@ class _Tree:
             longest_wait=max([part.longest_wait for part in parts], default=0),
             delivered=self._percent(added.run) or 0.0,
             entitled=self._percent(self.due.amounts.get(path)),
-            demand=self._percent(sum([self.wanted.get(f"vm/{name}", 0) for name in self._vms_in(pool)])),
+            demand=self._percent(self._wanted_in(pool)),
             contended=contended,
             worth=self._worth(path) if contended else None,
             **controls,
         )
+
+    def _wanted_in(self, pool: str) -> int | None:
+        """What all in a pool wanted together."""
+        wanted = self.wanted
+        return None if wanted is None else sum([wanted.get(f"vm/{name}", 0) for name in self._vms_in(pool)])
 
     def _worth(self, path: str) -> float | None:
         """Percent of one logical processor for a weight of 1."""

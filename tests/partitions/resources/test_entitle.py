@@ -227,6 +227,34 @@ async def test_what_is_due_depends_on_what_is_wanted(tmp_path: Path, autojump_cl
     assert found["host"] == (210.0, 100.0)
 
 
+async def test_what_was_wanted_by_who_is_gone_is_not_guessed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Over a whole run: a VM that was turned off wanted more than it got, and what was due to others hangs on it, too.
+    Where nobody had to wait, and for those that are still on, all is known.
+    """
+    (tmp_path / "long.py").write_text("async def main(guest):\n    await guest.work(100)\n")
+    vms = "".join(
+        f'[[vm]]\nname = "{name}"\nprogram = "long.py"\nmemory = "4MiB"\ncpu = {{ weight = {weight} }}\n'
+        for name, weight in (("light", 100), ("heavy", 300))
+    )
+
+    def figures(sampler: Sampler) -> list[tuple[float | None, float | None]]:
+        run = sampler.between(sampler.first, sampler.read(), whole=True)
+        return [(node.cpu.demand, node.cpu.entitled) for node in run.nodes]
+
+    for lps, expected in (
+        (1, [(200.0, 100.0), (100.0, 25.0), (100.0, 75.0)]),
+        (2, [(200.0, 200.0), *[(100.0,) * 2] * 2]),
+    ):
+        async with open_host(parse_topology(f"[host]\nlogical_processors = {lps}\n{vms}", tmp_path)) as host:
+            with Sampler(host) as sampler:
+                await host.start_all()
+                await trio.sleep(1)
+                assert figures(sampler) == expected
+                host.turn_all_off()
+                await host.wait_all()
+                assert figures(sampler) == ([(None, None)] * 3 if lps == 1 else expected)
+
+
 async def test_the_limit_of_several_devices(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The sum of theirs; one of them without a limit can have whatever there is, and so can the VM."""
     (tmp_path / "idle.py").write_text("async def main(guest):\n    await guest.sleep(10)\n")
