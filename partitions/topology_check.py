@@ -48,7 +48,9 @@ VIDEO_MEMORY = 8 << 20
 LEAST_WITH_SCREEN = 1 << 20
 """The rings of screen, keyboard and mouse, besides the pixels."""
 LEAST_MEMORY = 1 << 20
-"""A model guest's kernel needs its low pages, a heap for rings and a little more."""
+"""Below it a model guest's kernel uses nothing."""
+BOOT_PAGES, BOOT_PAGES_A_PROCESSOR = 8, 2
+"""What such a kernel takes above that until its program begins, for hypercalls, clock, bus and SynICs."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 T = TypeVar("T", bound=msgspec.Struct)
 _BAD: Any = object()
@@ -246,8 +248,11 @@ class Check:
         """Whole pages, and enough of them for what is in it."""
         if vm.memory % PAGE_SIZE:
             self.problem((*keys, "memory"), f"must be a multiple of {PAGE_SIZE} bytes, is {vm.memory}")
-        elif vm.memory < LEAST_MEMORY:
-            self.problem((*keys, "memory"), f"must be at least {size_words(LEAST_MEMORY)}, is {size_words(vm.memory)}")
+        elif vm.memory < (least := _least_memory(vm)):
+            words = f"must be at least {size_words(least)}"
+            if least > LEAST_MEMORY:
+                words += f" for {vm.processors} processor{'s' * (vm.processors > 1)}"
+            self.problem((*keys, "memory"), f"{words}, is {size_words(vm.memory)}")
         if vm.screen is not None:
             self.screen(vm, vm.screen, (*keys, "screen"))
 
@@ -361,3 +366,10 @@ class Check:
 def block_size_of(disk: DiskTable) -> int:
     """Bytes in a block of this disk or disc."""
     return DVD_BLOCK_SIZE if disk.type is DiskType.DVD else disk.block_size
+
+
+def _least_memory(vm: VmTable) -> int:
+    """What its kernel needs to boot; devices need more, for their rings."""
+    if vm.backend is Backend.KVM:
+        return LEAST_MEMORY
+    return LEAST_MEMORY + (BOOT_PAGES + BOOT_PAGES_A_PROCESSOR * vm.processors) * PAGE_SIZE

@@ -22,6 +22,8 @@ _PLACES: Final = ("name", "parent", "pool", "processors", "lun", "number")
 """Keys by which nodes have their places in trees."""
 BALLOON_UNIT: Final = 2 << 20
 """Bytes in which a host asks for memory."""
+MOST_DYNAMIC: Final = 1 << 40 + 12
+"""Bytes of pages whose numbers the protocol of dynamic memory can carry."""
 
 
 def check_resources(check: Check, file: TopologyFile, *, sums: bool = True) -> None:
@@ -161,6 +163,10 @@ def _dynamic_memory(check: Check, vm: VmTable, keys: KeyPath) -> None:
         if size is not None and (size == 0 or size % BALLOON_UNIT):
             unit = size_words(BALLOON_UNIT)
             check.problem((*keys, name), f"must be a multiple of {unit} and not 0, is {size_words(size)}")
+    if most > MOST_DYNAMIC:
+        key = "maximum" if vm.dynamic_memory.maximum is not None else None
+        reason = f"must not be above {size_words(MOST_DYNAMIC)}, as page numbers of dynamic memory have 40 bits"
+        check.problem((*keys, key) if key else (*keys[:-1], "memory"), f"{reason}; is {size_words(most)}")
 
 
 def _processor_sets(check: Check, file: TopologyFile) -> None:

@@ -27,6 +27,7 @@ from partitions.host import (
 )
 from partitions.logs import vm_name
 from partitions.surroundings import raise_descriptor_limit
+from partitions.topology import TopologyError, parse_topology
 from partitions.topology_schema import DiskTable, Size, SocketsTable
 from tests.doubles.root import (
     MIB,
@@ -40,6 +41,20 @@ from tests.doubles.root import (
     topology,
     vm_table,
 )
+
+
+@pytest.mark.parametrize("processors", [1, 64])
+async def test_the_least_memory_boots(tmp_path: Path, autojump_clock: trio.abc.Clock, processors: int) -> None:
+    """What a topology lets pass is enough for a model guest's kernel, and a page less would not be."""
+    (tmp_path / "idle.py").write_text("async def main(guest):\n    assert guest.memory.free == 0\n")
+    least = 1056 + 8 * processors
+    text = f'[[vm]]\nname = "a"\nprogram = "idle.py"\nmemory = "{least}KiB"\nprocessors = {processors}\n'
+    async with open_host(parse_topology(text, tmp_path)) as host:
+        await host.start_all()
+        (record,) = (await host.wait_all()).values()
+    assert (record.reason, record.exit_code) == (ExitReason.POWERED_OFF, 0)
+    with pytest.raises(TopologyError, match=f"must be at least {least} KiB"):
+        parse_topology(text.replace(str(least), str(least - 4)), tmp_path)
 
 
 async def test_nothing_is_left_behind(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -144,7 +144,11 @@ def test_all_keys(folder: Path) -> None:
         (VM + 'processors = "2"\n', 'line 4: vm[0] "web".processors: must be a whole number, is "2"'),
         (VM + "args = 1\n", 'line 4: vm[0] "web".args: must be a table, is 1'),
         (VM + "memory = 4097\n", 'line 4: vm[0] "web".memory: must be a multiple of 4096 bytes, is 4097'),
-        (VM + "memory = 4096\n", 'line 4: vm[0] "web".memory: must be at least 1 MiB, is 4 KiB'),
+        (VM + "memory = 4096\n", 'line 4: vm[0] "web".memory: must be at least 1064 KiB for 1 processor, is 4 KiB'),
+        (
+            VM + 'memory = "1564KiB"\nprocessors = 64\n',
+            'line 4: vm[0] "web".memory: must be at least 1568 KiB for 64 processors, is 1564 KiB',
+        ),
         (VM + 'memory = "64MB"\n', 'line 4: vm[0] "web".memory: has the unit "MB"; write "64MiB" (powers of 1024)'),
         (
             VM + 'memory = "6furlongs"\n',

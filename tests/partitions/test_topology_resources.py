@@ -197,6 +197,11 @@ def test_all_keys(folder: Path) -> None:
             'line 5: vm[0] "web".dynamic_memory.minimum: must be a multiple of 2 MiB and not 0, is 3 MiB',
         ),
         (
+            VM + '[vm.dynamic_memory]\nmaximum = "4098TiB"\n',
+            'line 5: vm[0] "web".dynamic_memory.maximum: must not be above 4096 TiB, as page numbers of dynamic '
+            "memory have 40 bits; is 4098 TiB",
+        ),
+        (
             HOST + VM + pool("a", 'processors = "0-1"') + pool("b", 'processors = "1-2"'),
             'line 11: pool[1] "b".processors: pool[0] "a" has 1 too; a processor is in one set',
         ),

@@ -172,7 +172,7 @@ async def test_changes_are_the_topologys(folder: Path, autojump_clock: trio.abc.
             ("vm/a", "pool", "mum", 'pool: no [[pool]] is called "mum"; did you mean "mom"?'),
             ("vm/a", "name", "c", "name: cannot be changed while the host runs"),
             ("vm/a", "memory.minimum", "2MiB", "memory.minimum: it has no dynamic memory"),
-            ("vm/a", "memory", 0, "memory: must be at least 1 MiB, is 0 bytes"),
+            ("vm/a", "memory", 0, "memory: must be at least 1064 KiB for 1 processor, is 0 bytes"),
             ("vm/a", "memory", 4097, "memory: must be a multiple of 4096 bytes, is 4097"),
             ("vm/a", "disk.0.iops.limit", 5, "disk.0.iops.limit: there is no disk 0; there are: none"),
             ("vm/a", "disk.².iops.limit", 5, "there is no disk ²; there are: none"),
