@@ -50,13 +50,16 @@ def test_memory_is_bounded_against_empty_lines() -> None:
     assert port.total_bytes == 200_000
 
 
+WHEEL = bytes(index % 251 for index in range(51_000))
+
+
 @given(st.lists(st.integers(1, 50_000), max_size=8))
 def test_the_last_64_kib_are_kept(chunks: list[int]) -> None:
     """Exactly the end of what was printed, however it came."""
     port = Console(lambda: 0)
     printed = b""
     for number, size in enumerate(chunks):
-        data = bytes((number + index) % 251 for index in range(size))
+        data = WHEEL[number : number + size]
         printed += data
         for start in range(0, size, 5000):  # bytes one by one would take minutes here
             port.write(data[start : start + 5000])
