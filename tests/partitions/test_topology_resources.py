@@ -224,7 +224,9 @@ def test_all_keys(folder: Path) -> None:
             'pool[0] "a".cpu.reserve: must not be above what its `processors` are, 100 %, is 150 %',
         ),
         (
-            HOST + vm("a", "cpu = { reserve = 100 }\nprocessors = 2") + pool("p", 'processors = "0-2"'),
+            HOST
+            + vm("a", "cpu = { reserve = 100 }\nprocessors = 2")
+            + pool("p", 'processors = "0-2"\ncpu = { limit = 50 }'),
             "line 2: host.logical_processors: the host has 400 %, its VMs and pools together reserve 500 %",
         ),
         (

@@ -16,7 +16,7 @@ from hypervisor.hypervisor import Hypervisor
 from hypervisor.scheduler.tree import Node, ResourceError
 from partitions.host import Host, StartFailed, open_host
 from partitions.topology import parse_topology
-from partitions.topology_controls import PoolTable
+from partitions.topology_controls import PoolCpuTable, PoolTable
 from partitions.topology_figures import KINDS
 from partitions.topology_schema import CpuTable, DiskTable, IopsTable, Size, Topology, VmTable
 from tests.doubles.root import idle
@@ -300,10 +300,15 @@ async def test_a_pool_with_processors_of_its_own(folder: Path, autojump_clock: t
             assert own.dedicated == 2 * LP
         with pytest.raises(ResourceError, match=r"pool/more.processors: cannot be granted"):
             resources.add_pool(PoolTable(name="more", processors="2"))
+        with pytest.raises(ResourceError, match=r"memory.reserve: cannot be granted"):
+            resources.change("pool/own", {"processors": "1", "memory.reserve": "900TiB"})
+        assert (used(host), own.dedicated) == (before, 2 * LP), "and what was granted first is taken back"
         resources.set("pool/own", "cpu.limit", 0)
         assert (own.reservation, own.claim, root.used) == (2 * LP, 2 * LP, 4 * LP)
         resources.set("pool/own", "processors", "1")
         assert (own.reservation, own.claim, root.used) == (LP, LP, 3 * LP)
+        with pytest.raises(ResourceError, match=r"host 100 % of 400 % free -> needs 200 %"):
+            resources.add_pool(PoolTable(name="more", processors="2-3", cpu=PoolCpuTable(limit=1)))
         resources.set("pool/own", "processors", "")
         assert (own.reservation, own.claim, own.dedicated) == (0, LP * 40 // 100, 0)
         resources.add_pool(PoolTable(name="more", processors="2"))
