@@ -37,6 +37,8 @@ TICK_SECONDS: Final = 1.0
 WINDOW_SECONDS: Final = 0.1
 """An accounting window: within one, a changed control takes effect; no state of the host's has the balancer look more
 often."""
+_WAKE_SECONDS: Final = WINDOW_SECONDS / 4
+"""Between two looks that guests bring about."""
 MAKE_ROOM_SECONDS: Final = 30.0
 """How long others may take to give back what a VM needs to start."""
 _LOOK_SECONDS: Final = 0.25
@@ -132,7 +134,7 @@ class MemoryDesk:
 
     def _look_soon(self) -> None:
         """What a guest can bring about as often as it likes: by opening its channel, or a reset."""
-        self._changed = max(self._hypervisor.clock(), self._looked + ticks(WINDOW_SECONDS))
+        self._changed = max(self._hypervisor.clock(), self._looked + ticks(_WAKE_SECONDS))
         self._arm()
 
     def _arm(self) -> None:
