@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hypervisor.scheduler.nodes import Budget, Group, Place, Vp
-from hypervisor.scheduler.queues import BACKLOG
+
+BACKLOG = 100_000_000
+"""Nanoseconds of lateness for which a reservation still catches up, and a cap."""
 
 
 def refill(budget: Budget, now: int) -> None:

@@ -12,7 +12,8 @@ from heapq import heappop, heappush, heapreplace
 from hypervisor.scheduler import budgets
 from hypervisor.scheduler.budgets import blocked_for, places
 from hypervisor.scheduler.nodes import SCALE, Budget, Domain, Queue, Reason, Vp
-from hypervisor.scheduler.queues import charge, due, first, insert, keeps, pay_reserve, run_on, sweep, withdraw
+from hypervisor.scheduler.pacing import pace
+from hypervisor.scheduler.queues import charge, due, first, insert, pay_rates, run_on, shorten, sweep, withdraw
 from hypervisor.scheduler.slices import READY, RUNNING, Slices
 
 FOREVER = 1 << 80
@@ -94,17 +95,20 @@ class Dispatcher(Slices):
 
     def _give_out(self, domain: Domain) -> None:
         normal, batch = domain.normal, domain.batch
-        if domain.spare and self._budgets:
-            domain.spare_at = self.now
-            normal.lenient = True
         root, low = normal.root, batch.root
+        if (
+            domain.stale
+            and domain.lps
+            and self.now >= domain.paced_until
+            and (root.ready or self._budgets or self._reserved)
+        ):
+            pace(domain, self.now)
         while normal.arrivals or (root.ready and domain.free | domain.batch_lps and not root.throttled):
             self._admit(normal, domain.free | domain.batch_lps)
             self._serve(normal, domain.free | domain.batch_lps)
         if batch.arrivals or low.ready:
             self._admit(batch, domain.free)
             self._serve(batch, domain.free)
-        domain.spare = (domain.free | domain.batch_lps) != 0
         contended = (root.ready > 0 and not root.throttled) or (low.ready > 0 and not low.throttled)
         if contended is not domain.contended:
             domain.contended = contended
@@ -116,16 +120,12 @@ class Dispatcher(Slices):
     def _serve(self, queue: Queue, mask: int) -> None:
         """Serve one class on the logical processors of `mask`."""
         root, now = queue.root, self.now
-        if queue.ended:
-            ended, queue.ended = queue.ended, []
-            queue.keepers = [vp for vp in ended[::-1] if vp.queue is queue and keeps(vp, now - self.patience)]
         # All will get one, and nobody waits behind them: no slice needs an end.
         alone = queue.waiting <= mask.bit_count()
         while mask and root.ready and not root.throttled:
             lp = self._place(queue, mask, now, alone)
             if lp >= 0:
                 mask &= ~(1 << lp)
-        queue.keepers = []
 
     def _admit(self, queue: Queue, mask: int) -> None:
         """Queue who has become ready. If that are more than there is room for, open slices get an end."""
@@ -159,14 +159,16 @@ class Dispatcher(Slices):
             self._slice_over(lp)
             return
         granted = quantum if left is None or left - whole > longest else left - whole
+        over = ran - whole
+        granted = over + shorten(vp, granted - over, now, self.min_run // 10)
         del vp.queue.open[vp]
         run_on(vp.path, whole, quantum)
         for place in vp.path:
             if place.tag > place.above.served:
                 place.above.served, place.above.reach = place.tag, place.step
         charge(vp.path, granted)
-        for place in vp.reserved:
-            place.due = max(place.due, now)
+        pay_rates(vp, whole, vp.start + whole)
+        pay_rates(vp, granted, vp.start + whole + granted)
         vp.run += whole
         self.lp_run[lp] += whole
         if vp.batch:
@@ -181,18 +183,12 @@ class Dispatcher(Slices):
             self._in.append((vp, lp, granted))
 
     def _place(self, queue: Queue, mask: int, now: int, alone: bool) -> int:
-        """Serve one: who is owed for its reserve, who goes on, or whose turn it is.
+        """Serve one: who is owed service, or whose turn it is.
 
         Returns where, or -1 if there was no budget.
         """
-        owing = due(queue, now) if queue.owed or queue.urgent else None
-        if owing is not None:
-            vp = owing if isinstance(owing, Vp) else first(owing)
-        else:
-            keepers = queue.keepers
-            while keepers and not all(place.queued for place in keepers[-1].path):
-                keepers.pop()
-            vp = keepers.pop() if keepers else first(queue.root)
+        owed = due(queue, now) if queue.owed or queue.urgent else None
+        vp = owed if isinstance(owed, Vp) else first(queue.root if owed is None else owed)
         quantum = self.quantum
         left = vp.left
         granted = FOREVER if left is None else left
@@ -214,6 +210,8 @@ class Dispatcher(Slices):
         length = domain.length or quantum
         if granted > length + self.min_run:
             granted = length
+        if domain.strict:
+            granted = shorten(vp, granted, now, self.min_run // 10)
         # Where: its last one if that is free, else the lowest.
         lp = vp.lp
         if lp < 0 or not mask >> lp & 1:
@@ -240,9 +238,6 @@ class Dispatcher(Slices):
                 vp.capped += blocked
                 waited -= blocked
             vp.waited += waited
-            if waited:
-                for place in vp.path:
-                    place.hungry = True
         waited = start - vp.waiting_since
         if waited:
             vp.wait_total += waited
@@ -275,9 +270,9 @@ class Dispatcher(Slices):
             above = place.above
             tag = place.tag
             heap = above.heap
-            if tag > above.served and heap[0][2] is place and heap[0][0] == tag:  # its turn: not for a reserve
+            if tag > above.served and heap[0][2] is place and heap[0][0] == tag:  # its turn, and not only owed
                 above.served, above.reach = tag, place.step
-            place.tag = paid = tag + (place.step if granted == quantum else (granted << SCALE) // place.weight)
+            place.tag = paid = tag + (place.step if granted == quantum else granted * SCALE // place.weight)
             if place.ready:
                 if heap[0][2] is place:
                     heapreplace(heap, (paid, place.rank, place))
@@ -290,20 +285,20 @@ class Dispatcher(Slices):
                 above.ready -= 1
                 if heap[0][2] is place:
                     heappop(heap)
-        if owing is not None:
-            pay_reserve(vp, owing, now, granted)
         for budget in caps:
             budget.left -= granted
             budget.ends += end
             budget.running += 1
+        if vp.owed:
+            pay_rates(vp, granted, end)
         for budget in caps:
             if budget.left <= 0:
                 self._throttle(budget)
         return lp
 
     def _tighten(self, budget: Budget, domain: Domain) -> None:
-        """Shorter slices for the sake of a cap: who is capped had less than that in the last period, and is behind, or
-        a group that it is in.
+        """Shorter slices for the sake of a cap: who is capped had less than that in the last period, and was due all
+        of it, or is behind, or a group that it is in.
 
         A budget that was not used is gone, so a turn that comes too late for it cannot be made up for. It stays so as
         long as somebody under that cap is busy, and until controls change.
@@ -311,7 +306,7 @@ class Dispatcher(Slices):
         place = places(budget.node)[0]
         budget.short = False
         root = place.queue.root
-        while place is not root and place.tag >= place.above.served:
+        while place is not root and place.binding is not budget and place.tag >= place.above.served:
             place = place.above
         if place is not root:
             domain.tight[budget] = min(self.quantum, max(self.min_run, budget.period // 10, 1))

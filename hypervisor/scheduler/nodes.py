@@ -11,8 +11,11 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-SCALE = 20
-"""Tags are nanoseconds shifted left by so much and divided by the weight: integers, precise to a millionth."""
+FINE = 16
+"""Weights are shares shifted left by so much, since paces are no whole numbers of them."""
+SCALE = 232_792_560 << FINE
+"""Tags are nanoseconds times that over the weight: exact for shares of up to 20 and what divides a quantum, so that
+equal tags are equal."""
 NEW = -1
 """The tag of who has never been ready."""
 
@@ -104,7 +107,7 @@ class Budget:
     """For when its next fill is an event."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Place:
     """Where somebody stands among its siblings of one class. Ordered by tag: what it was given, over its weight."""
 
@@ -112,8 +115,11 @@ class Place:
     """In the order of making."""
     rank: int
     """Orders equal tags; no two siblings have the same."""
-    weight: int
-    step: int
+    shares: int
+    quantum: int
+    weight: int = attrs.field(init=False)
+    """Its shares, or what makes it as fast as its pace among its siblings, in 2^-16 of a share."""
+    step: int = attrs.field(init=False)
     """By how much a whole quantum raises the tag."""
     above: Place = attrs.field(init=False)
     """Of the group that it is in; not set in a root."""
@@ -128,16 +134,10 @@ class Place:
     """When it had none last."""
     woken: bool = False
     """It was idle, and has not been queued since."""
-    hungry: bool = False
-    """It had to wait for others since it was queued last."""
-    paused: bool = False
-    """It had no budget, and has not been queued since."""
-    spared: int = 0
-    """Arrears that it was not queued with, since it has never waited: only good for not beginning to wait..."""
-    era: int = 0
-    """...until somebody comes to its siblings: what `above.eras` was when it got them."""
-    eras: int = 0
-    """How often one of its children was new, or had been idle."""
+    changed: bool = False
+    """Controls of it, or around it, are new, and it has not been queued since."""
+    bound: bool = False
+    """It is due all that it can use: no weight would give it more, and what it loses it cannot have later."""
     heap: list[tuple[int, int, Place]] = attrs.Factory(list)
     """Who may be served, least tag first; always empty in a virtual processor."""
     served: int = 0
@@ -148,24 +148,52 @@ class Place:
     """How many of them are queued."""
     crowd: int = 32
     """How long the heap may become before stale entries are swept out."""
-    rate: int = 0
+    floor: int = 0
     """Its reserve."""
+    least: int = 0
+    """What it, or those of it that are busy, have reserved, as `pace`..."""
+    most: int = 0
+    """...and what they can use together."""
+    pace: int = 0
+    """What it is due of logical processors, in 2^-32 of one: computed when somebody gets busy or idle."""
+    rate: int = 0
+    """Service that it is owed whether it is its turn or not, in 1/65536 of a logical processor."""
     due: int = 0
-    """When it is owed service for that..."""
+    """When it is owed the next for that..."""
     term: int = 0
-    """...and how long after that at the latest: a quantum, at its rate."""
+    """...and how long after that at the latest..."""
+    lead: int = 0
+    """...and how far ahead of the present it may come by what it is served otherwise."""
+    heavy: bool = False
+    """It is due so much that it could not make up for waiting."""
+    binding: Budget | None = None
+    """It is due all that its cap allows: must be served in time for that budget to be used up."""
+    density: int = 0
+    """How much of each period that takes at least, in 1/65536, however many of it run at once."""
+    resumed: int = 0
+    """When it last had budget again."""
     parked: list[Place] = attrs.Factory(list)
-    """Reserved ones below that were owed while this one was throttled."""
+    """Those below that were owed service while this one was throttled."""
+
+    def __attrs_post_init__(self) -> None:
+        self.weigh(self.shares << FINE)
+
+    def weigh(self, weight: int) -> None:
+        """From now on it has so much."""
+        self.weight = weight
+        self.step = self.quantum * SCALE // weight
+
+    def __repr__(self) -> str:
+        return f"<Place {self.serial}>"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Vp(Place):
     """A virtual processor."""
 
     name: str = attrs.field(kw_only=True)
     id: int = attrs.field(kw_only=True)
     group: Group = attrs.field(kw_only=True)
-    shares: int = attrs.field(kw_only=True)
     cap: int | None = attrs.field(kw_only=True)
     reserve: int = attrs.field(kw_only=True)
     period: int = attrs.field(kw_only=True)
@@ -195,16 +223,16 @@ class Vp(Place):
     """When this slice begins to count as run: behind the switch."""
     slice: int = 0
     """What was granted; 0: the slice is open, nothing has been paid, and it ends when somebody else is ready."""
-    paid: tuple[Place, ...] = ()
-    """Whose reserve this slice was taken from."""
+    paid: tuple[tuple[Place, int], ...] = ()
+    """Who was owed less for this slice, and by how much."""
     path: tuple[Place, ...] = ()
     """It and the groups' places up to, and without, the root that it is dispatched from."""
     budgets: tuple[Budget, ...] = ()
     """Of all that are capped up to the top."""
     group_capped: bool = False
     """Whether one of them is a group's."""
-    reserved: tuple[Place, ...] = ()
-    """Those of its path with a reserve."""
+    owed: tuple[Place, ...] = ()
+    """Those of its path that have a rate."""
     awaited: bool = False
     """It is in the heap of those with work that ends."""
     gone: bool = False
@@ -250,18 +278,12 @@ class Queue:
     batch: bool
     waiting: int = 0
     """Virtual processors that stand in the queues of their groups."""
-    lenient: bool = False
-    """Who ends a slice may go on, if it deserves to: somebody was spared arrears, or there was an LP to spare."""
-    ended: list[Vp] = attrs.Factory(list)
-    """Whose slices have ended at this moment, if so."""
-    keepers: list[Vp] = attrs.Factory(list)
-    """Those of them that go on, the first one last."""
     arrivals: list[Place] = attrs.Factory(list)
     """Who has become ready and is queued when time leaves this moment."""
     open: dict[Vp, None] = attrs.Factory(dict)
     """Who runs without an end to its slice."""
     owed: list[tuple[int, int, Place]] = attrs.Factory(list)
-    """Reserved ones by when they are due, lazily as in the heaps of places."""
+    """Those with a rate by when they are due, lazily as in the heaps of places."""
     urgent: list[tuple[int, int, Place]] = attrs.Factory(list)
     """Those that are due, by when they must have been served."""
     debtors: int = 64
@@ -272,17 +294,22 @@ class Queue:
 class Domain:
     """A set of logical processors and those that run on them."""
 
-    lps: int
+    group: Group
+    """The root of it."""
+    quantum: int
+    lps: int = 0
     """As bits."""
-    free: int
+    free: int = 0
     batch_lps: int = 0
     """Those where a batch processor runs."""
     normal: Queue = attrs.field(init=False)
     batch: Queue = attrs.field(init=False)
-    spare: bool = False
-    """One of them was free when time left the last moment."""
-    spare_at: int = -1
-    """When that was so last, while there were caps."""
+    stale: bool = True
+    """Somebody has become busy or idle, or was told otherwise, since paces were computed."""
+    paced_until: int = 0
+    """Till then they are good enough."""
+    strict: list[Place] = attrs.Factory(list)
+    """Those that have to be served within a quantum of the beginning of a period for their budget to be used up."""
     tight: dict[Budget, int] = attrs.Factory(dict)
     """Caps that slices of a quantum do not leave enough turns for, and how long slices may be for their sake."""
     length: int = 0

@@ -9,59 +9,37 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from hypervisor.scheduler.nodes import NEW, SCALE, Place, Queue, Vp
+from hypervisor.scheduler.budgets import BACKLOG, refill
+from hypervisor.scheduler.nodes import FINE, NEW, SCALE, Budget, Place, Queue, Vp
 from hypervisor.scheduler.settings import WHOLE
 
-BACKLOG = 100_000_000
-"""Nanoseconds of lateness for which a reservation still catches up, and a cap."""
+ARREARS = 4
+"""Quanta of arrears that are made up for."""
 
-SPARED = 2
-"""Quanta of arrears that are spared at most."""
-
-ASTRAY = 2
-"""Quanta by which a group may be ahead of its siblings while somebody in it goes on."""
-
-LEAD = 4
-"""Quanta by which somebody can be ahead of its siblings."""
+LEAD = 6
+"""Quanta by which somebody can be ahead of its pace, and is held to that; for who is new, at most."""
 
 
 def insert(place: Place) -> None:
     """Queue `place`, which is not, and every group above that becomes ready by that.
 
     Who was idle begins at the present of its siblings: idleness earns nothing. Who has waited for others keeps its
-    arrears, a quantum of the lightest at most: so far behind is who was served while that one was. Who could not use
-    its share, by a cap or since one processor is less than that, may not save it up: it has a quantum of arrears at
-    most, and what is above that is good for going on, and not for getting in front of who waits.
+    arrears, a few quanta at most. Who is due all it can use (its cap, a whole processor) could never make up for more
+    than one; nor shall who was told otherwise.
     Who is new pays for its first quantum in advance, as in stride scheduling.
     """
     while True:
         above = place.above
         tag = place.tag
         if tag == NEW:
-            tag = above.served + place.step
-            place.woken = False
-            above.eras += 1
+            tag = above.served + min(place.quantum * SCALE // (place.shares << FINE), LEAD * place.step)
         elif place.woken:
             tag = max(tag, above.served)
-            place.woken = False
-            above.eras += 1
-        elif place.paused:
+        elif place.bound or place.changed:
             tag = max(tag, above.served - place.step)
-        elif place.hungry:
-            tag = max(tag, above.served - max(place.step, above.reach))
         else:
-            most = above.served - place.step
-            spared = place.spared if place.era == above.eras else 0
-            if tag < most:
-                place.spared = min(spared + most - tag, SPARED * max(place.step, above.reach))
-                place.era = above.eras
-                tag = most
-                place.queue.lenient = True
-            elif spared and tag > most:
-                back = min(spared, tag - most)
-                place.spared = spared - back
-                tag -= back
-        place.hungry = place.paused = False
+            tag = max(tag, above.served - ARREARS * max(place.step, above.reach))
+        place.woken = place.changed = False
         place.tag = tag
         place.queued = True
         heap = above.heap
@@ -91,8 +69,10 @@ def withdraw(place: Place) -> None:
 
 
 def owe(place: Place) -> None:
-    """Enter a reserved place, which is queued, by when it is due."""
+    """Enter a place with a rate, which is queued, by when it is due."""
     queue = place.queue
+    if place.binding is not None:
+        place.due = _latest(place, place.binding)
     heappush(queue.owed, (place.due, place.serial, place))
     if len(queue.owed) > queue.debtors:
         queue.owed = _live(queue.owed, 0)
@@ -106,6 +86,26 @@ def _live(entries: list[tuple[int, int, Place]], terms: int) -> list[tuple[int, 
         it.serial: entry for entry in entries for it in entry[2:] if it.queued and it.due + terms * it.term == entry[0]
     }
     return sorted(live.values())
+
+
+def _latest(place: Place, budget: Budget) -> int:
+    """When it must be served so that what is left of its budget can be used up, if others get slices before."""
+    domain = place.queue.domain
+    latest = budget.until - max(0, budget.left) * place.density // place.rate
+    return latest if place in domain.strict else latest - (domain.length or domain.quantum)
+
+
+def shorten(vp: Vp, granted: int, now: int, shortest: int) -> int:
+    """How long the slice of `vp` may be, of `granted`, for the sake of those who must begin within it."""
+    for place in vp.queue.domain.strict:
+        budget = place.binding
+        if budget is None or not place.busy or place in vp.path:
+            continue
+        left, until = (budget.full, budget.until + budget.period) if place.throttled else (budget.left, budget.until)
+        begin = until - left * place.density // place.rate
+        if now < begin < now + granted:
+            granted = max(begin - now, min(granted, shortest))
+    return granted
 
 
 def unpark(place: Place) -> None:
@@ -140,6 +140,15 @@ def forget(place: Place) -> None:
         above = above.above
 
 
+def _resumed(place: Place) -> int:
+    """When a group around it last had budget again: before, it was not kept waiting by others."""
+    root, latest = place.queue.root, 0
+    while place.above is not root:
+        place = place.above
+        latest = max(latest, place.resumed)
+    return latest
+
+
 def due(queue: Queue, now: int) -> Place | None:
     """Who is owed service and may be served: of those that are due, the one with the nearest deadline.
 
@@ -148,8 +157,18 @@ def due(queue: Queue, now: int) -> Place | None:
     owed, urgent, root = queue.owed, queue.urgent, queue.root
     while owed and owed[0][0] <= now:
         moment, serial, place = heappop(owed)
-        if place.queued and place.due == moment:
-            heappush(urgent, (moment + place.term, serial, place))
+        if not place.queued or place.due != moment:
+            continue
+        if place.binding is not None:
+            if now >= place.binding.until:
+                refill(place.binding, now)
+            place.due = _latest(place, place.binding)
+        elif place.heavy:
+            place.due = max(moment, _resumed(place))
+        if place.due > now:
+            heappush(owed, (place.due, serial, place))
+        else:
+            heappush(urgent, (place.due + place.term, serial, place))
     while urgent:
         moment, _, place = urgent[0]
         if place.queued and place.due + place.term == moment:
@@ -177,29 +196,11 @@ def first(place: Place) -> Vp:
         place = below
 
 
-def keeps(vp: Vp, since: int) -> bool:
-    """Whether `vp`, whose slice has ended, goes on although others may be next.
-
-    On several logical processors who is due a whole one must never wait, since it cannot make up for that. It is known
-    by arrears although it never waited; or, where nobody has a cap but others do, by a logical processor that was free
-    since `since`: then there is enough for all, and others need not have theirs at the beginning of a period.
-    """
-    if not all(place.queued for place in vp.path):
-        return False
-    keen = not vp.budgets and vp.queue.domain.spare_at >= since
-    for place in vp.path:
-        if place.spared and place.era == place.above.eras:
-            keen = True
-        elif place.tag > place.above.served + ASTRAY * max(place.step, place.above.reach):
-            return False
-    return keen
-
-
 def charge(path: tuple[Place, ...], ns: int, instead_of: int = 0) -> None:
     """Charge everybody on `path` with `ns`, in place of what was paid in advance. Who is queued moves."""
     for place in path:
         weight = place.weight
-        place.tag += (ns << SCALE) // weight - (instead_of << SCALE) // weight
+        place.tag += ns * SCALE // weight - instead_of * SCALE // weight
         if place.queued:
             move(place)
 
@@ -217,40 +218,35 @@ def run_on(path: tuple[Place, ...], ns: int, quantum: int) -> None:
     whole = (ns - 1) // quantum * quantum if ns else 0
     for place in path:
         above = place.above
-        last = place.tag + (whole << SCALE) // place.weight
+        last = place.tag + whole * SCALE // place.weight
         if last > above.served:
             above.served, above.reach = last, place.step
-        place.tag += (ns << SCALE) // place.weight
+        place.tag += ns * SCALE // place.weight
         if place.queued:
             move(place)
 
 
-def pay_reserve(vp: Vp, place: Place, now: int, ns: int) -> None:
-    """`vp` is served for the reserve of `place`, which counts for its own and for all around it.
+def pay_rates(vp: Vp, ns: int, until: int) -> None:
+    """`vp` is served for so long: all on its path that are owed service are owed it later.
 
-    Who gets more by its reserve than by its shares is ever further ahead of its siblings, but must not be held to that
-    once its shares are worth more. So it is ahead by a few quanta at most, enough not to be served for its shares, too.
+    However they came by it. But who got more than that by its shares shall not go without for as long afterwards: it
+    comes no further ahead than its `lead`.
     """
     paid = []
-    for reserved in vp.reserved[::-1]:
-        paid.append(reserved)
-        reserved.due = max(reserved.due, now - BACKLOG) + ns * WHOLE // reserved.rate
-        if reserved.queued:
-            owe(reserved)
-        if reserved is place:
-            break
+    for place in vp.owed:
+        if place.binding is None:
+            before = max(place.due, until - BACKLOG)
+            place.due = min(before + ns * WHOLE // place.rate, max(before, until + place.lead))
+            paid.append((place, place.due - before))
+        if place.queued:
+            owe(place)
     vp.paid = tuple(paid)
-    for served in vp.path:
-        most = served.above.served + LEAD * served.step
-        if served.tag > most:
-            served.tag = most
-            if served.queued:
-                move(served)
 
 
-def repay_reserve(vp: Vp, ns: int) -> None:
-    """So much of it was not used after all."""
-    for reserved in vp.paid:
-        reserved.due -= ns * WHOLE // reserved.rate
-        if reserved.queued:
-            owe(reserved)
+def repay_rates(vp: Vp, ns: int, unused: int) -> None:
+    """So much of that was not used after all."""
+    for place, later in vp.paid:
+        place.due -= later * unused // ns
+    for place in vp.owed:
+        if place.queued:
+            owe(place)

@@ -8,8 +8,7 @@ from typing import assert_never
 from hypervisor.scheduler import budgets
 from hypervisor.scheduler.budgets import blocked_for, places
 from hypervisor.scheduler.nodes import Budget, Domain, Group, Listener, Reason, State, Vp
-from hypervisor.scheduler.queues import charge, owe, repay_reserve, run_on, withdraw
-from hypervisor.scheduler.settings import WHOLE
+from hypervisor.scheduler.queues import charge, pay_rates, repay_rates, run_on, withdraw
 
 HALTED, READY, CAPPED, RUNNING = State.HALTED, State.READY, State.CAPPED, State.RUNNING
 
@@ -37,9 +36,9 @@ class Slices:
         self._events: list[tuple[int, int, int]] = []
         """When, which (a logical processor, or behind them all a budget), and for a slice its number."""
         self._tokens = [0] * logical_processors
-        self.patience = quantum
-        """For so long it counts that there were logical processors to spare: the longest of the caps' periods."""
         self._budgets: dict[int, Budget] = {}
+        self._reserved: set[int] = set()
+        """The serial numbers of places with a reserve."""
         self._undecided = False
         """Something has happened at `now`, and nobody has been dispatched since."""
         self._out: dict[int, tuple[Vp, Reason]] = {}
@@ -69,8 +68,7 @@ class Slices:
         """Pay for an open slice."""
         del vp.queue.open[vp]
         run_on(vp.path, ran, self.quantum)
-        for place in vp.reserved:
-            place.due = max(place.due, self.now)
+        pay_rates(vp, ran, self.now)
 
     def cut(self, vp: Vp, reason: Reason) -> None:
         """End the slice of `vp`, which runs, now. What it paid for and did not get is paid back."""
@@ -83,7 +81,6 @@ class Slices:
             unused = vp.slice - ran
             if unused:
                 charge(vp.path, ran, vp.slice)
-                repay_reserve(vp, unused)
             for budget in vp.budgets:
                 if now >= budget.until:
                     budgets.refill(budget, now)
@@ -92,6 +89,8 @@ class Slices:
                 budget.left += unused
                 if budget.throttled and budget.left > 0:
                     self._unthrottle(budget)
+            if unused:
+                repay_rates(vp, vp.slice, unused)
         if now < vp.start:  # within the switch
             vp.waited -= vp.start - now
             vp.wait_total -= vp.start - now
@@ -130,10 +129,7 @@ class Slices:
                 vp.mark = blocked_for(vp.group, now)
                 if vp.group.blocked and reason is Reason.SLICE_END:
                     reason = Reason.CAPPED
-            queue = vp.queue
-            queue.arrivals.append(vp)
-            if queue.lenient:
-                queue.ended.append(vp)
+            vp.queue.arrivals.append(vp)
         listener = self.listener
         if listener is not None:
             self._out[lp] = vp, reason
@@ -149,6 +145,7 @@ class Slices:
             if not place.busy:
                 place.idle_since = self.now
         domain = vp.queue.domain
+        domain.stale |= not vp.batch
         if domain.tight:
             for budget in vp.budgets:
                 if not places(budget.node)[0].busy and domain.tight.pop(budget, 0):
@@ -159,15 +156,11 @@ class Slices:
         now = self.now
         vp.halted += now - vp.since
         vp.since = vp.waiting_since = now
+        vp.queue.domain.stale |= not vp.batch
         for place in vp.path:
-            if not place.busy:
-                if place.idle_since != now:
-                    place.woken = True
-                    place.due = max(place.due, now)
-            elif place.rate > place.busy * WHOLE:  # what it is owed it had nobody to use it
-                place.due = max(place.due, now - self.quantum * WHOLE // place.rate)
-                if place.queued:
-                    owe(place)
+            if not place.busy and place.idle_since != now:
+                place.woken = True
+                place.due = max(place.due, now)
             place.busy += 1
         self.line_up(vp)
 
@@ -218,7 +211,7 @@ class Slices:
         budget.throttled = True
         node = budget.node
         for place in places(node):
-            place.throttled = place.paused = True
+            place.throttled = True
             if isinstance(place, Vp):
                 if place.state is READY:
                     self.account(place)
@@ -254,6 +247,7 @@ class Slices:
         node = budget.node
         for place in places(node):
             place.throttled = False
+            place.resumed = self.now
             if isinstance(place, Vp):
                 if place.state is CAPPED:
                     self.account(place)

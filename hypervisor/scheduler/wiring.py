@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 from hypervisor.scheduler.budgets import block, places, processors_in, refill, within
 from hypervisor.scheduler.dispatch import Dispatcher
-from hypervisor.scheduler.nodes import NEW, SCALE, Budget, Domain, Group, Place, Queue, Reason, State, Vp
-from hypervisor.scheduler.queues import BACKLOG, forget
+from hypervisor.scheduler.nodes import FINE, NEW, Budget, Domain, Group, Place, Queue, Reason, State, Vp
+from hypervisor.scheduler.queues import forget
 from hypervisor.scheduler.settings import WHOLE
 
 Node: TypeAlias = Group | Vp
@@ -35,10 +35,7 @@ class Wiring(Dispatcher):
 
     def _new_place(self, rank: int, shares: int) -> Place:
         self._serials += 1
-        return Place(self._serials, rank, shares, self._step(shares))
-
-    def _step(self, shares: int) -> int:
-        return (self.quantum << SCALE) // shares
+        return Place(self._serials, rank, shares, self.quantum)
 
     def _new_group(
         self,
@@ -61,8 +58,8 @@ class Wiring(Dispatcher):
         group.blocked, group.blocked_since = parent.blocked, self.now
         parent.children[rank] = group
         self._wire_group(group)
-        self._set_budget(group)
-        self._set_rate(group)
+        self._set_budget(group, new=True)
+        self._set_floor(group)
         if processors is not None:
             self._deal_out()
         return group
@@ -84,11 +81,10 @@ class Wiring(Dispatcher):
             raise ValueError(f"{name}: groups with processors of their own have all that there are")
         self._serials += 1
         vp = Vp(
-            *(self._serials, rank, shares, self._step(shares)),
+            *(self._serials, rank, shares, self.quantum),
             name=name,
             id=number,
             group=parent,
-            shares=shares,
             cap=cap,
             reserve=reserve,
             period=period,
@@ -97,8 +93,8 @@ class Wiring(Dispatcher):
         )
         vp.since = self.now
         parent.children[rank] = vp
-        self._set_budget(vp)
-        self._set_rate(vp)
+        self._set_budget(vp, new=True)
+        self._set_floor(vp)
         self._wire_vp(vp)
         return vp
 
@@ -134,14 +130,15 @@ class Wiring(Dispatcher):
                     continue
                 self._wire_vp(vp)
                 for place in vp.path:
-                    place.paused, place.spared = True, 0
+                    place.changed = True
                 if vp.state is not State.HALTED:
                     for place in vp.path:
                         place.busy += 1
                     self.line_up(vp)
             for domain in self.domains:
                 domain.tight.clear()
-                domain.length = 0
+                domain.length = domain.paced_until = 0
+                domain.stale = True
             self._undecided = True
 
     def _wire_vp(self, vp: Vp) -> None:
@@ -164,7 +161,7 @@ class Wiring(Dispatcher):
         vp.path = tuple(path)
         vp.budgets = tuple(caps)
         vp.group_capped = any(budget.node is not vp for budget in caps)
-        vp.reserved = tuple(place for place in path if place.rate)
+        vp.owed = tuple(place for place in path if place.rate)
 
     def _wire_group(self, group: Group) -> None:
         """Its places stand in its parent's, or are roots of a domain."""
@@ -211,7 +208,7 @@ class Wiring(Dispatcher):
     # --- domains
 
     def _new_domain(self, group: Group) -> Domain:
-        domain = Domain(0, 0)
+        domain = Domain(group, self.quantum)
         domain.normal = Queue(group.normal, domain, batch=False)
         domain.batch = Queue(group.batch, domain, batch=True)
         group.normal.queue, group.batch.queue = domain.normal, domain.batch
@@ -274,8 +271,10 @@ class Wiring(Dispatcher):
                 vp.state = State.HALTED
                 vp.gone = True
                 self._budgets.pop(vp.budget.serial if vp.budget else -1, None)
+                self._reserved.discard(vp.serial)
             for group in within(node) if isinstance(node, Group) else ():
                 self._budgets.pop(group.budget.serial if group.budget else -1, None)
+                self._reserved.discard(group.normal.serial)
             if isinstance(node, Group) and node.domain is not None:
                 self.domains.remove(node.domain)
                 self._deal_out()
@@ -326,18 +325,16 @@ class Wiring(Dispatcher):
                 for place in places(node):
                     if place.tag != NEW and (isinstance(node, Vp) or node.domain is None):
                         ahead = place.tag - place.above.served
-                        place.tag = place.above.served + ahead * node.shares // shares
-                    place.weight, place.step = shares, self._step(shares)
+                        place.tag = place.above.served + ahead * place.weight // (shares << FINE)
+                    place.shares = shares
+                    place.weigh(shares << FINE)
                 node.shares = shares
             if (cap, period) != (node.cap, node.period):
                 node.cap, node.period = cap, period
                 self._set_budget(node)
             if reserve != node.reserve:
                 node.reserve = reserve
-                for place in places(node):
-                    if place.tag != NEW and (isinstance(node, Vp) or node.domain is None):
-                        place.tag = min(place.tag, place.above.served + place.step)
-                self._set_rate(node)
+                self._set_floor(node)
 
     def _set_processors(self, group: Group, processors: frozenset[int] | None) -> None:
         if (processors is None) is not (group.processors is None):
@@ -352,10 +349,12 @@ class Wiring(Dispatcher):
             vp.batch = batch
             self._wire_vp(vp)
             self._arrive(vp)
-            self._set_rate(vp)
+            vp.weigh(vp.shares << FINE)
+            vp.bound, vp.rate, vp.binding = False, 0, None
+            self._set_floor(vp)
 
-    def _set_budget(self, node: Node) -> None:
-        """By its cap and period; of what it had in this period, what it used is used."""
+    def _set_budget(self, node: Node, *, new: bool = False) -> None:
+        """By its cap and period; of what it had in this period, what it used is used. Who is new has used nothing."""
         now, period, cap = self.now, node.period, node.cap
         old = node.budget
         if cap is None or (isinstance(node, Vp) and cap >= WHOLE):
@@ -365,12 +364,12 @@ class Wiring(Dispatcher):
                 del self._budgets[old.serial]
                 node.budget = None
             return
-        self.patience = min(max(self.patience, period), BACKLOG)
         full = cap * period // WHOLE
         until = (now // period + 1) * period
         if old is None:
             self._serials += 1
-            node.budget = old = Budget(node, self._serials, full, period, full * (until - now) // period, until)
+            left = full if new else full * (until - now) // period
+            node.budget = old = Budget(node, self._serials, full, period, left, until)
             self._budgets[old.serial] = old
         else:
             if now >= old.until:
@@ -386,16 +385,14 @@ class Wiring(Dispatcher):
         elif old.throttled:
             self._unthrottle(old)
 
-    def _set_rate(self, node: Node) -> None:
+    def _set_floor(self, node: Node) -> None:
         """By its reserve. Batch processors have none."""
         place = places(node)[0]
-        rate = 0 if isinstance(node, Vp) and node.batch else node.reserve
-        if rate and place.rate and place.due > self.now:
-            place.due = self.now + (place.due - self.now) * place.rate // rate
+        place.floor = 0 if isinstance(node, Vp) and node.batch else node.reserve
+        if place.floor:
+            self._reserved.add(place.serial)
         else:
-            place.due = self.now
-        place.rate = rate
-        place.term = self.quantum * WHOLE // rate if rate else 0
+            self._reserved.discard(place.serial)
 
 
 def _is_in(vp: Vp, group: Group) -> bool:
