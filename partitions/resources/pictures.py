@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from partitions.resources.alarms import LATENCY_MS
+from partitions.resources.alarms import LATENCY_MS, shortened
 from partitions.resources.series import MIB, Curves, Series
 from partitions.resources.slices import pauses_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from partitions.resources.slices import Slice
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, YELLOW, BLACK, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#BBBBBB"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#BBBBBB"
 PALETTE: Final = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#8C6D00", "#555555")
 STYLES: Final = ("-", "--", "-.", ":")
 WIDTH: Final = 9.0
@@ -172,8 +172,8 @@ def everybody(series: Series) -> Figure | None:
         panel.set_xlabel("seconds", fontsize=9)
         panel.tick_params(labelsize=8)
     step = 1 if len(rows) <= 60 else 5
-    names = [f"{_short(node.pool, 12)}/{_short(node.name)}".removeprefix("/") for node in rows[::step]]
-    panels[0].set_yticks(range(0, len(rows), step), names, fontsize=6)
+    names = [f"{shortened(node.pool, 12)}/{shortened(node.name, MOST_LETTERS)}" for node in rows[::step]]
+    panels[0].set_yticks(range(0, len(rows), step), [name.removeprefix("/") for name in names], fontsize=6)
     panels[0].invert_yaxis()
     bar = made.colorbar(mesh, ax=panels, pad=0.01)
     bar.set_label("% of each virtual processor", fontsize=8)
@@ -189,10 +189,6 @@ def _while_on(node: Curves, figure: str) -> list[float]:
         value / max(1, node.vps) if any(parts) else float("nan")
         for value, parts in zip(node.values[figure], spent, strict=True)
     ]
-
-
-def _short(name: str, most: int = MOST_LETTERS) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def entitlement(series: Series) -> Figure | None:
