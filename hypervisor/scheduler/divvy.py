@@ -128,8 +128,8 @@ def wishes(root: Node, *, held: bool = False, demands: Demands | None = None) ->
 
     A pool's guarantee is its own or, where that is less, the sum of those in it: what they could not be guaranteed of
     its reservation has been taken from its parent's. `held` is for memory, which nobody gives back that was reserved
-    for him, needed or not. `demands` stand in for those that nodes have. A pool with something of its own wants that,
-    and nothing of its parent's.
+    for him, needed or not. `demands` stand in for those that nodes have. A pool with something of its own wants
+    nothing of its parent's, and does not count there.
     """
     found: dict[Node, Wish] = {}
     demands = {} if demands is None else demands

@@ -2,7 +2,8 @@
 
 What VMs without dynamic memory have is theirs; all else is shared by `vsp_vsc.memory.balance`. The balancer has no
 task: a timer of the hypervisor's clock fires it, which is armed while there is something to balance. It looks before
-its second is over where somebody has changed a control, and where the host's free memory has come into another state.
+its second is over where somebody has changed a control, where a guest has begun with its memory, and where the host's
+free memory has come into another state.
 """
 
 from __future__ import annotations

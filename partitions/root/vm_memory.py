@@ -88,7 +88,7 @@ class VmMemory:
         self.make_room: Callable[[int], Awaitable[None]] | None = None
         """Has others give back so many bytes, as far as they can; its desk's."""
         self.wake: Callable[[], None] = lambda: None
-        """Has the balancer look again at once; its desk's."""
+        """Has the balancer look again soon, however often it is called; its desk's."""
         self.limit: int | None = None
         """Pages that pools around it leave to it."""
         self.pinned: int | None = None
