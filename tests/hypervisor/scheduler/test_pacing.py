@@ -101,8 +101,8 @@ def off(kernel: CpuKernel) -> Fraction:
 @pytest.mark.parametrize("lps", [1, 2, 3, 4])
 @pytest.mark.parametrize(("caps", "reserves"), [(False, False), (False, True), (True, False), (True, True)])
 def test_delivered_is_entitled_with_all_controls(lps: int, caps: bool, reserves: bool) -> None:
-    """I5: in trees of three levels, to 4 quanta a level. With caps on several LPs in all but one of six, and that one
-    not by more than a tenth of an LP: docs/cpu-scheduler.md tells where not.
+    """I5: in trees of three levels, to 4 quanta a level. With caps and no reserves on four LPs in all but one of six,
+    and that one not by more than 5 % of an LP: docs/cpu-scheduler.md tells where not.
     """
     far = []
     for seed in range(6):
@@ -110,8 +110,8 @@ def test_delivered_is_entitled_with_all_controls(lps: int, caps: bool, reserves:
         error = off(kernel)
         if error > 12:
             far.append(seed)
-            assert error * kernel.quantum <= 2 * SECOND // 10, seed
-    assert len(far) <= (1 if caps and lps > 1 else 0), far
+            assert error * kernel.quantum <= 2 * SECOND // 20, seed
+    assert len(far) <= (1 if (lps, caps, reserves) == (4, True, False) else 0), far
 
 
 @pytest.mark.parametrize("seed", range(12))
