@@ -15,10 +15,13 @@ from partitions.resources.sample import HOST, SHORTEST_CONTENTION, Cpu, Disk, Lp
 from partitions.resources.totals import Totals, add_counts
 from partitions.topology_controls import DEFAULT_WEIGHT, CpuClass, PoolTable
 from partitions.topology_figures import cpu_figures, pool_figures, vm_pool
+from partitions.topology_networks import port_name
+from partitions.topology_schema import numbers_of
 
 if TYPE_CHECKING:
     from partitions.host import Host
     from partitions.topology_schema import VmTable
+    from vsp_vsc.network.shaping.entitled import Due
     from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 ROWS_AT_ONCE: Final = 64
@@ -41,6 +44,8 @@ class Window:
     """As of the end, by `vm/web`, `pool/prod` and `host`."""
     spans: Mapping[str, tuple[int, int]] = {}
     """By the same names, normalized I/Os that were due, and ns for which those directly below contended."""
+    ports: Mapping[str, Due] = {}
+    """Of ports, pools and the host, as of the end: what they may send."""
     whole: bool = False
     """The whole run: a VM that has ended has the memory that it had."""
 
@@ -220,7 +225,7 @@ class _Tree:
             cpu=msgspec.structs.replace(cpu, **controls),
             memory=came.memory if self.window.whole or vm.state.active else Memory(),
             disk=None if came.disk is None else self._controlled_disk(came.disk, path),
-            network=None if came.network is None else _controlled_network(came.network, table, self.window.length),
+            network=None if came.network is None else self._of_ports(name, came.network, table),
         )
 
     def _controlled_disk(self, disk: Disk, path: str) -> Disk:
@@ -249,6 +254,23 @@ class _Tree:
             contended=contended,
         )
 
+    def _of_ports(self, name: str, network: Network, table: VmTable) -> Network:
+        """With what the tables of a VM's adapters say, and what is due to them together, where that is bounded."""
+        network = _controlled_network(network, table, self.window.length)
+        own = [self.window.ports.get(port_name(name, number)) for number in numbers_of(table.nic)]
+        amounts = [due.amount for due in own if due is not None and due.amount is not None]
+        if not amounts or len(amounts) < len(own):
+            return network
+        return msgspec.structs.replace(network, entitled=round(float(sum(amounts)), 3))
+
+    def _due(self, network: Network, path: str) -> Network:
+        """With what is due to a pool, or the host, and whether those in it want more."""
+        due = self.window.ports.get(path)
+        if due is None:
+            return network
+        amount = None if due.amount is None else round(float(due.amount), 3)
+        return msgspec.structs.replace(network, entitled=amount, contended=due.contended)
+
     def _sum(self, pool: str, rows: list[Node], depth: int) -> Node:
         """A pool or the host out of what is directly below it."""
         path = f"pool/{pool}" if pool else HOST
@@ -264,7 +286,7 @@ class _Tree:
             swapped=_sum_known([row.memory.swapped for row in rows]),
             target=_sum_known([row.memory.target for row in rows]),
         )
-        network = None if not networks else add_counts([Network(), *networks], elapsed=length)
+        network = None if not networks else self._due(add_counts([Network(), *networks], elapsed=length), path)
         if not pool:
             memory = _host_memory(self.window.host, memory)
             return Node(

@@ -35,6 +35,7 @@ T = TypeVar("T")
 VMS_AT_ONCE: Final = 16
 """VMs that are read before others get their turn."""
 WINDOW_MS: Final = 100
+SECOND: Final = 1_000_000_000
 
 
 @attrs.frozen
@@ -49,6 +50,8 @@ class Reading:
     """Nanoseconds in which somebody has waited for a processor."""
     disks: dict[str, tuple[int, int]] = attrs.field(factory=dict)
     """See `DiskQos.spans`."""
+    sent: dict[int, int] = attrs.field(factory=dict)
+    """See `Shaping.sent`."""
 
 
 class Sampler:
@@ -118,7 +121,9 @@ class Sampler:
                 taken[name] = self._of(source, name)
             if number % VMS_AT_ONCE == 0:
                 yield None
-        yield Reading(time, taken, lps, contended_for, self._host.vmms.disk_controls.spans())
+        made = self._host.network.made
+        sent = {} if made is None else made.sent()
+        yield Reading(time, taken, lps, contended_for, self._host.vmms.disk_controls.spans(), sent)
 
     def read(self) -> Reading:
         """All VMs now, at one go."""
@@ -156,7 +161,14 @@ class Sampler:
             name: (due - before.disks.get(name, (0, 0))[0], short - before.disks.get(name, (0, 0))[1])
             for name, (due, short) in after.disks.items()
         }
-        yield from sample_of(Window(self._host, came, after.time, window, lps, contended_for, disks, spans, whole))
+        made = self._host.network.made
+        rates = {
+            flow: SECOND * (bits - before.sent.get(flow, 0)) // max(1, window) for flow, bits in after.sent.items()
+        }
+        ports = {} if made is None or whole else made.due(rates)
+        yield from sample_of(
+            Window(self._host, came, after.time, window, lps, contended_for, disks, spans, ports, whole)
+        )
 
     def sample(self) -> Sample:
         """What has come since the last one, at one go: where time stands still meanwhile."""

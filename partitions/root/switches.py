@@ -33,6 +33,7 @@ from vsp_vsc.network.switch.switch import VirtualSwitch
 if TYPE_CHECKING:
     from partitions.root.host_network import HostNetwork
     from partitions.root.network_controls import NetworkControls
+    from vsp_vsc.network.shaping.entitled import Due
     from vsp_vsc.network.shaping.figures import PortFigures
 
 Link: TypeAlias = TapLink | StreamLink
@@ -224,6 +225,14 @@ class Switches:
         return switch
 
     # --- who may send how much, and cables that are bad
+
+    def sent(self) -> dict[int, int]:
+        """Of flows that are shaped, by their numbers; see `Shaping.sent`."""
+        return {} if self._controls is None else self._controls.shaping.sent()
+
+    def due(self, rates: Mapping[int, int]) -> dict[str, Due]:
+        """See `Shaping.due`; nothing where nothing is shaped."""
+        return {} if self._controls is None else self._controls.shaping.due(rates)
 
     def controls(self) -> NetworkControls:
         """Made when somebody asks, with all ports that are there."""

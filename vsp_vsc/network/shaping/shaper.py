@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from random import Random
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ import attrs
 from hypervisor.clock import NS_PER_TICK
 from hypervisor.timer_queue import Waiting
 from vsp_vsc.network.shaping.bucket import Bucket
+from vsp_vsc.network.shaping.entitled import Due, entitled
 from vsp_vsc.network.shaping.lane import Lane
 from vsp_vsc.network.shaping.link import Link
 from vsp_vsc.network.shaping.settings import DEFAULT_WEIGHT, Bandwidth, LinkSettings
@@ -173,6 +175,28 @@ class Shaping:
         if deadline != self._deadline:
             self._deadline = deadline
             self._timers.set(self, deadline)
+
+    def sent(self) -> dict[int, int]:
+        """Bits that each flow has sent, by its number: flows that come have new ones."""
+        return {number: lane.flow.sent_bits for number, lane in self._by_flow.items() if lane.flow is not None}
+
+    def due(self, rates: Mapping[int, int]) -> dict[str, Due]:
+        """What each port (by its name), each pool (`pool/prod`) and the `host` is due, where that is shared or limited.
+
+        `rates`: what flows have sent, in bits a second.
+        """
+        members = dict(entitled(self.host, rates))
+        found = {self._by_flow[it.id].port.name: due for it, due in members.items() if isinstance(it, Flow)}
+        for name, pool in self.pools.items():
+            own = [members[group] for group in pool.groups.values()]
+            if own:
+                amounts = [due.amount for due in own if due.amount is not None]
+                found[f"pool/{name}"] = Due(
+                    sum(amounts, Fraction(0)) if len(amounts) == len(own) else None, any(due.contended for due in own)
+                )
+        if self.host.members:
+            found["host"] = members[self.host]
+        return found
 
     # --- who shares what
 
