@@ -287,7 +287,7 @@ class Queue:
     urgent: list[tuple[int, int, Place]] = attrs.Factory(list)
     """Those that are due, by when they must have been served."""
     debtors: int = 64
-    """How long `owed` may become before stale entries are swept out."""
+    """How long both may become together before stale entries are swept out."""
 
 
 @attrs.define(eq=False)

@@ -111,7 +111,7 @@ def _set_rate(node: Group | Vp, place: Place, lps: int, now: int) -> None:
         binding, rate = node.budget, amount
         if binding.period * (WHOLE - place.density) < quantum * WHOLE:
             place.queue.domain.strict.append(place)
-    elif 2 * place.pace > place.most and (node.budget is not None or (lps > 1 and isinstance(node, Vp))):
+    elif amount and 2 * place.pace > place.most and (node.budget is not None or (lps > 1 and isinstance(node, Vp))):
         rate, heavy, lead = amount, True, LEAD * quantum * WHOLE // amount
         term = 0 if place.bound else quantum
     else:
@@ -120,6 +120,7 @@ def _set_rate(node: Group | Vp, place: Place, lps: int, now: int) -> None:
             term = quantum * WHOLE // rate
             lead = term if amount > rate else LEAD * term
     old = place.rate
+    place.lead = lead
     if (rate, term, binding) == (old, place.term, place.binding):
         return
     if old and rate and place.binding is None:
@@ -127,7 +128,7 @@ def _set_rate(node: Group | Vp, place: Place, lps: int, now: int) -> None:
         place.due = now + (0 if heavy else term) - behind * old // rate
     else:
         place.due = now
-    place.rate, place.heavy, place.term, place.lead, place.binding = rate, heavy, term, lead, binding
+    place.rate, place.heavy, place.term, place.binding = rate, heavy, term, binding
     if bool(old) is not bool(rate):
         for vp in processors_in(node):
             vp.owed = tuple(it for it in vp.path if it.rate)

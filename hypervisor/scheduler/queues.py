@@ -10,7 +10,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 
 from hypervisor.scheduler.budgets import BACKLOG, refill
-from hypervisor.scheduler.nodes import FINE, NEW, SCALE, Budget, Place, Queue, Vp
+from hypervisor.scheduler.nodes import FINE, NEW, SCALE, Budget, Place, Queue, State, Vp
 from hypervisor.scheduler.settings import WHOLE
 
 ARREARS = 4
@@ -74,7 +74,7 @@ def owe(place: Place) -> None:
     if place.binding is not None:
         place.due = _latest(place, place.binding)
     heappush(queue.owed, (place.due, place.serial, place))
-    if len(queue.owed) > queue.debtors:
+    if len(queue.owed) + len(queue.urgent) > queue.debtors:
         queue.owed = _live(queue.owed, 0)
         queue.urgent = _live(queue.urgent, 1)
         queue.debtors = 2 * (len(queue.owed) + len(queue.urgent)) + 64
@@ -83,7 +83,10 @@ def owe(place: Place) -> None:
 def _live(entries: list[tuple[int, int, Place]], terms: int) -> list[tuple[int, int, Place]]:
     """Those that count, once each."""
     live = {
-        it.serial: entry for entry in entries for it in entry[2:] if it.queued and it.due + terms * it.term == entry[0]
+        it.serial: entry
+        for entry in entries
+        for it in entry[2:]
+        if it.queued and it.rate and it.due + terms * it.term == entry[0]
     }
     return sorted(live.values())
 
@@ -101,6 +104,8 @@ def shorten(vp: Vp, granted: int, now: int, shortest: int) -> int:
         budget = place.binding
         if budget is None or not place.busy or place in vp.path:
             continue
+        if isinstance(place, Vp) and place.state is State.RUNNING:
+            continue  # goes on where it runs
         left, until = (budget.full, budget.until + budget.period) if place.throttled else (budget.left, budget.until)
         begin = until - left * place.density // place.rate
         if now < begin < now + granted:
@@ -112,7 +117,7 @@ def unpark(place: Place) -> None:
     """Those that were owed service when it had no budget are again."""
     parked, place.parked = place.parked, []
     for owed in parked:
-        if owed.queued:
+        if owed.queued and owed.rate:
             owe(owed)
 
 
@@ -157,7 +162,7 @@ def due(queue: Queue, now: int) -> Place | None:
     owed, urgent, root = queue.owed, queue.urgent, queue.root
     while owed and owed[0][0] <= now:
         moment, serial, place = heappop(owed)
-        if not place.queued or place.due != moment:
+        if not place.queued or not place.rate or place.due != moment:
             continue
         if place.binding is not None:
             if now >= place.binding.until:
@@ -171,7 +176,7 @@ def due(queue: Queue, now: int) -> Place | None:
             heappush(urgent, (place.due + place.term, serial, place))
     while urgent:
         moment, _, place = urgent[0]
-        if place.queued and place.due + place.term == moment:
+        if place.queued and place.rate and place.due + place.term == moment:
             above = place.above
             while above is not root and above.queued:
                 above = above.above

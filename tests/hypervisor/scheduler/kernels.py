@@ -169,6 +169,7 @@ def check(kernel: CpuKernel) -> None:
         for queue in (domain.normal, domain.batch):
             assert not queue.arrivals
             assert queue.waiting == sum(vp.queued for vp in vps if vp.queue is queue)
+            assert len(queue.owed) + len(queue.urgent) <= queue.debtors
 
 
 def entitled(kernel: CpuKernel) -> dict[Vp, Fraction]:
