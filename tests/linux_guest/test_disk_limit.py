@@ -19,13 +19,14 @@ LIMIT, LOWER = 200, 100
 SECONDS = 8
 LEAF = "vm/linux/devices/storage/disks/0/iops_limit"
 
-# Four readers, each at a part of its own, and direct: what they read reaches the disk. /sys/block/*/stat begins with
-# the reads that were completed. The first line is taken once all are at work.
+# Twelve readers, each at a place of its own, and direct: what they read reaches the disk. So many that some always wait
+# there: a limit saves nothing up for a guest that comes late with its next request, and an emulated one often does.
+# /sys/block/*/stat begins with the reads that were completed. The first line is taken once all are at work.
 LOOK = """
 look() { read reads rest < /sys/block/$1/stat; read up rest < /proc/uptime; echo $reads $up; }
 readers() { # readers DISK BYTES
-  for part in 0 1 2 3; do
-    dd if=/dev/$1 of=/dev/null bs=$2 skip=$((part * 4194304 / $2)) iflag=direct 2>/dev/null & pids="$pids $!"
+  for part in 0 1 2 3 4 5 6 7 8 9 10 11; do
+    dd if=/dev/$1 of=/dev/null bs=$2 skip=$((part * 1048576 / $2)) iflag=direct 2>/dev/null & pids="$pids $!"
   done
 }
 """
@@ -86,12 +87,6 @@ def rate(evidence: guest.Evidence, step: str) -> float:
     return (last - first) / (end - begin)
 
 
-def best(evidence: guest.Evidence, step: str) -> float:
-    """Reads a second in the best three seconds in a row: an emulated machine may stand still in others."""
-    seen = marks(evidence, step)
-    return max((later[0] - one[0]) / (later[1] - one[1]) for one, later in zip(seen, seen[3:], strict=False))
-
-
 Evidence = Callable[[str, str], None]
 
 
@@ -110,6 +105,7 @@ def test_no_second_goes_past_the_limit(boot: tuple[guest.Evidence, bytes], evide
     each = [(later[0] - one[0]) / (later[1] - one[1]) for one, later in pairwise(marks(seen, "limited"))]
     limited, seconds = rate(seen, "limited"), " ".join(f"{one:.0f}" for one in each)
     words = f"without: {rate(seen, 'free'):.0f} a second; with {LIMIT}: {limited:.1f}, second by second {seconds}"
+    words += f"; of 64 KiB: {rate(seen, 'large'):.2f}; with {LOWER}: {rate(seen, 'lowered'):.1f}"
     evidence(f"a limit of {LIMIT} IOPS, by /sys/block/*/stat", words)
     assert limited < 1.05 * LIMIT
     assert max(each) < 1.15 * LIMIT
@@ -120,18 +116,18 @@ def test_no_second_goes_past_the_limit(boot: tuple[guest.Evidence, bytes], evide
 @pytest.mark.usefixtures("fast_enough")
 def test_a_limit_holds_for_linux(boot: tuple[guest.Evidence, bytes]) -> None:
     """200 reads of 4 KiB a second, within 5 %."""
-    assert best(boot[0], "limited") == pytest.approx(LIMIT, rel=0.05)
+    assert rate(boot[0], "limited") == pytest.approx(LIMIT, rel=0.05)
 
 
 @pytest.mark.usefixtures("fast_enough")
 def test_large_reads_count_for_what_they_are(boot: tuple[guest.Evidence, bytes]) -> None:
     """Reads of 64 KiB are eight normalized I/Os each: 25 a second."""
-    assert best(boot[0], "large") == pytest.approx(LIMIT / 8, rel=0.08)
+    assert rate(boot[0], "large") == pytest.approx(LIMIT / 8, rel=0.08)
 
 
 def test_a_limit_is_lowered_while_linux_reads(boot: tuple[guest.Evidence, bytes], fast_enough: float) -> None:
     """It holds from then on; when it is lifted the disk is as fast as the other."""
-    assert best(boot[0], "lowered") == pytest.approx(LOWER, rel=0.05)
+    assert rate(boot[0], "lowered") == pytest.approx(LOWER, rel=0.05)
     assert rate(boot[0], "lifted") >= fast_enough > LIMIT
 
 
