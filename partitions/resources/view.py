@@ -184,12 +184,18 @@ def _cpu_words(sample: Sample, host: Node) -> Iterator[str]:
         return
     if not sample.contended_for:
         why = "only limits held anybody back" if host.cpu.capped else "nobody waited for a processor"
-        yield f"{why}, so shares of processors had no effect"
+        yield f"{why}, so shares of processors had {_effect(sample)}"
         return
     part = 100 * sample.contended_for / max(1, sample.window)
     waited = f"{sample.contended_for / 1e9:.3f} s ({part:.0f} % of the time)"
-    rest = "" if part >= 99.5 else "; in the rest shares had no effect"
+    rest = "" if part >= 99.5 else f"; in the rest shares had {_effect(sample)}"
     yield f"somebody waited for a processor for {waited}{rest}"
+
+
+def _effect(sample: Sample) -> str:
+    """Of shares, while logical processors are free: a pool at its limit is divided by them all the same."""
+    at_limit = any(node.kind == "pool" and node.cpu.limit and node.cpu.capped for node in sample.nodes)
+    return "an effect within pools at their limit only" if at_limit else "no effect"
 
 
 def _disk_words(disk: Disk | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_contention_makes_a_table(topology: MakeTopology, capsys: Capture) -> No
         "  b      100  2.000   66.7  33.3!  10.0 ms!!        10.0",
         "! %RDY above 10 for each processor: a, b: others have the processors (docs/top-and-plot.md#lines)",
     ]
+
+
+def test_a_pool_at_its_limit_is_divided_by_shares(tmp_path: Path, capsys: Capture) -> None:
+    """Though processors are free: it is not said that shares had no effect."""
+    pool = '[[pool]]\nname = "p"\ncpu = { limit = 50 }\n'
+    vms = [f'[[vm]]\nname = "{name}"\nprogram = "work.py"\nmemory = "4MiB"\npool = "p"\n' for name in "ab"]
+    (tmp_path / "topology.toml").write_text("".join([pool, *vms]))
+    (tmp_path / "work.py").write_text("async def main(guest):\n    await guest.work(0.1)\n")
+    told = next(line for line in run(capsys, tmp_path) if line.startswith("resources: "))
+    assert told.endswith("so shares of processors had an effect within pools at their limit only")
 
 
 def test_control_makes_a_table(topology: MakeTopology, capsys: Capture) -> None:
