@@ -98,11 +98,13 @@ class Dispatcher(Slices):
         root, low = normal.root, batch.root
         if (
             domain.stale
+            and (domain.touched or normal.arrivals)
             and domain.lps
             and self.now >= domain.paced_until
             and (root.ready or self._budgets or self._reserved)
         ):
             pace(domain, self.now)
+        domain.touched = False
         while normal.arrivals or (root.ready and domain.free | domain.batch_lps and not root.throttled):
             self._admit(normal, domain.free | domain.batch_lps)
             self._serve(normal, domain.free | domain.batch_lps)

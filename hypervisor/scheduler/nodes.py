@@ -131,7 +131,9 @@ class Place:
     busy: int = 0
     """How many virtual processors in it are not halted; of one, 0 or 1."""
     idle_since: int = -1
-    """When it had none last."""
+    """When it had none last..."""
+    idle_before: int = -1
+    """...and when before that."""
     woken: bool = False
     """It was idle, and has not been queued since."""
     changed: bool = False
@@ -306,6 +308,8 @@ class Domain:
     batch: Queue = attrs.field(init=False)
     stale: bool = True
     """Somebody has become busy or idle, or was told otherwise, since paces were computed."""
+    touched: bool = False
+    """That was so at this moment: paces are computed where something happens to normal ones, and not to batch."""
     paced_until: int = 0
     """Till then they are good enough."""
     strict: list[Place] = attrs.Factory(list)

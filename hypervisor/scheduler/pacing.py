@@ -9,7 +9,7 @@ one's pace. Paces become weights, for turns, and rates, for those whose loss cou
 
 from __future__ import annotations
 
-from hypervisor.scheduler.budgets import BACKLOG, processors_in
+from hypervisor.scheduler.budgets import BACKLOG, places, processors_in
 from hypervisor.scheduler.nodes import FINE, NEW, Budget, Domain, Group, Place, Vp
 from hypervisor.scheduler.queues import LEAD, move, owe
 from hypervisor.scheduler.settings import WHOLE
@@ -18,6 +18,8 @@ SUB = 16
 """Paces are in 1/65536 of a logical processor, shifted left by so much."""
 LEVEL = 24
 """The level of the water is pace over shares, shifted left by so much."""
+LINGERS = 1_000_000
+"""Who has been idle for fewer nanoseconds still counts: it may be between two pieces of work."""
 GOOD_FOR = 100_000
 """For so many nanoseconds times the number of places are paces good enough, though somebody became busy or idle:
 computing them takes a few microseconds each."""
@@ -27,34 +29,47 @@ def pace(domain: Domain, now: int) -> None:
     """Compute all paces of a domain anew."""
     domain.stale = False
     domain.strict.clear()
+    for budget in [budget for budget in domain.tight if not _counts(places(budget.node)[0], now)]:
+        del domain.tight[budget]
+    domain.length = min(domain.tight.values(), default=0)
     lps = domain.lps.bit_count()
-    places = _bounds(domain.group)
+    count = _bounds(domain.group, now)
     _share(domain.group, min(lps * WHOLE << SUB, domain.group.normal.most), lps, now)
-    domain.paced_until = now + min(places * GOOD_FOR, BACKLOG)
+    domain.paced_until = now + min(count * GOOD_FOR, BACKLOG)
 
 
-def _busy(group: Group) -> list[tuple[Group | Vp, Place]]:
+def _counts(place: Place, now: int) -> bool:
+    """Whether it is busy, or has been just now: then paces are soon to be computed again."""
+    if place.busy:
+        return True
+    if place.idle_since < 0 or now - place.idle_since >= LINGERS:
+        return False
+    place.queue.domain.stale = True
+    return True
+
+
+def _busy(group: Group, now: int) -> list[tuple[Group | Vp, Place]]:
     """Those in `group` that compete there, with their places."""
     found: list[tuple[Group | Vp, Place]] = []
     for child in group.children.values():
         if isinstance(child, Vp):
-            if child.busy and not child.batch:
+            if not child.batch and _counts(child, now):
                 found.append((child, child))
-        elif child.domain is None and child.normal.busy:
+        elif child.domain is None and _counts(child.normal, now):
             found.append((child, child.normal))
     return found
 
 
-def _bounds(group: Group) -> int:
+def _bounds(group: Group, now: int) -> int:
     """What each in `group` has reserved and can use, from the bottom up. Returns their number."""
     count = least = most = 0
-    for child, place in _busy(group):
+    for child, place in _busy(group, now):
         if isinstance(child, Vp):
             place.most = (WHOLE if child.cap is None else min(WHOLE, child.cap)) << SUB
             place.least = min(place.floor << SUB, place.most)
             count += 1
         else:
-            count += 1 + _bounds(child)
+            count += 1 + _bounds(child, now)
         least += place.least
         most += place.most
     place = group.normal
@@ -65,7 +80,7 @@ def _bounds(group: Group) -> int:
 
 def _share(group: Group, capacity: int, lps: int, now: int) -> int:
     """Divide `capacity` among those in `group`. Returns how dense that is: how much of the time is needed at least."""
-    busy = _busy(group)
+    busy = _busy(group, now)
     claims = [(place.least, place.most, place.shares) for _, place in busy]
     paces, level = fill(capacity, claims)
     densest = (capacity >> SUB) // -(-capacity // (WHOLE << SUB)) if capacity else 0

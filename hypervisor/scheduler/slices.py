@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappush
 from typing import assert_never
 
+from hypervisor.clock import NS_PER_TICK
 from hypervisor.scheduler import budgets
 from hypervisor.scheduler.budgets import blocked_for, places
 from hypervisor.scheduler.nodes import Budget, Domain, Group, Listener, Reason, State, Vp
@@ -143,24 +144,29 @@ class Slices:
         for place in vp.path:
             place.busy -= 1
             if not place.busy:
-                place.idle_since = self.now
-        domain = vp.queue.domain
-        domain.stale |= not vp.batch
-        if domain.tight:
-            for budget in vp.budgets:
-                if not places(budget.node)[0].busy and domain.tight.pop(budget, 0):
-                    domain.length = min(domain.tight.values(), default=0)
+                place.idle_before, place.idle_since = place.idle_since, self.now
+        self._touch(vp)
+
+    @staticmethod
+    def _touch(vp: Vp) -> None:
+        """It has become busy or idle."""
+        if not vp.batch:
+            domain = vp.queue.domain
+            domain.stale = domain.touched = True
 
     def wake(self, vp: Vp) -> None:
         """`vp`, which is halted, has work."""
         now = self.now
         vp.halted += now - vp.since
         vp.since = vp.waiting_since = now
-        vp.queue.domain.stale |= not vp.batch
+        self._touch(vp)
         for place in vp.path:
-            if not place.busy and place.idle_since != now:
-                place.woken = True
-                place.due = max(place.due, now)
+            if not place.busy:
+                if now - place.idle_since < NS_PER_TICK:  # within a tick of its guest's clock: it has never stopped
+                    place.idle_since = place.idle_before
+                else:
+                    place.woken = True
+                    place.due = max(place.due, now)
             place.busy += 1
         self.line_up(vp)
 

@@ -158,6 +158,27 @@ def test_who_is_idle_leaves_its_pace_to_others() -> None:
     assert all(abs(ms - part) <= 10 for ms, part in zip(got, (10, 30, 60), strict=True)), got
 
 
+@pytest.mark.parametrize("cap", [20, 30, 40, 45])
+def test_a_cap_is_used_up_by_who_works_in_pieces(cap: int) -> None:
+    """I5: a guest that asks for 10 ms after 10 ms of work goes on at the next tick of its clock, of 100 ns. That is no
+    pause: its cap was missed by up to a quarter, since its neighbour's slices forgot about it each time.
+    """
+    kernel = CpuKernel(1)
+    ear = listen(kernel)
+    asked: list[Vp] = []
+    ear.then = asked.append
+    vps = [kernel.add_vp(kernel.root, "a", id=1, cap=percent(cap)), kernel.add_vp(kernel.root, "b", id=2)]
+    for vp in vps:
+        kernel.work(vp, 10 * MS)
+    while kernel.now < 2 * SECOND:
+        moment = kernel.next_time()
+        assert moment is not None
+        kernel.advance(-(-moment // 100) * 100)
+        while asked:
+            kernel.work(asked.pop(0), 10 * MS)
+    assert abs(ran(kernel, vps)[0] - 20 * cap) <= 5
+
+
 def test_many_that_come_and_go_cost_few_paces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing them takes a few microseconds a place: they are good for 100 us a place, though somebody woke."""
     from hypervisor.scheduler import dispatch, pacing
