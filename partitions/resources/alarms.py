@@ -66,7 +66,13 @@ def _ready(node: Node, around: Sequence[Node]) -> Grade | None:
     cpu = node.cpu
     if cpu.ready_percent <= READY * max(1, cpu.vps):
         return None
-    return Grade.NOTE if cpu.batch else Grade.WARNING
+    return Grade.NOTE if cpu.batch or _has_its_limit(node, around) else Grade.WARNING
+
+
+def _has_its_limit(node: Node, around: Sequence[Node]) -> bool:
+    """Of processors: more weight would give it nothing, whoever it waits for meanwhile."""
+    parts = [one.cpu for one in (node, *around) if one.kind != "host"]
+    return any(cpu.limit is not None and cpu.delivered >= AT_LIMIT * cpu.limit for cpu in parts)
 
 
 def _capped(node: Node, around: Sequence[Node]) -> Grade | None:
@@ -78,7 +84,7 @@ def _wait(node: Node, around: Sequence[Node]) -> Grade | None:
     if cpu.wait_per_dispatch_us <= WAIT_US or not (cpu.ready or cpu.capped):
         return None  # a wait that ended as the window began is the one's before
     for_others = min(cpu.waited, cpu.ready) / 1000 / cpu.dispatches
-    if cpu.batch or for_others <= WAIT_US:
+    if cpu.batch or for_others <= WAIT_US or _has_its_limit(node, around):
         return Grade.NOTE
     return Grade.ALARM if for_others > WAIT_ALARM_US else Grade.WARNING
 
@@ -122,7 +128,7 @@ def _dropped(node: Node, around: Sequence[Node]) -> Grade | None:
 
 
 _OTHERS: Final = "others have the processors"
-_BATCH: Final = "of the batch class, they get what others leave"
+_ENOUGH: Final = "of the batch class, they get what others leave; or they have all that a limit allows"
 _LIMIT: Final = "a limit that somebody has set holds them back, their own or their pool's"
 _TURN: Final = "each turn on a processor is waited for so long"
 LINES: Final = (
@@ -131,7 +137,7 @@ LINES: Final = (
         _ready,
         {
             Grade.WARNING: (f"%RDY above {READY:g} for each processor", _OTHERS),
-            Grade.NOTE: (f"%RDY above {READY:g} for each processor", _BATCH),
+            Grade.NOTE: (f"%RDY above {READY:g} for each processor", _ENOUGH),
         },
     ),
     Line(("%MLMTD",), _capped, {Grade.NOTE: ("%MLMTD above 0", _LIMIT)}),

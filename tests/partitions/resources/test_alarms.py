@@ -37,11 +37,27 @@ def cpu(**figures: Any) -> Cpu:
         ({"ready": 20 * MS + 1, "vps": 2}, Grade.WARNING),
         ({"ready": 90 * MS, "batch": True}, Grade.NOTE),
         ({"ready": 5 * MS, "capped": 80 * MS}, None),
+        ({"ready": 80 * MS, "delivered": 19.5, "limit": 20.0}, Grade.NOTE),
+        ({"ready": 80 * MS, "delivered": 15.0, "limit": 20.0}, Grade.WARNING),
     ],
 )
 def test_ready(figures: dict[str, Any], grade: Grade | None) -> None:
-    """%RDY: 10 for each virtual processor, without what a limit is to blame for."""
+    """%RDY: 10 for each virtual processor, without what a limit is to blame for. Who has all that his limit allows
+    waits for others meanwhile, and yet nobody takes anything from him; nor where the limit is his pool's.
+    """
     assert marked("%RDY", cpu=cpu(**figures)) is grade
+
+
+def test_ready_in_a_pool_at_its_limit() -> None:
+    """It is the pool's limit that is the cause, and the host has none of its own."""
+    waits = cpu(ready=80 * MS, delivered=10.0)
+    full = Node(path="pool/p", kind="pool", cpu=cpu(delivered=50.0, limit=50.0))
+    host = Node(path="host", kind="host", cpu=cpu(delivered=100.0, limit=100.0))
+    assert marked("%RDY", host, full, cpu=waits) is Grade.NOTE
+    assert (
+        marked("WAIT/DISP", host, full, cpu=msgspec.structs.replace(waits, dispatches=1, waited=80 * MS)) is Grade.NOTE
+    )
+    assert marked("%RDY", host, cpu=waits) is Grade.WARNING
 
 
 def test_limited() -> None:
