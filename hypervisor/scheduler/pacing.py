@@ -61,15 +61,14 @@ def _busy(group: Group, now: int) -> list[tuple[Group | Vp, Place]]:
 
 
 def _bounds(group: Group, now: int) -> int:
-    """What each in `group` has reserved and can use, from the bottom up. Returns their number."""
-    count = least = most = 0
+    """What each in `group` has reserved and can use, from the bottom up. Returns how many were looked at."""
+    count, least, most = len(group.children), 0, 0
     for child, place in _busy(group, now):
         if isinstance(child, Vp):
             place.most = (WHOLE if child.cap is None else min(WHOLE, child.cap)) << SUB
             place.least = min(place.floor << SUB, place.most)
-            count += 1
         else:
-            count += 1 + _bounds(child, now)
+            count += _bounds(child, now)
         least += place.least
         most += place.most
     place = group.normal
