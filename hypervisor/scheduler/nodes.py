@@ -172,8 +172,6 @@ class Place:
     """It is due all that its cap allows: must be served in time for that budget to be used up."""
     density: int = 0
     """How much of each period that takes at least, in 1/65536, however many of it run at once."""
-    resumed: int = 0
-    """When it last had budget again."""
     parked: list[Place] = attrs.Factory(list)
     """Those below that were owed service while this one was throttled."""
 

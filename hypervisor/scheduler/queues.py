@@ -145,15 +145,6 @@ def forget(place: Place) -> None:
         above = above.above
 
 
-def _resumed(place: Place) -> int:
-    """When a group around it last had budget again: before, it was not kept waiting by others."""
-    root, latest = place.queue.root, 0
-    while place.above is not root:
-        place = place.above
-        latest = max(latest, place.resumed)
-    return latest
-
-
 def due(queue: Queue, now: int) -> Place | None:
     """Who is owed service and may be served: of those that are due, the one with the nearest deadline.
 
@@ -168,8 +159,6 @@ def due(queue: Queue, now: int) -> Place | None:
             if now >= place.binding.until:
                 refill(place.binding, now)
             place.due = _latest(place, place.binding)
-        elif place.heavy:
-            place.due = max(moment, _resumed(place))
         if place.due > now:
             heappush(owed, (place.due, serial, place))
         else:

@@ -253,7 +253,6 @@ class Slices:
         node = budget.node
         for place in places(node):
             place.throttled = False
-            place.resumed = self.now
             if isinstance(place, Vp):
                 if place.state is CAPPED:
                     self.account(place)
