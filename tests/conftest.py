@@ -37,7 +37,7 @@ def pytest_collection(session: pytest.Session) -> None:
     files = [file for name in session.config.args for file in sorted(Path(name).rglob("test_*.py"))]
     first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
     for file in [*files[first:], *files[:first]]:
-        with contextlib.suppress(Exception, pytest.skip.Exception):
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting it will say so, with its place
             importlib.import_module(".".join(file.resolve().relative_to(session.config.rootpath).with_suffix("").parts))
 
 

@@ -6,6 +6,7 @@ works has a node in the kernel, whose figures follow the settings of its partiti
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,7 @@ class CpuScheduler:
 
     def prepare(self) -> None:
         """Load what the first work needs, before anybody's time counts: somebody has asked for control."""
-        import hypervisor.scheduler.kernel  # noqa: F401
+        importlib.import_module("hypervisor.scheduler.kernel")
 
     def partition_changed(self, partition: Partition) -> None:
         """Its properties have changed, or how many processors it has."""

@@ -172,7 +172,9 @@ def test_107_a_status_that_cannot_be() -> None:
         async with evil() as guest:
             rings = await ready(guest)
             assert await say(rings, packet(5, struct.pack("<QQQQII", *[2**64 - 1] * 4, 2**32 - 1, 7)).payload) == []
-            assert guest.host["evil"].memory.swapped == 1 << 52  # type: ignore[union-attr]
+            told = guest.host["evil"].memory
+            assert told is not None
+            assert told.swapped == 1 << 52
             guest.host.vid.desk.balance()
             assert await heard(rings) == [(10, ranges((PAGES, PAGES)))]
             assert await say(rings, packet(11, struct.pack("<II", 2**32 - 1, 1)).payload) == []
@@ -334,7 +336,9 @@ def test_107_a_balloon_that_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
             assert guest.host.vid.vm_memory_used == used
             for page in pages:
                 await guest.write(page << 12, b"mine")
-            device = guest.host.vmms.vms["evil"].worker.movable_memory()  # type: ignore[union-attr]
+            worker = guest.host.vmms.vms["evil"].worker
+            assert worker is not None
+            device = worker.movable_memory()
             for empty in (2, 4, 5, 5):
                 device.sweep(guest.host.hypervisor.clock())
                 found = [await guest.read(page << 12, 4) for page in pages]

@@ -436,7 +436,9 @@ async def test_a_limit_holds_from_the_start(autojump_clock: trio.abc.Clock) -> N
         assert (state(vm).swapped or 0) // MIB == 31
 
 
-async def test_a_guest_has_its_host_look_four_times_a_window_at_most(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_guest_has_its_host_look_four_times_a_window_at_most(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It can open its channel, and reset itself, as often as it likes; all VMs are looked at each time."""
     looks = 0
     table = dynamic("web", 32, 64, 128)
@@ -452,8 +454,10 @@ async def test_a_guest_has_its_host_look_four_times_a_window_at_most(autojump_cl
             looks += 1
             look()
 
-        setattr(desk, "balance", counted)  # noqa: B010
-        memory = host.vmms.vms["web"].worker.memory  # type: ignore[union-attr]
+        monkeypatch.setattr(desk, "balance", counted)
+        worker = host.vmms.vms["web"].worker
+        assert worker is not None
+        memory = worker.memory
         assert memory is not None
         for _ in range(1000):
             memory.began()

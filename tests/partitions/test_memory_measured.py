@@ -207,7 +207,9 @@ async def test_what_a_guest_told_says_nothing_of_the_next_one(autojump_clock: tr
         assert state(vm).demand is not None
 
 
-async def test_five_servers_and_the_states_of_their_host(autojump_clock: trio.abc.Clock) -> None:
+async def test_five_servers_and_the_states_of_their_host(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """M4 (Waldspurger 2002, fig. 8): five VMs, each with times of its own in which it works hard. Its states come
     and go with its free memory, down at 4, 2 and 1 %, and up only a quarter of a band above; nobody is ever below its
     minimum, no memory is there twice, and after the peak at the start next to nothing is swapped.
@@ -242,7 +244,7 @@ async def test_five_servers_and_the_states_of_their_host(autojump_clock: trio.ab
             look()
             seen.append((before, desk.state, 1000 * free // host.vid.vm_memory))
 
-        setattr(desk, "balance", watched)  # noqa: B010
+        monkeypatch.setattr(desk, "balance", watched)
         await host.start_all()
         for second in range(300):
             await trio.sleep(1)

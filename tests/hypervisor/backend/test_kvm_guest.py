@@ -7,6 +7,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ async def test_its_first_processor_is_deleted_while_it_runs() -> None:
         async with host_of([say("up") + SPIN, say("up") + SPIN]) as host:
             for vm in host.values():
                 await vm.start()
-                await until(lambda: vm.console.text == "up")  # noqa: B023
+                console = vm.console
+                await until(partial(lambda console: console.text == "up", console))
                 hypervisor = host.hypervisor
                 assert vm.partition_id is not None
                 hypervisor.delete_vp(hypervisor.partitions[vm.partition_id], 0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hypervisor.scheduler.divvy import Claim, divide
 from hypervisor.scheduler.kernel import CpuKernel, Group, Vp
+from hypervisor.scheduler.nodes import Domain
 from hypervisor.scheduler.pacing import LEVEL, SUB, fill
 from tests.hypervisor.scheduler.kernels import MS, QUANTUM, SECOND, WHOLE, busy, check, inside, listen, ran
 from tests.hypervisor.scheduler.trees import draw_tree, targets
@@ -185,9 +186,9 @@ def test_many_that_come_and_go_cost_few_paces(monkeypatch: pytest.MonkeyPatch) -
 
     computed: list[int] = []
 
-    def counted(domain: object, now: int) -> None:
+    def counted(domain: Domain, now: int) -> None:
         computed.append(now)
-        pacing.pace(domain, now)  # type: ignore[arg-type] # a Domain, which is not for others to name
+        pacing.pace(domain, now)
 
     monkeypatch.setattr(dispatch, "pace", counted)
     kernel = CpuKernel(64)

@@ -37,6 +37,8 @@ async def test_an_idle_host_waits_for_switches(tmp_path: Path, autojump_clock: t
             node = sample.node(path)
             assert node is not None
             assert (node.cpu.dispatches, node.cpu.wait_per_dispatch_us) == (10, 7.0)
-        assert sample.node("host").cpu.wait_per_dispatch_us == 7.0  # type: ignore[union-attr]
+        whole = sample.node("host")
+        assert whole is not None
+        assert whole.cpu.wait_per_dispatch_us == 7.0
         assert not sample.contended
         assert not Marks(sample, ["WAIT/DISP", "%RDY", "%MLMTD"]).grades

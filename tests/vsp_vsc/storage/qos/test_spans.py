@@ -28,7 +28,7 @@ class Reader:
 
     def next(self) -> None:
         while self.clock.now < self.until * 1e7:
-            if not self.qos.enter(self.flow.node, 1, self, self.clock.now * 100):  # type: ignore[arg-type]
+            if not self.qos.enter(self.flow.node, 1, self, self.clock.now * 100):  # type: ignore[arg-type]  # only `go` is called
                 return
             self.ended(self.clock.now * 100)
 
