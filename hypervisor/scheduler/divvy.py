@@ -162,6 +162,22 @@ def entitle(
     return {node: amount for node, (amount, _) in entitlements(root, capacity, held=held, demands=demands).items()}
 
 
+class Due(NamedTuple):
+    """What somebody is entitled to, at a moment."""
+
+    amount: Fraction | None
+    """In units a second; None where nothing bounds it."""
+    contended: bool
+    """Whether those directly below it want more than it has for them, so that reserves and weights decide."""
+
+
+def due(amount: Fraction, division: Division | None, *, bounded: bool) -> Due:
+    """Of what `entitlements` found, for a node that something bounds, or nothing."""
+    return Due(
+        amount if bounded else None, bounded and division is not None and division.state is not State.UNCONTENDED
+    )
+
+
 def entitlements(
     root: Node, capacity: int | Fraction, *, held: bool = False, demands: Demands | None = None
 ) -> dict[Node, tuple[Fraction, Division | None]]:

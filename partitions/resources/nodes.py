@@ -19,9 +19,9 @@ from partitions.topology_networks import port_name
 from partitions.topology_schema import numbers_of
 
 if TYPE_CHECKING:
+    from hypervisor.scheduler.divvy import Due
     from partitions.host import Host
     from partitions.topology_schema import VmTable
-    from vsp_vsc.network.shaping.entitled import Due
     from vsp_vsc.storage.qos.arbiter import FlowFigures
 
 ROWS_AT_ONCE: Final = 64

@@ -31,9 +31,9 @@ from vsp_vsc.network.switch.settings import ALL_VLANS, PortSettings
 from vsp_vsc.network.switch.switch import VirtualSwitch
 
 if TYPE_CHECKING:
+    from hypervisor.scheduler.divvy import Due
     from partitions.root.host_network import HostNetwork
     from partitions.root.network_controls import NetworkControls
-    from vsp_vsc.network.shaping.entitled import Due
     from vsp_vsc.network.shaping.figures import PortFigures
 
 Link: TypeAlias = TapLink | StreamLink

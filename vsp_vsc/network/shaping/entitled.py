@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
-from typing import NamedTuple
 
 from hypervisor.scheduler import divvy
 from hypervisor.scheduler.tree import Node
 from vsp_vsc.network.shaping.tree import Flow, Group, Member
 
 
-class Due(NamedTuple):
-    """Of a member, at a moment."""
-
-    amount: Fraction | None
-    """Bits a second; None where nothing bounds it."""
-    contended: bool
-    """Whether those directly below it want more than it has for them, so that reserves and weights decide."""
-
-
-def entitled(host: Group, sent: Mapping[int, int]) -> Iterator[tuple[Member, Due]]:
+def entitled(host: Group, sent: Mapping[int, int]) -> Iterator[tuple[Member, divvy.Due]]:
     """What each member below `host`, and that itself, is due.
 
     Who has frames waiting wants all that there is; who has none wants what it `sent`, in bits a second, by its number.
@@ -37,9 +26,7 @@ def entitled(host: Group, sent: Mapping[int, int]) -> Iterator[tuple[Member, Due
         if member is not host:
             assert member.parent is not None, "who is in a group has it"
             bounded[member] = bounded[member.parent] or member.bucket is not None
-        amount, division = divided[node]
-        short = bounded[member] and division is not None and division.state is not divvy.State.UNCONTENDED
-        yield member, Due(amount if bounded[member] else None, short)
+        yield member, divvy.due(*divided[node], bounded=bounded[member])
 
 
 def _copy(group: Group, made: Node, there: dict[Member, Node], sent: Mapping[int, int]) -> None:

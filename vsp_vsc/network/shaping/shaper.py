@@ -17,9 +17,10 @@ from typing import Final, Protocol
 import attrs
 
 from hypervisor.clock import NS_PER_TICK
+from hypervisor.scheduler.divvy import Due
 from hypervisor.timer_queue import Waiting
 from vsp_vsc.network.shaping.bucket import Bucket
-from vsp_vsc.network.shaping.entitled import Due, entitled
+from vsp_vsc.network.shaping.entitled import entitled
 from vsp_vsc.network.shaping.lane import Lane
 from vsp_vsc.network.shaping.link import Link
 from vsp_vsc.network.shaping.settings import DEFAULT_WEIGHT, Bandwidth, LinkSettings

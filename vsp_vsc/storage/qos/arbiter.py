@@ -24,9 +24,9 @@ from vsp_vsc.storage.qos.policy import NONE, IopsPolicy
 
 if TYPE_CHECKING:
     from hypervisor.clock import Clock
+    from hypervisor.scheduler.divvy import Due
     from hypervisor.timer_queue import TimerQueue
     from vsp_vsc.storage.controller import Unit
-    from vsp_vsc.storage.qos.entitled import Due
 
 _SECOND: Final = 1_000_000_000
 _TOLERANCE: Final = 20

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
-from typing import NamedTuple
 
 from hypervisor.scheduler import divvy, tree
 from vsp_vsc.storage.qos.mclock import Node
 
 
-class Due(NamedTuple):
-    """Of a node, at a moment."""
-
-    amount: Fraction | None
-    """Normalized I/Os a second; None where nothing bounds it."""
-    contended: bool
-    """Whether those directly below it want more than it has for them, so that reserves and weights decide."""
-
-
-def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Due]:
+def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, divvy.Due]:
     """What each node is due.
 
     Who has requests waiting wants all that there is; who has none wants what it gets. `delivered` has that, and names
@@ -32,10 +21,7 @@ def entitled(root: Node, delivered: Mapping[Node, int]) -> dict[Node, Due]:
     divided = divvy.entitlements(top, bound)
     found = {}
     for node, copy in there.items():
-        amount, division = divided[copy]
-        bounded = root.limit is not None or _limited(node)
-        short = bounded and division is not None and division.state is not divvy.State.UNCONTENDED
-        found[node] = Due(amount if bounded else None, short)
+        found[node] = divvy.due(*divided[copy], bounded=root.limit is not None or _limited(node))
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hypervisor.scheduler.divvy import Due
 from tests.vsp_vsc.network.shaping.test_shaper import MBIT, Slow, full
-from vsp_vsc.network.shaping.entitled import Due
 from vsp_vsc.network.shaping.settings import Bandwidth
 from vsp_vsc.network.switch.ports import Port
 
